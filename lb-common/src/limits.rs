@@ -1,0 +1,70 @@
+//! The sizes of the maps, and the names under which they are found.
+
+/// Slots in the ring arena (8 bytes each): 256 rings of the default size.
+pub const RING_ARENA_SLOTS: u32 = 1 << 22;
+/// Backends of all services together; index 0 is `reject`.
+pub const MAX_BACKENDS: u32 = 1 << 14;
+/// VIP:port entries, for each family.
+pub const MAX_VIP_PORTS: u32 = 1 << 14;
+/// Addresses that the program knows, for each family: VIPs, SNAT addresses, backends that keep the client's address.
+pub const MAX_ADDRESSES: u32 = 1 << 15;
+/// SNAT addresses of both families together.
+pub const MAX_SNAT_ADDRESSES: u32 = 256;
+/// Entries of `NAT_ESTABLISHED_*`, two for each flow.
+pub const MAX_NAT_ESTABLISHED: u32 = 1 << 18;
+/// Entries of `NAT_HALF_OPEN_*`, two for each flow.
+pub const MAX_NAT_HALF_OPEN: u32 = 1 << 17;
+/// Interfaces that the counters keep apart; an interface counts under its index modulo this.
+pub const MAX_INTERFACES: u32 = 256;
+
+/// The names of the maps as bpftool and the pin directory show them.
+pub mod map {
+    pub const SETTINGS: &str = "SETTINGS";
+    pub const ADDRESSES_V4: &str = "ADDRESSES_V4";
+    pub const ADDRESSES_V6: &str = "ADDRESSES_V6";
+    pub const SERVICES_V4: &str = "SERVICES_V4";
+    pub const SERVICES_V6: &str = "SERVICES_V6";
+    pub const RINGS: &str = "RINGS";
+    pub const BACKENDS: &str = "BACKENDS";
+    pub const SNAT_ADDRESSES: &str = "SNAT_ADDRESSES";
+    pub const SNAT_CURSORS: &str = "SNAT_CURSORS";
+    pub const NAT_ESTABLISHED_V4: &str = "NAT_ESTABLISHED_V4";
+    pub const NAT_ESTABLISHED_V6: &str = "NAT_ESTABLISHED_V6";
+    pub const NAT_HALF_OPEN_V4: &str = "NAT_HALF_OPEN_V4";
+    pub const NAT_HALF_OPEN_V6: &str = "NAT_HALF_OPEN_V6";
+    pub const SERVICE_STATS: &str = "SERVICE_STATS";
+    pub const BACKEND_STATS: &str = "BACKEND_STATS";
+    pub const VERDICTS: &str = "VERDICTS";
+    pub const WAYS_OUT: &str = "WAYS_OUT";
+
+    /// Every map that is pinned, so that the data path outlives the agent.
+    pub const PINNED: [&str; 17] = [
+        SETTINGS,
+        ADDRESSES_V4,
+        ADDRESSES_V6,
+        SERVICES_V4,
+        SERVICES_V6,
+        RINGS,
+        BACKENDS,
+        SNAT_ADDRESSES,
+        SNAT_CURSORS,
+        NAT_ESTABLISHED_V4,
+        NAT_ESTABLISHED_V6,
+        NAT_HALF_OPEN_V4,
+        NAT_HALF_OPEN_V6,
+        SERVICE_STATS,
+        BACKEND_STATS,
+        VERDICTS,
+        WAYS_OUT,
+    ];
+}
+
+/// The names of the programs in the object.
+pub mod program {
+    /// XDP, on every interface of the configuration.
+    pub const XDP: &str = "weir_xdp";
+    /// TC ingress: forwards what XDP could not.
+    pub const INGRESS: &str = "weir_ingress";
+    /// TC egress: gives replies of backends on this node, or behind it, the VIP's address again.
+    pub const EGRESS: &str = "weir_egress";
+}

@@ -1,0 +1,58 @@
+//! How the API reaches the agent: commands over a bounded channel, each with its answer.
+
+use std::net::SocketAddr;
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::types::{
+    ApiError, BackendSelector, Changed, DiffView, ErrorCode, FlowFilter, FlowView, LookupView, Snapshot,
+};
+
+/// What the agent can be asked. Every answer comes, or the agent has stopped.
+#[derive(Debug)]
+pub enum Command {
+    Snapshot(oneshot::Sender<Snapshot>),
+    Flows(FlowFilter, Answer<Vec<FlowView>>),
+    /// Client and VIP, each with a port.
+    Lookup(SocketAddr, SocketAddr, Answer<LookupView>),
+    Drain(BackendSelector, Answer<Changed>),
+    Undrain(BackendSelector, Answer<Changed>),
+    /// `None` takes the override back.
+    SetWeight(BackendSelector, Option<u32>, Answer<Changed>),
+    Diff(Answer<Vec<DiffView>>),
+    /// Reads the file again; with `accept_loss` also where that moves connections.
+    Reload {
+        accept_loss: bool,
+        answer: Answer<Changed>,
+    },
+}
+
+pub type Answer<T> = oneshot::Sender<Result<T, ApiError>>;
+
+#[derive(Clone, Debug)]
+pub struct AgentHandle(mpsc::Sender<Command>);
+
+impl AgentHandle {
+    /// A handle, and the end at which the agent listens.
+    pub fn new() -> (Self, mpsc::Receiver<Command>) {
+        let (commands, receiver) = mpsc::channel(64);
+        (Self(commands), receiver)
+    }
+
+    pub async fn snapshot(&self) -> Result<Snapshot, ApiError> {
+        let (answer, answered) = oneshot::channel();
+        self.0.send(Command::Snapshot(answer)).await.map_err(|_| stopping())?;
+        answered.await.map_err(|_| stopping())
+    }
+
+    /// Sends what `command` makes of the answer's channel, and waits for the answer.
+    pub async fn ask<T>(&self, command: impl FnOnce(Answer<T>) -> Command) -> Result<T, ApiError> {
+        let (answer, answered) = oneshot::channel();
+        self.0.send(command(answer)).await.map_err(|_| stopping())?;
+        answered.await.map_err(|_| stopping())?
+    }
+}
+
+fn stopping() -> ApiError {
+    ApiError { code: ErrorCode::Failed, message: "the agent is stopping".to_owned() }
+}

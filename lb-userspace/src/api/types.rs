@@ -1,0 +1,322 @@
+//! The documents of the admin API. The agent fills them, the CLI shows them, the metrics are made of them.
+
+use std::net::{IpAddr, SocketAddr};
+
+use serde::{Deserialize, Serialize};
+
+use crate::state::{AdminState, Health, Origin};
+
+/// Everything there is to see at one moment.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Snapshot {
+    pub status: Status,
+    pub services: Vec<ServiceView>,
+    pub backends: Vec<BackendView>,
+    pub drops: Vec<ReasonView>,
+    pub interfaces: Vec<InterfaceView>,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Overall {
+    /// Every service has all its wanted backends, the data path is attached and in step with the configuration.
+    #[default]
+    Ok,
+    /// Traffic flows, but something needs a look; `reasons` says what.
+    Degraded,
+    /// Some service has no eligible backend, or the data path is not attached.
+    Down,
+}
+
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Status {
+    pub version: String,
+    pub state: Overall,
+    /// Why it is not ok, one sentence each.
+    pub reasons: Vec<String>,
+    /// Seconds since 1970.
+    pub started_at: f64,
+    pub config: ConfigStatus,
+    /// Backends by what results of them.
+    pub backends: BackendTotals,
+    pub tables: Vec<TableView>,
+    pub nat: NatStatus,
+    pub sync: SyncStatus,
+    /// What `weir doctor` found at start: see [`Finding`].
+    pub findings: Vec<Finding>,
+}
+
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ConfigStatus {
+    pub path: String,
+    /// When the running configuration was taken over; seconds since 1970.
+    pub loaded_at: f64,
+    pub last_reload_ok: bool,
+    /// The errors of the file as it is now, if it was refused.
+    pub errors: Vec<String>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BackendTotals {
+    pub all: u32,
+    pub up: u32,
+    pub down: u32,
+    pub unknown: u32,
+    pub draining: u32,
+    pub disabled: u32,
+}
+
+/// How full a map is.
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct TableView {
+    pub map: String,
+    pub entries: u64,
+    pub max_entries: u64,
+    /// Insertions that the kernel refused since the map was made.
+    pub insert_failures: u64,
+}
+
+/// The SNAT pool. A port is in use for one backend; another backend can use the same one.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct NatStatus {
+    pub addresses: Vec<IpAddr>,
+    /// Flows that hold a port, of all backends.
+    pub ports_used: u64,
+    /// Ports for each backend, times backends.
+    pub ports_max: u64,
+    /// The fullest backend, as `SERVICE/ADDRESS:PORT`, and its share in use (0 to 1).
+    pub fullest: Option<(String, f64)>,
+    /// Connections reset because no port was free.
+    pub exhausted: u64,
+}
+
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SyncStatus {
+    /// Seconds since 1970; 0 if never.
+    pub last_success_at: f64,
+    pub last_duration_seconds: f64,
+    pub last_error: Option<String>,
+    pub errors: u64,
+}
+
+/// What is wrong on this machine, and how to mend it.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Finding {
+    pub severity: Severity,
+    /// What was looked at, in a word or two: `forwarding`, `bpffs`, `gro eth0`.
+    pub check: String,
+    pub message: String,
+    /// The command, or what to do; empty where nothing is wrong.
+    pub remedy: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    Ok,
+    /// It works, but not as well as it could, or not in every case.
+    Warning,
+    /// It can't work like that.
+    Error,
+}
+
+/// One VIP and port of a service.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ServiceView {
+    /// Empty for services from a file.
+    pub namespace: String,
+    pub name: String,
+    pub vip: IpAddr,
+    pub port: u16,
+    pub protocol: String,
+    pub mode: String,
+    /// `maglev`, or `maglev client-ip` with affinity.
+    pub policy: String,
+    /// Of the VIP's family.
+    pub backends_eligible: u32,
+    pub backends_all: u32,
+    /// Connections open now; `None` where it is not known (DSR).
+    pub connections_active: Option<u64>,
+    pub connections_total: u64,
+    pub connections_per_second: f64,
+    pub packets_total: u64,
+    pub bytes_total: u64,
+    pub reply_packets_total: u64,
+    pub reply_bytes_total: u64,
+    pub refused_total: u64,
+    /// Seconds.
+    pub age_seconds: f64,
+    pub ring_size: u32,
+    pub slots_in_transition: u32,
+    /// Hex; equal on nodes whose rings agree.
+    pub ring_digest: String,
+}
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct BackendView {
+    pub namespace: String,
+    pub service: String,
+    pub address: SocketAddr,
+    pub node: Option<String>,
+    pub zone: Option<String>,
+    pub weight: u32,
+    pub weight_from: Origin,
+    pub admin: AdminState,
+    pub admin_from: Origin,
+    pub health: Health,
+    /// Whether it gets new flows.
+    pub eligible: bool,
+    /// Left the file: gone when its drain ends.
+    pub removed: bool,
+    /// Seconds that its drain goes on at the most.
+    pub drain_remaining_seconds: Option<f64>,
+    /// Connections open now; `None` where it is not known (DSR).
+    pub connections_active: Option<u64>,
+    pub connections_total: u64,
+    pub connections_per_second: f64,
+    pub packets_total: u64,
+    pub bytes_total: u64,
+    pub reply_packets_total: u64,
+    pub reply_bytes_total: u64,
+    /// When its health last changed; seconds since 1970.
+    pub last_change_at: Option<f64>,
+    /// When it was last probed; seconds since 1970.
+    pub last_check_at: Option<f64>,
+    pub last_check_duration_seconds: Option<f64>,
+    /// What the last probe saw, or why it gets no flows.
+    pub reason: String,
+    pub check_failures: Vec<(String, u64)>,
+    pub state_changes_total: u64,
+    /// Share of its family's slots (0 to 1).
+    pub slots_share: f64,
+    /// Flows that hold a SNAT port, and how many there can be; 0 of 0 where there is no SNAT.
+    pub nat_ports_used: u64,
+    pub nat_ports_max: u64,
+}
+
+/// One flow with an entry of its own.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct FlowView {
+    pub client: SocketAddr,
+    pub vip: SocketAddr,
+    pub service: String,
+    pub backend: SocketAddr,
+    /// How the backend sees the client.
+    pub source: SocketAddr,
+    /// `half-open`, `established` or `closing`.
+    pub state: String,
+    /// Why it has an entry: `nat`.
+    pub why: String,
+    /// Seconds since it was begun, where that is known.
+    pub age_seconds: Option<f64>,
+    pub idle_seconds: f64,
+}
+
+/// How often the program treated a packet so, and why.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ReasonView {
+    pub interface: String,
+    /// See `lb_common::verdict::Kind::name`.
+    pub kind: String,
+    /// See `lb_common::verdict::Reason::name`.
+    pub reason: String,
+    pub help: String,
+    pub packets_total: u64,
+    pub packets_per_second: f64,
+}
+
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct InterfaceView {
+    pub name: String,
+    pub ifindex: u32,
+    /// `native`, `generic`, or `none` when the hook is lost.
+    pub xdp_mode: String,
+    /// `tcx`, `clsact` or `none`.
+    pub tc: String,
+    pub mtu: u32,
+    /// Packets by action: `pass`, `forward`, `reject`, `drop`.
+    pub actions: Vec<(String, u64)>,
+    /// Empty when all is well.
+    pub problem: String,
+}
+
+/// What the program would do with a packet.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct LookupView {
+    pub client: SocketAddr,
+    pub vip: SocketAddr,
+    pub service: Option<String>,
+    pub slot: Option<u32>,
+    pub backend: Option<SocketAddr>,
+    /// `ring`, `flow`, `no backend`, `port not served`, `not a vip`.
+    pub why: String,
+    pub explanation: String,
+}
+
+/// One difference between what is wanted and what is in the kernel.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct DiffView {
+    pub map: String,
+    pub key: String,
+    pub desired: String,
+    pub programmed: String,
+}
+
+/// What a command did.
+#[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Changed {
+    /// One sentence for each backend that was changed, or that was so already.
+    pub messages: Vec<String>,
+    pub backends: Vec<BackendView>,
+}
+
+/// Chooses backends: `web/10.2.0.11:8080`, `10.2.0.11:8080` or `10.2.0.11`; all that fit are meant.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct BackendSelector(pub String);
+
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct FlowFilter {
+    pub client: Option<IpAddr>,
+    pub backend: Option<BackendSelector>,
+    pub vip: Option<IpAddr>,
+    /// At the most so many; 1000 if not given.
+    pub limit: Option<usize>,
+}
+
+/// Why a command was refused; nothing was changed.
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, thiserror::Error)]
+#[serde(rename_all = "camelCase")]
+#[error("{message}")]
+pub struct ApiError {
+    pub code: ErrorCode,
+    pub message: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ErrorCode {
+    /// What was named does not exist.
+    NotFound,
+    /// The request contradicts itself or the state.
+    Invalid,
+    /// The kernel or the file system refused.
+    Failed,
+}

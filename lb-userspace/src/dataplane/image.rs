@@ -1,0 +1,48 @@
+//! What the maps hold, as plain values, and the writes that change it. Reconcile compares two images; only `maps` touches the kernel.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+};
+
+use lb_common::{backend::Backend, service::Service, settings::Settings, slot::Slot};
+
+/// The contents of every map that the agent writes.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Image {
+    /// `None` before the first write.
+    pub settings: Option<Settings>,
+    /// `lb_common::service::address` bits.
+    pub addresses: BTreeMap<IpAddr, u32>,
+    /// By VIP and port.
+    pub services: BTreeMap<SocketAddr, Service>,
+    /// The slots of each range that a service names, by its offset in the arena.
+    pub rings: BTreeMap<u32, Vec<Slot>>,
+    /// By index; free entries (family 0) whose generation is 0 are left out.
+    pub backends: BTreeMap<u32, Backend>,
+    /// By index in `SNAT_ADDRESSES`, without holes at the end.
+    pub snat_addresses: Vec<Option<IpAddr>>,
+    /// The interfaces to which XDP may redirect, by index.
+    pub ways_out: BTreeMap<u32, u32>,
+}
+
+/// One write. The order in which reconcile gives them is the order in which they must happen.
+#[derive(Clone, PartialEq, Debug)]
+pub enum Write {
+    Settings(Settings),
+    SnatAddress { index: u32, address: Option<IpAddr> },
+    Backend { index: u32, backend: Backend },
+    /// Sets the counters of a backend to zero, before its index is used for another one.
+    ClearBackendStats { index: u32 },
+    ClearServiceStats { index: u32 },
+    /// Compare-and-swap; if the slot holds something else than `from` by then, it is left and the next reconcile sees it.
+    Slot { at: u32, from: Slot, to: Slot },
+    Service { vip: SocketAddr, service: Service },
+    RemoveService { vip: SocketAddr },
+    Address { address: IpAddr, bits: u32 },
+    RemoveAddress { address: IpAddr },
+    WayOut { ifindex: u32, flags: u32 },
+    RemoveWayOut { ifindex: u32 },
+    /// `membarrier(GLOBAL)`: no program that saw the state before the writes above is still running.
+    GracePeriod,
+}

@@ -1,0 +1,15 @@
+//! Weir's agent and CLI. State flows one way: source → desired state → + health → eligibility → rings → reconcile → BPF maps
+//! (docs/architecture.md).
+#![deny(unsafe_code)]
+
+pub mod agent;
+pub mod api;
+pub mod balance;
+pub mod cli;
+pub mod config;
+pub mod dataplane;
+pub mod health;
+pub mod metrics;
+pub mod overrides;
+pub mod source;
+pub mod state;

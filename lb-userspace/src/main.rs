@@ -1,0 +1,3 @@
+fn main() -> std::process::ExitCode {
+    lb_userspace::cli::main()
+}
