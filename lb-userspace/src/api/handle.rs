@@ -54,5 +54,5 @@ impl AgentHandle {
 }
 
 fn stopping() -> ApiError {
-    ApiError { code: ErrorCode::Failed, message: "the agent is stopping".to_owned() }
+    ApiError { code: ErrorCode::Unavailable, message: "the agent is stopping".to_owned() }
 }

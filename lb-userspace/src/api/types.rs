@@ -36,6 +36,8 @@ pub struct Status {
     pub state: Overall,
     /// Why it is not ok, one sentence each.
     pub reasons: Vec<String>,
+    /// When `state` last became what it is; seconds since 1970.
+    pub state_since: f64,
     /// Seconds since 1970.
     pub started_at: f64,
     pub config: ConfigStatus,
@@ -319,4 +321,8 @@ pub enum ErrorCode {
     Invalid,
     /// The kernel or the file system refused.
     Failed,
+    /// Whoever asks is not root.
+    Forbidden,
+    /// The agent is stopping.
+    Unavailable,
 }
