@@ -1,0 +1,170 @@
+//! Running other programs, and saying what goes on.
+
+use std::{
+    ffi::OsStr,
+    fmt,
+    fs::File,
+    io::{BufRead, BufReader, IsTerminal},
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    sync::mpsc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use indicatif::{ProgressBar, ProgressStyle};
+
+/// The root of the workspace.
+pub fn root() -> &'static Path {
+    let xtask = Path::new(env!("CARGO_MANIFEST_DIR"));
+    xtask.parent().unwrap_or(xtask)
+}
+
+/// Where cargo puts what it builds for the host.
+pub fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir))
+}
+
+pub fn is_root() -> bool {
+    nix::unistd::geteuid().is_root()
+}
+
+/// One line about what was done or found.
+pub fn say(what: &str, line: impl fmt::Display) {
+    eprintln!("{what:>10}  {line}");
+}
+
+/// The cargo that runs xtask, for the host's part of the workspace.
+pub fn host_cargo(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
+    let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    // The object is the one that xtask builds, whatever the shell says.
+    cargo.current_dir(root()).args(arguments).env_remove("WEIR_BPF_OBJECT");
+    cargo
+}
+
+/// Runs it with our own terminal, and fails if it does.
+pub fn run(command: &mut Command) -> Result<()> {
+    let status = command.stdin(Stdio::null()).status().with_context(|| format!("can't start {}", shown(command)))?;
+    if !status.success() {
+        bail!("{} failed ({status})", shown(command));
+    }
+    Ok(())
+}
+
+/// Runs it silently behind a line of progress that shows `what`, the time and the command's newest line; what it wrote is shown if it fails.
+pub fn run_quietly(what: &str, log: &Path, command: &mut Command) -> Result<()> {
+    let (reader, writer) = nix::unistd::pipe().context("can't make a pipe")?;
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(writer.as_fd().try_clone_to_owned()?)
+        .stderr(writer)
+        .spawn()
+        .with_context(|| format!("can't start {}", shown(command)))?;
+    // The command keeps copies of the pipe's end in its builder, which would keep the reader waiting.
+    command.stdout(Stdio::null()).stderr(Stdio::null());
+
+    let (lines, newest) = mpsc::channel();
+    let reading = std::thread::spawn(move || {
+        let mut all = Vec::new();
+        for line in BufReader::new(File::from(reader)).split(b'\n').map_while(Result::ok) {
+            let line = String::from_utf8_lossy(&line).trim_end().to_owned();
+            // Nobody listens any more when the child has ended; the log wants the line all the same.
+            lines.send(line.clone()).ok();
+            all.push(line);
+        }
+        all
+    });
+
+    let progress = Progress::new(what);
+    let status = loop {
+        if let Ok(line) = newest.recv_timeout(Duration::from_millis(200)) {
+            progress.line(&line);
+        }
+        progress.tick();
+        if let Some(status) = child.try_wait()? {
+            break status;
+        }
+    };
+    progress.finish();
+    let output = reading.join().unwrap_or_default();
+    if let Some(dir) = log.parent() {
+        std::fs::create_dir_all(dir).with_context(|| format!("can't make {}", dir.display()))?;
+    }
+    std::fs::write(log, output.join("\n")).with_context(|| format!("can't write {}", log.display()))?;
+    if !status.success() {
+        for line in output.iter().rev().take(30).rev() {
+            eprintln!("            {line}");
+        }
+        bail!("{what} failed ({status}); the command was `{}`, its output is in {}", shown(command), log.display());
+    }
+    say("done", format_args!("{what} ({:.0} s)", progress.started.elapsed().as_secs_f32()));
+    Ok(())
+}
+
+/// A command as a person would type it.
+pub fn shown(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+}
+
+/// A child that the terminal's Ctrl-C reaches as well cleans up by itself: xtask waits for it rather than dying first.
+pub fn outlive_interrupts() {
+    extern "C" fn ignore(_: nix::libc::c_int) {}
+    use nix::sys::signal::{SigHandler, Signal, signal};
+    // SAFETY: the handler does nothing, so it is safe in any context. (SIG_IGN would be inherited by children, a handler is not.)
+    let set = unsafe { signal(Signal::SIGINT, SigHandler::Handler(ignore)) };
+    if let Err(error) = set {
+        say("warning", format_args!("Ctrl-C will not wait for children: {error}"));
+    }
+}
+
+/// How long there is silence before a line of progress, where there is no terminal.
+const PLAIN_EVERY: Duration = Duration::from_secs(5);
+
+struct Progress {
+    what: String,
+    started: Instant,
+    bar: Option<ProgressBar>,
+    plain: std::cell::RefCell<(Instant, String)>,
+}
+
+impl Progress {
+    fn new(what: &str) -> Self {
+        let bar = std::io::stderr().is_terminal().then(|| {
+            let style = ProgressStyle::with_template("{spinner:>10}  {prefix} [{elapsed}] {wide_msg:.dim}");
+            let bar = ProgressBar::new_spinner().with_prefix(what.to_owned());
+            if let Ok(style) = style { bar.with_style(style) } else { bar }
+        });
+        if bar.is_none() {
+            say("...", what);
+        }
+        let started = Instant::now();
+        Self { what: what.to_owned(), started, bar, plain: std::cell::RefCell::new((started, String::new())) }
+    }
+
+    fn line(&self, line: &str) {
+        match &self.bar {
+            Some(bar) => bar.set_message(line.to_owned()),
+            None => self.plain.borrow_mut().1 = line.to_owned(),
+        }
+    }
+
+    fn tick(&self) {
+        if let Some(bar) = &self.bar {
+            bar.tick();
+            return;
+        }
+        let mut plain = self.plain.borrow_mut();
+        if plain.0.elapsed() >= PLAIN_EVERY {
+            plain.0 = Instant::now();
+            say("...", format_args!("{} [{} s] {}", self.what, self.started.elapsed().as_secs(), plain.1));
+        }
+    }
+
+    fn finish(&self) {
+        if let Some(bar) = &self.bar {
+            bar.finish_and_clear();
+        }
+    }
+}

@@ -1,0 +1,31 @@
+//! Format and clippy, for the host and for the BPF target.
+
+use anyhow::Result;
+
+use crate::{
+    ebpf,
+    exec::{host_cargo, run, say},
+    setup,
+};
+
+pub fn run_all() -> Result<()> {
+    run(&mut host_cargo(["fmt", "--all", "--check"]))?;
+    say("format", "ok");
+
+    // lb-userspace embeds the object, so even a check of it wants one.
+    ebpf::build()?;
+    run(&mut host_cargo(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
+    say("clippy", "host ok");
+
+    let toolchain = setup::toolchain()?;
+    setup::clippy(&toolchain)?;
+    let mut cargo = toolchain.cargo("check")?;
+    // What `cargo clippy` itself does; the subcommand of Debian's package would ask PATH for a cargo, and get rustup's.
+    cargo
+        .args(["--lib", "--bins"])
+        .env("RUSTC_WORKSPACE_WRAPPER", &toolchain.compiler.clippy)
+        .env("CLIPPY_ARGS", "-D__CLIPPY_HACKERY__warnings__CLIPPY_HACKERY__");
+    run(&mut cargo)?;
+    say("clippy", "BPF target ok");
+    Ok(())
+}
