@@ -30,19 +30,48 @@ pub struct Image {
 #[derive(Clone, PartialEq, Debug)]
 pub enum Write {
     Settings(Settings),
-    SnatAddress { index: u32, address: Option<IpAddr> },
-    Backend { index: u32, backend: Backend },
+    SnatAddress {
+        index: u32,
+        address: Option<IpAddr>,
+    },
+    Backend {
+        index: u32,
+        backend: Backend,
+    },
     /// Sets the counters of a backend to zero, before its index is used for another one.
-    ClearBackendStats { index: u32 },
-    ClearServiceStats { index: u32 },
+    ClearBackendStats {
+        index: u32,
+    },
+    ClearServiceStats {
+        index: u32,
+    },
     /// Compare-and-swap; if the slot holds something else than `from` by then, it is left and the next reconcile sees it.
-    Slot { at: u32, from: Slot, to: Slot },
-    Service { vip: SocketAddr, service: Service },
-    RemoveService { vip: SocketAddr },
-    Address { address: IpAddr, bits: u32 },
-    RemoveAddress { address: IpAddr },
-    WayOut { ifindex: u32, flags: u32 },
-    RemoveWayOut { ifindex: u32 },
+    Slot {
+        at: u32,
+        from: Slot,
+        to: Slot,
+    },
+    Service {
+        vip: SocketAddr,
+        service: Service,
+    },
+    RemoveService {
+        vip: SocketAddr,
+    },
+    Address {
+        address: IpAddr,
+        bits: u32,
+    },
+    RemoveAddress {
+        address: IpAddr,
+    },
+    WayOut {
+        ifindex: u32,
+        flags: u32,
+    },
+    RemoveWayOut {
+        ifindex: u32,
+    },
     /// `membarrier(GLOBAL)`: no program that saw the state before the writes above is still running.
     GracePeriod,
 }

@@ -1,0 +1,61 @@
+//! Answers and refusals as HTTP has them.
+
+use axum::{
+    Json,
+    extract::{FromRequest, Query, Request, rejection::QueryRejection},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+};
+use bytes::Bytes;
+use serde::de::DeserializeOwned;
+
+use super::types::{ApiError, ErrorCode};
+
+impl ErrorCode {
+    fn status(self) -> StatusCode {
+        match self {
+            ErrorCode::NotFound => StatusCode::NOT_FOUND,
+            ErrorCode::Invalid => StatusCode::BAD_REQUEST,
+            ErrorCode::Failed => StatusCode::INTERNAL_SERVER_ERROR,
+            ErrorCode::Forbidden => StatusCode::FORBIDDEN,
+            ErrorCode::Unavailable => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        (self.code.status(), Json(self)).into_response()
+    }
+}
+
+pub(super) fn invalid(message: impl Into<String>) -> ApiError {
+    ApiError { code: ErrorCode::Invalid, message: message.into() }
+}
+
+pub(super) fn not_found(message: impl Into<String>) -> ApiError {
+    ApiError { code: ErrorCode::NotFound, message: message.into() }
+}
+
+/// The parameters of a request, or why they don't fit.
+pub(super) fn parameters<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, ApiError> {
+    match query {
+        Ok(Query(parameters)) => Ok(parameters),
+        Err(rejection) => Err(invalid(format!("{}: see docs/api.md for the parameters", rejection.body_text()))),
+    }
+}
+
+/// A JSON body, whatever its content type says; an empty one counts as `{}`.
+pub(super) struct Body<T>(pub T);
+
+impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, state: &S) -> Result<Self, ApiError> {
+        let bytes = Bytes::from_request(request, state)
+            .await
+            .map_err(|rejection| invalid(format!("the body cannot be read: {}", rejection.body_text())))?;
+        let text: &[u8] = if bytes.trim_ascii().is_empty() { b"{}" } else { &bytes };
+        serde_json::from_slice(text).map(Body).map_err(|error| invalid(format!("the body does not fit: {error}")))
+    }
+}

@@ -1,0 +1,152 @@
+//! Metrics and the agent's own health over TCP.
+
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+
+use axum::{
+    Router,
+    extract::State,
+    http::{StatusCode, header},
+    response::{IntoResponse, Response},
+    routing::get,
+};
+use tokio::{net::TcpListener, sync::watch, time::timeout};
+
+use super::{
+    ServeError,
+    handle::AgentHandle,
+    types::{ApiError, ErrorCode, Snapshot},
+    until_shutdown,
+};
+
+/// An agent that needs longer for a snapshot is not healthy.
+const PATIENCE: Duration = Duration::from_secs(3);
+
+/// Listens on `address` and answers `/metrics`, `/healthz` and `/readyz` until `shutdown` is true. `encode` makes the
+/// text of the metrics (`metrics::Metrics::encode`). Whoever wants to know of a failed bind first: [`HttpServer::bind`].
+pub async fn serve_http(
+    address: SocketAddr,
+    agent: AgentHandle,
+    encode: impl Fn(&Snapshot) -> String + Send + Sync + 'static,
+    shutdown: watch::Receiver<bool>,
+) -> Result<(), ServeError> {
+    HttpServer::bind(address).await?.serve(agent, encode, shutdown).await
+}
+
+/// The listener, bound.
+#[derive(Debug)]
+pub struct HttpServer {
+    listener: TcpListener,
+    /// As it was bound: with port 0, the port that the kernel chose.
+    pub address: SocketAddr,
+}
+
+impl HttpServer {
+    pub async fn bind(address: SocketAddr) -> Result<Self, ServeError> {
+        let failed = |source| ServeError::Listen { address, source };
+        let listener = TcpListener::bind(address).await.map_err(failed)?;
+        let address = listener.local_addr().map_err(failed)?;
+        Ok(Self { listener, address })
+    }
+
+    pub async fn serve(
+        self,
+        agent: AgentHandle,
+        encode: impl Fn(&Snapshot) -> String + Send + Sync + 'static,
+        shutdown: watch::Receiver<bool>,
+    ) -> Result<(), ServeError> {
+        let app = Router::new()
+            .route("/metrics", get(metrics))
+            .route("/healthz", get(healthz))
+            .route("/readyz", get(readyz))
+            .with_state(Shared { agent, encode: Arc::new(encode) });
+        axum::serve(self.listener, app)
+            .with_graceful_shutdown(until_shutdown(shutdown))
+            .await
+            .map_err(|source| ServeError::Stopped { at: self.address.to_string(), source })
+    }
+}
+
+#[derive(Clone)]
+struct Shared {
+    agent: AgentHandle,
+    encode: Arc<dyn Fn(&Snapshot) -> String + Send + Sync>,
+}
+
+impl Shared {
+    async fn snapshot(&self) -> Result<Snapshot, ApiError> {
+        let late = |_| ApiError { code: ErrorCode::Unavailable, message: format!("no answer within {PATIENCE:?}") };
+        timeout(PATIENCE, self.agent.snapshot()).await.map_err(late)?
+    }
+}
+
+async fn metrics(State(shared): State<Shared>) -> Response {
+    const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+    match shared.snapshot().await {
+        Ok(snapshot) => ([(header::CONTENT_TYPE, OPENMETRICS)], (shared.encode)(&snapshot)).into_response(),
+        Err(error) => unavailable(&format!("the agent does not answer: {error}")),
+    }
+}
+
+async fn healthz(State(shared): State<Shared>) -> Response {
+    match shared.snapshot().await {
+        Ok(_) => "ok\n".into_response(),
+        Err(error) => unavailable(&format!("the agent does not answer: {error}")),
+    }
+}
+
+async fn readyz(State(shared): State<Shared>) -> Response {
+    match shared.snapshot().await {
+        Ok(snapshot) => match not_ready(&snapshot) {
+            None => "ok\n".into_response(),
+            Some(why) => unavailable(&why),
+        },
+        Err(error) => unavailable(&format!("the agent does not answer: {error}")),
+    }
+}
+
+fn unavailable(why: &str) -> Response {
+    (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response()
+}
+
+/// Ready is: attached everywhere, and the maps written at least once.
+fn not_ready(snapshot: &Snapshot) -> Option<String> {
+    if snapshot.status.sync.last_success_at <= 0.0 {
+        let why = snapshot.status.sync.last_error.as_deref().unwrap_or("it is under way");
+        return Some(format!("the maps have not been written yet: {why}"));
+    }
+    if snapshot.interfaces.is_empty() {
+        return Some("attached to no interface".to_owned());
+    }
+    let lost = snapshot.interfaces.iter().find(|interface| interface.xdp_mode == "none")?;
+    Some(format!("not attached to {}: {}", lost.name, lost.problem))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::types::InterfaceView;
+
+    fn interface(xdp_mode: &str) -> InterfaceView {
+        InterfaceView {
+            name: "eth0".to_owned(),
+            ifindex: 2,
+            xdp_mode: xdp_mode.to_owned(),
+            tc: "tcx".to_owned(),
+            mtu: 1500,
+            actions: Vec::new(),
+            problem: "the hook is lost".to_owned(),
+        }
+    }
+
+    #[test]
+    fn ready_takes_a_sync_and_every_hook() {
+        let mut snapshot = Snapshot::default();
+        assert!(not_ready(&snapshot).unwrap().contains("not been written"));
+        snapshot.status.sync.last_success_at = 1.0;
+        assert!(not_ready(&snapshot).unwrap().contains("no interface"));
+        snapshot.interfaces = vec![interface("native")];
+        assert_eq!(not_ready(&snapshot), None);
+        snapshot.interfaces.push(interface("none"));
+        assert!(not_ready(&snapshot).unwrap().contains("the hook is lost"));
+    }
+}

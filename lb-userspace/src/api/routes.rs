@@ -1,0 +1,175 @@
+//! The paths of the admin API, version 1.
+
+use std::net::SocketAddr;
+
+use axum::{
+    Json, Router,
+    extract::{Query, State, rejection::QueryRejection},
+    http::{Method, StatusCode, Uri},
+    response::{IntoResponse, Response},
+    routing::{get, post},
+};
+use serde::Deserialize;
+
+use super::{
+    answer::{Body, invalid, not_found, parameters},
+    handle::{AgentHandle, Command},
+    types::{
+        ApiError, BackendSelector, BackendView, Changed, DiffView, FlowFilter, FlowView, InterfaceView, LookupView,
+        ReasonView, ServiceView, Snapshot, Status,
+    },
+};
+
+pub(super) fn router(agent: AgentHandle) -> Router {
+    Router::new()
+        .route("/v1/status", get(status))
+        .route("/v1/services", get(services))
+        .route("/v1/backends", get(backends))
+        .route("/v1/flows", get(flows))
+        .route("/v1/drops", get(drops))
+        .route("/v1/interfaces", get(interfaces))
+        .route("/v1/lookup", get(lookup))
+        .route("/v1/diff", get(diff))
+        .route("/v1/snapshot", get(snapshot))
+        .route("/v1/backends/drain", post(drain))
+        .route("/v1/backends/undrain", post(undrain))
+        .route("/v1/backends/weight", post(weight))
+        .route("/v1/reload", post(reload))
+        .fallback(no_such_path)
+        .method_not_allowed_fallback(wrong_method)
+        .with_state(agent)
+}
+
+type Answer<T> = Result<Json<T>, ApiError>;
+type Parameters<T> = Result<Query<T>, QueryRejection>;
+
+async fn snapshot(State(agent): State<AgentHandle>) -> Answer<Snapshot> {
+    Ok(Json(agent.snapshot().await?))
+}
+
+async fn status(State(agent): State<AgentHandle>) -> Answer<Status> {
+    Ok(Json(agent.snapshot().await?.status))
+}
+
+async fn services(State(agent): State<AgentHandle>) -> Answer<Vec<ServiceView>> {
+    Ok(Json(agent.snapshot().await?.services))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct BackendsQuery {
+    service: Option<String>,
+}
+
+async fn backends(State(agent): State<AgentHandle>, query: Parameters<BackendsQuery>) -> Answer<Vec<BackendView>> {
+    let BackendsQuery { service } = parameters(query)?;
+    let snapshot = agent.snapshot().await?;
+    match service {
+        Some(service) => Ok(Json(backends_of(snapshot, &service)?)),
+        None => Ok(Json(snapshot.backends)),
+    }
+}
+
+fn backends_of(snapshot: Snapshot, service: &str) -> Result<Vec<BackendView>, ApiError> {
+    let mut names: Vec<&str> = snapshot.services.iter().map(|service| service.name.as_str()).collect();
+    names.extend(snapshot.backends.iter().map(|backend| backend.service.as_str()));
+    names.sort_unstable();
+    names.dedup();
+    if !names.contains(&service) {
+        let known =
+            if names.is_empty() { "there are none".to_owned() } else { format!("there are: {}", names.join(", ")) };
+        return Err(not_found(format!("no service is named {service:?}; {known}")));
+    }
+    Ok(snapshot.backends.into_iter().filter(|backend| backend.service == service).collect())
+}
+
+async fn flows(State(agent): State<AgentHandle>, query: Parameters<FlowFilter>) -> Answer<Vec<FlowView>> {
+    let filter = parameters(query)?;
+    Ok(Json(agent.ask(|answer| Command::Flows(filter, answer)).await?))
+}
+
+async fn drops(State(agent): State<AgentHandle>) -> Answer<Vec<ReasonView>> {
+    Ok(Json(agent.snapshot().await?.drops))
+}
+
+async fn interfaces(State(agent): State<AgentHandle>) -> Answer<Vec<InterfaceView>> {
+    Ok(Json(agent.snapshot().await?.interfaces))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct LookupQuery {
+    client: SocketAddr,
+    vip: SocketAddr,
+}
+
+async fn lookup(State(agent): State<AgentHandle>, query: Parameters<LookupQuery>) -> Answer<LookupView> {
+    let LookupQuery { client, vip } = parameters(query)?;
+    if client.is_ipv4() != vip.is_ipv4() {
+        return Err(invalid(format!("client {client} and vip {vip} are of different families")));
+    }
+    Ok(Json(agent.ask(|answer| Command::Lookup(client, vip, answer)).await?))
+}
+
+async fn diff(State(agent): State<AgentHandle>) -> Answer<Vec<DiffView>> {
+    Ok(Json(agent.ask(Command::Diff).await?))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Chosen {
+    backend: BackendSelector,
+}
+
+async fn drain(State(agent): State<AgentHandle>, Body(chosen): Body<Chosen>) -> Answer<Changed> {
+    let backend = named(chosen.backend)?;
+    Ok(Json(agent.ask(|answer| Command::Drain(backend, answer)).await?))
+}
+
+async fn undrain(State(agent): State<AgentHandle>, Body(chosen): Body<Chosen>) -> Answer<Changed> {
+    let backend = named(chosen.backend)?;
+    Ok(Json(agent.ask(|answer| Command::Undrain(backend, answer)).await?))
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct WeightOf {
+    backend: BackendSelector,
+    /// `null` takes the override back; to leave it out is a mistake, not a reset.
+    #[serde(deserialize_with = "Option::deserialize")]
+    weight: Option<u32>,
+}
+
+async fn weight(State(agent): State<AgentHandle>, Body(of): Body<WeightOf>) -> Answer<Changed> {
+    let backend = named(of.backend)?;
+    Ok(Json(agent.ask(|answer| Command::SetWeight(backend, of.weight, answer)).await?))
+}
+
+/// An empty selector would fit everything.
+fn named(backend: BackendSelector) -> Result<BackendSelector, ApiError> {
+    if backend.0.trim().is_empty() {
+        return Err(invalid("`backend` is empty; name one as SERVICE/ADDRESS:PORT, ADDRESS:PORT or ADDRESS"));
+    }
+    Ok(backend)
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+struct ReloadRequest {
+    #[serde(default)]
+    accept_loss: bool,
+}
+
+async fn reload(State(agent): State<AgentHandle>, Body(request): Body<ReloadRequest>) -> Answer<Changed> {
+    let accept_loss = request.accept_loss;
+    Ok(Json(agent.ask(|answer| Command::Reload { accept_loss, answer }).await?))
+}
+
+async fn no_such_path(uri: Uri) -> ApiError {
+    not_found(format!("the API has no path {}; see docs/api.md", uri.path()))
+}
+
+async fn wrong_method(method: Method, uri: Uri) -> Response {
+    let error = invalid(format!("{} does not take {method}; see docs/api.md", uri.path()));
+    (StatusCode::METHOD_NOT_ALLOWED, Json(error)).into_response()
+}
