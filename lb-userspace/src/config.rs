@@ -1,5 +1,53 @@
 //! The configuration file: its model, how it is read with every mistake named, its example and its JSON schema.
 
+mod address;
+mod check;
+mod document;
+mod example;
+mod fields;
+pub mod incompatible;
 pub mod model;
+mod prime;
+pub mod problem;
+pub mod schema;
+pub mod seed;
+mod service;
+mod yaml;
 
+use std::{io, path::Path};
+
+pub use example::example;
+pub use incompatible::{Incompatible, incompatible};
 pub use model::Config;
+pub use problem::{LoadError, Problem, Problems};
+pub use schema::schema;
+
+use fields::Reader;
+
+/// Reads a configuration; `file` is its name in messages.
+pub fn parse(text: &str, file: &Path) -> Result<Config, Problems> {
+    let reader = Reader::new(file);
+    let config = match yaml::parse(text) {
+        Ok(root) => document::read(&reader.root(&root)),
+        Err(error) => {
+            reader.problem(error.at, "", error.reason);
+            None
+        }
+    };
+    reader.finish(config)
+}
+
+/// Reads the file at `path`.
+pub fn load(path: &Path) -> Result<Config, LoadError> {
+    Ok(parse(&text(path)?, path)?)
+}
+
+/// The text of the file at `path`.
+pub(crate) fn text(path: &Path) -> Result<String, LoadError> {
+    let bytes = std::fs::read(path).map_err(|error| LoadError::unreadable(path, error))?;
+    String::from_utf8(bytes)
+        .map_err(|error| LoadError::unreadable(path, io::Error::new(io::ErrorKind::InvalidData, error)))
+}
+
+#[cfg(test)]
+mod tests;

@@ -144,3 +144,9 @@ pub struct Backend {
 pub const DEFAULT_RING_SIZE: u32 = 16381;
 /// A ring has at least this many slots for each backend, so that shares are right to a few percent.
 pub const SLOTS_PER_BACKEND: u32 = 20;
+/// The largest ring of a service and family.
+pub const MAX_RING_SIZE: u32 = 1 << 20;
+/// The largest weight of a backend, in the file as by the CLI.
+pub const MAX_WEIGHT: u32 = 1_000_000;
+/// The value of `snat.ports` where the file is silent: what Linux leaves free by default.
+pub const DEFAULT_SNAT_PORTS: [(u16, u16); 2] = [(1024, 32767), (61000, 65535)];

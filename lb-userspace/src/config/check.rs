@@ -1,0 +1,102 @@
+//! What must hold of all services together.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+};
+
+use lb_common::limits::{MAX_BACKENDS, MAX_VIP_PORTS, RING_ARENA_SLOTS};
+
+use super::{
+    fields::Value,
+    model::{Service, Snat},
+    service::Read,
+};
+
+/// The services in order, after every check; mistakes are noted where the values stand.
+pub fn services(read: Vec<Read<'_>>, snat_at: Option<Value<'_>>, snat: Option<&Snat>) -> Option<Vec<Service>> {
+    unique_names(&read);
+    let vips = unique_vips(&read);
+    no_loops(&read, &vips);
+    if let (Some(snat), Some(at)) = (snat, snat_at) {
+        for address in snat.addresses.iter().filter(|address| vips.contains_key(address)) {
+            at.problem::<()>(format!("{address} is a VIP: replies to it could not be told from clients' connections"));
+        }
+    }
+    within_limits(&read);
+    let mut services: Vec<Service> = read.into_iter().map(|read| read.service).collect::<Option<_>>()?;
+    services.sort_by(|a, b| a.name.cmp(&b.name));
+    Some(services)
+}
+
+fn unique_names(read: &[Read<'_>]) {
+    let mut lines = BTreeMap::new();
+    for (name, at) in read.iter().filter_map(|one| one.name.as_ref()) {
+        if let Some(line) = lines.insert(name.as_str(), at.at.line) {
+            at.problem::<()>(format!("the service in line {line} is named {name} too"));
+        }
+    }
+}
+
+/// Every VIP, with the service that named it first.
+fn unique_vips<'r>(read: &'r [Read<'_>]) -> BTreeMap<IpAddr, &'r str> {
+    let mut taken: BTreeMap<SocketAddr, (&str, usize)> = BTreeMap::new();
+    let mut vips = BTreeMap::new();
+    for one in read {
+        for (vip, at) in &one.vips {
+            vips.entry(*vip).or_insert(one.label());
+            let Some(port) = one.port else { continue };
+            let served = SocketAddr::new(*vip, port);
+            if let Some((name, line)) = taken.insert(served, (one.label(), at.at.line)) {
+                at.problem::<()>(format!("{served} is served by service {name} already, in line {line}"));
+            }
+        }
+    }
+    vips
+}
+
+/// A backend that is a VIP would be balanced again, or never reach a server.
+fn no_loops(read: &[Read<'_>], vips: &BTreeMap<IpAddr, &str>) {
+    for one in read {
+        for (backend, at) in &one.backends {
+            let address = backend.address.ip();
+            if let Some(name) = vips.get(&address) {
+                at.problem::<()>(format!("{address} is a VIP of service {name}; name the server's own address"));
+            }
+        }
+    }
+}
+
+fn within_limits(read: &[Read<'_>]) {
+    let mut slots: u64 = 0;
+    let mut backends: u64 = 0;
+    let mut served = [0_u64; 2];
+    let mut said = BTreeSet::new();
+    for one in read {
+        let families = [true, false].map(|v4| one.vips.iter().filter(|(vip, _)| vip.is_ipv4() == v4).count() as u64);
+        let rings = families.iter().filter(|vips| **vips > 0).count() as u64;
+        slots += rings * u64::from(one.ring.0.unwrap_or_default());
+        backends += one.backends.len() as u64;
+        served[0] += families[0];
+        served[1] += families[1];
+        // Index 0 is `reject`.
+        if backends >= u64::from(MAX_BACKENDS) && said.insert("backends") {
+            one.at.problem::<()>(format!(
+                "with this service there are {backends} backends, there can be {}",
+                MAX_BACKENDS - 1
+            ));
+        }
+        if slots > u64::from(RING_ARENA_SLOTS) && said.insert("slots") {
+            one.ring.1.problem::<()>(format!(
+                "with this service all rings together have {slots} slots (ringSize for each family of a service), there can be {RING_ARENA_SLOTS}: choose smaller ones"
+            ));
+        }
+        for (count, family) in served.iter().zip(["IPv4", "IPv6"]) {
+            if *count > u64::from(MAX_VIP_PORTS) && said.insert(family) {
+                one.at.problem::<()>(format!(
+                    "with this service there are {count} {family} VIPs, there can be {MAX_VIP_PORTS}"
+                ));
+            }
+        }
+    }
+}

@@ -1,0 +1,111 @@
+//! Changes that would move every connection of a running service.
+
+use std::{fmt, net::SocketAddr};
+
+use super::{
+    Config,
+    model::{Affinity, Service},
+    seed::Seed,
+};
+
+/// A change that a reload refuses unless it is told to accept the loss.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Incompatible {
+    /// As in `services.web.ringSize`.
+    pub key: String,
+    pub reason: String,
+}
+
+impl fmt::Display for Incompatible {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.key, self.reason)
+    }
+}
+
+/// What `new` changes that the running services would lose their connections by.
+///
+/// The seeds are those that result: the file's, or the kept one. A service is the same if its name is, or if it serves
+/// one of the same VIPs and ports under another name.
+pub fn incompatible(running: &Config, running_seed: &Seed, new: &Config, new_seed: &Seed) -> Vec<Incompatible> {
+    let mut found = Vec::new();
+    let pairs = || {
+        new.services
+            .iter()
+            .flat_map(|to| running.services.iter().filter(|from| is_same(from, to)).map(move |from| (from, to)))
+    };
+    if running_seed != new_seed && pairs().next().is_some() {
+        found.push(Incompatible { key: "hashSeed".to_owned(), reason: refusal("another seed", "every service") });
+    }
+    for (from, to) in pairs() {
+        let service = if from.name == to.name { from.name.clone() } else { format!("{} (now {})", from.name, to.name) };
+        let mut refuse = |key: &str, change: String| {
+            let key = format!("services.{}.{key}", to.name);
+            found.push(Incompatible { key, reason: refusal(&change, &format!("service {service}")) });
+        };
+        if from.ring_size != to.ring_size {
+            refuse("ringSize", format!("a change from {} to {}", from.ring_size, to.ring_size));
+        }
+        if from.affinity != to.affinity {
+            refuse("affinity", format!("a change from {} to {}", affinity(from.affinity), affinity(to.affinity)));
+        }
+    }
+    found
+}
+
+fn is_same(from: &Service, to: &Service) -> bool {
+    from.name == to.name || served(from).any(|one| served(to).any(|other| one == other))
+}
+
+fn served(service: &Service) -> impl Iterator<Item = SocketAddr> {
+    service.vips.iter().map(|vip| SocketAddr::new(*vip, service.port))
+}
+
+const fn affinity(affinity: Affinity) -> &'static str {
+    match affinity {
+        Affinity::None => "none",
+        Affinity::ClientIp => "client-ip",
+    }
+}
+
+fn refusal(change: &str, what: &str) -> String {
+    format!("{change} would move every connection of {what}; if that may be, `weir reload --accept-loss`")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    const SEED: Seed = [1; 16];
+
+    fn config(name: &str, vip: &str, ring: u32, affinity: &str) -> Config {
+        let text = format!(
+            "version: 1\ninterfaces: [eth0]\nservices:\n  - {{ name: {name}, vips: [{vip}], port: 80, ringSize: {ring}, affinity: {affinity}, backends: [{{ address: 10.0.0.1, port: 80 }}] }}\n"
+        );
+        super::super::parse(&text, Path::new("weir.yaml")).unwrap()
+    }
+
+    #[test]
+    fn changes_that_move_connections_are_named_with_the_way_to_force_them() {
+        let running = config("web", "192.0.2.1", 1021, "none");
+        for (name, new, seed, keys) in [
+            ("nothing", config("web", "192.0.2.1", 1021, "none"), SEED, vec![]),
+            ("seed", config("web", "192.0.2.1", 1021, "none"), [2; 16], vec!["hashSeed"]),
+            ("ring", config("web", "192.0.2.1", 1031, "none"), SEED, vec!["services.web.ringSize"]),
+            ("affinity", config("web", "192.0.2.1", 1021, "client-ip"), SEED, vec!["services.web.affinity"]),
+            (
+                "ring under another name",
+                config("shop", "192.0.2.1", 1031, "none"),
+                SEED,
+                vec!["services.shop.ringSize"],
+            ),
+            ("ring with another vip", config("web", "192.0.2.2", 1031, "none"), SEED, vec!["services.web.ringSize"]),
+            ("another service", config("shop", "192.0.2.2", 1031, "client-ip"), [2; 16], vec![]),
+        ] {
+            let found = incompatible(&running, &SEED, &new, &seed);
+            assert_eq!(found.iter().map(|one| one.key.as_str()).collect::<Vec<_>>(), keys, "{name}");
+            assert!(found.iter().all(|one| one.reason.contains("`weir reload --accept-loss`")), "{name}");
+        }
+    }
+}

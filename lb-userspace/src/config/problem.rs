@@ -1,0 +1,63 @@
+//! What is wrong with a configuration file, and where.
+
+use std::{
+    fmt, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+/// One mistake: `weir.yaml:12:9: services[0].port: must be 1 to 65535, is 0`.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Problem {
+    pub file: PathBuf,
+    /// From 1.
+    pub line: usize,
+    /// From 1, in characters.
+    pub column: usize,
+    /// As in `services[0].backends[1].port`; empty when it is the document as a whole.
+    pub key: String,
+    /// What is wrong and what to do.
+    pub reason: String,
+}
+
+impl fmt::Display for Problem {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}: ", self.file.display(), self.line, self.column)?;
+        if !self.key.is_empty() {
+            write!(f, "{}: ", self.key)?;
+        }
+        f.write_str(&self.reason)
+    }
+}
+
+/// Every mistake of a file, in the order of its lines; never empty.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{}", lines(.0))]
+pub struct Problems(pub Vec<Problem>);
+
+fn lines(problems: &[Problem]) -> String {
+    problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// Why there is no configuration.
+#[derive(Clone, Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("can't read {}: {source}", .path.display())]
+    Unreadable { path: PathBuf, source: Arc<io::Error> },
+    #[error(transparent)]
+    Invalid(#[from] Problems),
+}
+
+impl LoadError {
+    pub fn unreadable(path: &Path, source: io::Error) -> Self {
+        Self::Unreadable { path: path.to_owned(), source: Arc::new(source) }
+    }
+
+    /// One line for each mistake, as the status shows them.
+    pub fn messages(&self) -> Vec<String> {
+        match self {
+            Self::Unreadable { .. } => vec![self.to_string()],
+            Self::Invalid(problems) => problems.0.iter().map(Problem::to_string).collect(),
+        }
+    }
+}

@@ -1,0 +1,305 @@
+//! Reads one service: what can be said of it without the others.
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use super::{
+    address,
+    fields::{Fields, Value},
+    model::{
+        Affinity, Backend, DEFAULT_RING_SIZE, HealthCheck, HttpProbe, MAX_RING_SIZE, MAX_WEIGHT, Mode, Probe,
+        SLOTS_PER_BACKEND, Service, SourceAddress,
+    },
+    prime::{is_prime, next_prime, previous_prime},
+};
+use crate::state::AdminState;
+
+pub const KEYS: [&str; 10] =
+    ["name", "vips", "port", "mode", "source", "affinity", "ringSize", "drainTimeout", "health", "backends"];
+pub const BACKEND_KEYS: [&str; 5] = ["address", "port", "weight", "zone", "state"];
+pub const HEALTH_KEYS: [&str; 6] = ["http", "tcp", "interval", "timeout", "fall", "rise"];
+pub const HTTP_KEYS: [&str; 3] = ["path", "host", "expect"];
+pub const MODES: [(&str, Mode); 2] = [("nat", Mode::Nat), ("dsr-l2", Mode::DsrL2)];
+pub const SOURCES: [(&str, SourceAddress); 2] =
+    [("translate", SourceAddress::Translate), ("keep", SourceAddress::Keep)];
+pub const AFFINITIES: [(&str, Affinity); 2] = [("none", Affinity::None), ("client-ip", Affinity::ClientIp)];
+pub const STATES: [(&str, AdminState); 3] =
+    [("active", AdminState::Active), ("draining", AdminState::Draining), ("disabled", AdminState::Disabled)];
+
+const LATER_MODES: [&str; 2] = ["dsr-ipip", "dsr-gue"];
+const DEFAULT_DRAIN: Duration = Duration::from_secs(15 * 60);
+const MAX_NAME: usize = 63;
+const MAX_DRAIN: Duration = Duration::from_secs(30 * 24 * 3600);
+const PROBE_TIMES: std::ops::RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(3600);
+
+/// A service as far as it could be read, so that what is left is checked all the same.
+pub struct Read<'a> {
+    pub at: Value<'a>,
+    pub name: Option<(String, Value<'a>)>,
+    pub port: Option<u16>,
+    /// Those that could be read.
+    pub vips: Vec<(IpAddr, Value<'a>)>,
+    /// Those that could be read.
+    pub backends: Vec<(Backend, Value<'a>)>,
+    pub ring: (Option<u32>, Value<'a>),
+    /// `None` after a mistake.
+    pub service: Option<Service>,
+}
+
+impl Read<'_> {
+    /// The name, or the place where it should be.
+    pub fn label(&self) -> &str {
+        self.name.as_ref().map_or(&self.at.key, |(name, _)| name)
+    }
+}
+
+pub fn read_all<'a>(value: &Value<'a>) -> Option<Vec<Read<'a>>> {
+    let read = |item: &Value<'a>| match item.fields(&KEYS) {
+        Some(fields) => read(&fields),
+        None => Read {
+            at: item.clone(),
+            name: None,
+            port: None,
+            vips: Vec::new(),
+            backends: Vec::new(),
+            ring: (None, item.clone()),
+            service: None,
+        },
+    };
+    Some(value.items()?.iter().map(read).collect())
+}
+
+fn read<'a>(fields: &Fields<'a>) -> Read<'a> {
+    let at = fields.whole().clone();
+    let name = fields.required("name").and_then(|value| Some((name(&value)?, value)));
+    let port = fields.required("port").and_then(|value| value.integer(1..=u16::MAX));
+    let mode = fields.or("mode", Mode::Nat, mode);
+    let source = source(fields, mode);
+    let affinity = fields.or("affinity", Affinity::None, |value| value.word(&AFFINITIES));
+    let drain_timeout = fields.or("drainTimeout", DEFAULT_DRAIN, |value| value.duration(Duration::ZERO..=MAX_DRAIN));
+    let health = fields.or("health", None, |value| health(value).map(Some));
+    let (vips, all_vips) = fields.required("vips").map(|value| vips(&value)).unwrap_or_default();
+    let backends_at = fields.required("backends");
+    let (backends, all_backends) = backends_at.as_ref().map(backends).unwrap_or_default();
+    let ring_size = fields.or("ringSize", DEFAULT_RING_SIZE, ring_size);
+    let ring = (ring_size, fields.optional("ringSize").unwrap_or_else(|| at.clone()));
+
+    if let (Some(backends_at), true) = (backends_at, all_backends) {
+        every_vip_has_backends(&vips, &backends_at, &backends);
+    }
+    if let (Some(mode), Some(port)) = (mode, port) {
+        ports_fit_mode(mode, port, &backends);
+    }
+    if let Some(size) = ring_size {
+        ring_fits(size, &backends, &ring.1);
+    }
+
+    let service = || {
+        let mut sorted_vips: Vec<IpAddr> = vips.iter().map(|(vip, _)| *vip).collect();
+        sorted_vips.sort_unstable();
+        let mut sorted_backends: Vec<Backend> = backends.iter().map(|(backend, _)| backend.clone()).collect();
+        sorted_backends.sort_by_key(|backend| backend.address);
+        Some(Service {
+            name: name.clone()?.0,
+            vips: all_vips.then_some(sorted_vips)?,
+            port: port?,
+            mode: mode?,
+            source: source?,
+            affinity: affinity?,
+            ring_size: ring_size?,
+            drain_timeout: drain_timeout?,
+            health: health?,
+            backends: all_backends.then_some(sorted_backends)?,
+        })
+    };
+    let service = service();
+    Read { at, name, port, vips, backends, ring, service }
+}
+
+fn name(value: &Value<'_>) -> Option<String> {
+    let text = value.text()?;
+    let good = |byte: u8| byte.is_ascii_alphanumeric() || b"-_.".contains(&byte);
+    let begins = text.bytes().next().is_some_and(|byte| byte.is_ascii_alphanumeric());
+    if begins && text.len() <= MAX_NAME && text.bytes().all(good) {
+        return Some(text.to_owned());
+    }
+    value.problem(format!(
+        "must be 1 to {MAX_NAME} letters, digits, - _ or ., beginning with a letter or digit, is {text:?}"
+    ))
+}
+
+fn mode(value: &Value<'_>) -> Option<Mode> {
+    if let Some(later) = value.text().filter(|text| LATER_MODES.contains(text)) {
+        return value.problem(format!("{later} is not in this version of weir yet; use nat or dsr-l2"));
+    }
+    value.text()?;
+    value.word(&MODES)
+}
+
+fn source(fields: &Fields<'_>, mode: Option<Mode>) -> Option<SourceAddress> {
+    let value = match fields.optional("source") {
+        None => return Some(SourceAddress::Translate),
+        Some(value) => value,
+    };
+    let source = value.word(&SOURCES)?;
+    match mode {
+        Some(Mode::DsrL2) => value
+            .problem("is for mode nat only: with dsr-l2 the backend always sees the client's address; leave it out"),
+        Some(Mode::Nat) | None => Some(source),
+    }
+}
+
+fn ring_size(value: &Value<'_>) -> Option<u32> {
+    let size = value.integer(2..=MAX_RING_SIZE)?;
+    if is_prime(size) {
+        return Some(size);
+    }
+    let near: Vec<String> = [previous_prime(size), next_prime(size).filter(|prime| *prime <= MAX_RING_SIZE)]
+        .into_iter()
+        .flatten()
+        .map(|prime| prime.to_string())
+        .collect();
+    value.problem(format!("must be a prime, is {size}; near it: {}", near.join(", ")))
+}
+
+/// The VIPs that could be read, and whether that is all of them.
+fn vips<'a>(value: &Value<'a>) -> (Vec<(IpAddr, Value<'a>)>, bool) {
+    let Some(items) = value.items() else { return (Vec::new(), false) };
+    if items.is_empty() {
+        value.problem::<()>("must hold at least one address");
+    }
+    let count = items.len();
+    let vips: Vec<_> = items.into_iter().filter_map(|item| Some((address::read(&item)?, item))).collect();
+    let complete = count > 0 && vips.len() == count;
+    (vips, complete)
+}
+
+/// The backends that could be read, and whether that is all of them.
+fn backends<'a>(value: &Value<'a>) -> (Vec<(Backend, Value<'a>)>, bool) {
+    let Some(items) = value.items() else { return (Vec::new(), false) };
+    let mut backends: Vec<(Backend, Value<'a>)> = Vec::with_capacity(items.len());
+    let mut lines: BTreeMap<SocketAddr, usize> = BTreeMap::new();
+    for item in &items {
+        let Some(backend) = backend(item) else { continue };
+        if let Some(line) = lines.insert(backend.address, item.at.line) {
+            item.problem::<()>(format!("{} is a backend of this service already, in line {line}", backend.address));
+        }
+        backends.push((backend, item.clone()));
+    }
+    let complete = backends.len() == items.len();
+    (backends, complete)
+}
+
+fn backend(value: &Value<'_>) -> Option<Backend> {
+    let fields = value.fields(&BACKEND_KEYS)?;
+    let address = fields.required("address").and_then(|value| address::read(&value));
+    let port = fields.required("port").and_then(|value| value.integer(1..=u16::MAX));
+    let weight = fields.or("weight", 1, |value| value.integer(0..=MAX_WEIGHT));
+    let zone = fields.or("zone", None, |value| match value.text()? {
+        "" => value.problem("must not be empty; leave it out"),
+        zone => Some(Some(zone.to_owned())),
+    });
+    let state = fields.or("state", AdminState::Active, |value| value.word(&STATES));
+    Some(Backend { address: SocketAddr::new(address?, port?), weight: weight?, zone: zone?, state: state? })
+}
+
+fn every_vip_has_backends(vips: &[(IpAddr, Value<'_>)], at: &Value<'_>, backends: &[(Backend, Value<'_>)]) {
+    let mut weightless = Vec::new();
+    for (vip, place) in vips {
+        let of_family = || backends.iter().filter(|(backend, _)| backend.address.is_ipv4() == vip.is_ipv4());
+        let family = address::family(*vip);
+        if of_family().next().is_none() {
+            place.problem::<()>(format!(
+                "the VIP {vip} has no backend of its family: add an {family} backend or take it out"
+            ));
+        } else if of_family().all(|(backend, _)| backend.weight == 0) && !weightless.contains(&family) {
+            at.problem::<()>(format!("every {family} backend has weight 0: at least one must have more"));
+            weightless.push(family);
+        }
+    }
+}
+
+fn ports_fit_mode(mode: Mode, port: u16, backends: &[(Backend, Value<'_>)]) {
+    if mode != Mode::DsrL2 {
+        return;
+    }
+    for (backend, at) in backends.iter().filter(|(backend, _)| backend.address.port() != port) {
+        let own = backend.address.port();
+        at.problem::<()>(format!("dsr-l2 leaves the port as it is: must be {port} as the service's, is {own}"));
+    }
+}
+
+fn ring_fits(size: u32, backends: &[(Backend, Value<'_>)], at: &Value<'_>) {
+    let v4 = backends.iter().filter(|(backend, _)| backend.address.is_ipv4()).count();
+    let largest = u32::try_from(v4.max(backends.len() - v4)).unwrap_or(u32::MAX);
+    let least = largest.saturating_mul(SLOTS_PER_BACKEND);
+    if size < least {
+        let advice = match next_prime(least).filter(|prime| *prime <= MAX_RING_SIZE) {
+            Some(prime) => format!("set it to {prime} or a larger prime"),
+            None => "split the service".to_owned(),
+        };
+        at.problem::<()>(format!(
+            "a ringSize of {size} is too small for {largest} backends of one family, each needs {SLOTS_PER_BACKEND} slots: {advice}"
+        ));
+    }
+}
+
+fn health(value: &Value<'_>) -> Option<HealthCheck> {
+    let fields = value.fields(&HEALTH_KEYS)?;
+    let probe = match (fields.given("http"), fields.given("tcp")) {
+        (Some(http), None) => http_probe(&http).map(Probe::Http),
+        (None, Some(tcp)) => tcp.fields_or_empty(&[]).map(|_| Probe::Tcp),
+        (None, None) => value.problem("must say how to probe: http: {...} or tcp: {}"),
+        (Some(_), Some(tcp)) => tcp.problem("probe by http or by tcp, not by both"),
+    };
+    let interval = fields.or("interval", Duration::from_secs(2), |value| value.duration(PROBE_TIMES));
+    let timeout = match (fields.optional("timeout"), interval) {
+        (Some(value), interval) => value.duration(PROBE_TIMES).and_then(|timeout| match interval {
+            Some(interval) if timeout > interval => value.problem(format!(
+                "must not be longer than the interval, {}, is {}",
+                humantime::format_duration(interval),
+                humantime::format_duration(timeout)
+            )),
+            _ => Some(timeout),
+        }),
+        (None, interval) => interval.map(|interval| interval.min(Duration::from_secs(1))),
+    };
+    let fall = fields.or("fall", 3, |value| value.integer(1..=100));
+    let rise = fields.or("rise", 2, |value| value.integer(1..=100));
+    Some(HealthCheck { probe: probe?, interval: interval?, timeout: timeout?, fall: fall?, rise: rise? })
+}
+
+fn http_probe(value: &Value<'_>) -> Option<HttpProbe> {
+    let fields = value.fields_or_empty(&HTTP_KEYS)?;
+    let path = fields.or("path", "/".to_owned(), |value| {
+        let text = value.text()?;
+        let plain = text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
+        if text.starts_with('/') && plain {
+            Some(text.to_owned())
+        } else {
+            value.problem(format!(
+                "must begin with / and hold no spaces or #, others than ASCII percent-encoded, is {text:?}"
+            ))
+        }
+    });
+    let host = fields.or("host", None, |value| {
+        let text = value.text()?;
+        if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/') {
+            return Some(Some(text.to_owned()));
+        }
+        value.problem(format!("must be a host name, with or without a port, is {text:?}"))
+    });
+    let expect = fields.or("expect", (200, 399), |value| {
+        let text = value.text()?;
+        match super::document::range(text).filter(|(first, last)| (100..=599).contains(first) && *last <= 599) {
+            Some(range) => Some(range),
+            None => {
+                value.problem(format!("must be a status of 100 to 599 or a range of them, as in 200-399, is {text}"))
+            }
+        }
+    });
+    Some(HttpProbe { path: path?, host: host?, expect: expect? })
+}

@@ -1,0 +1,542 @@
+use std::{path::Path, time::Duration};
+
+use proptest::prelude::*;
+
+use super::{
+    model::{Affinity, Mode, Probe, SourceAddress, XdpMode},
+    *,
+};
+use crate::state::AdminState;
+
+mod schema;
+
+const HEAD: &str = "version: 1\ninterfaces: [eth0]\n";
+
+/// One service, in line 4, with `more` lines that begin in line 5.
+fn service(more: &str) -> String {
+    format!("{HEAD}services:\n  - name: web\n{more}")
+}
+
+fn found(text: &str) -> Vec<(usize, String, String)> {
+    match parse(text, Path::new("weir.yaml")) {
+        Ok(_) => Vec::new(),
+        Err(problems) => problems.0.into_iter().map(|one| (one.line, one.key, one.reason)).collect(),
+    }
+}
+
+/// Name of the case, the text, and of each problem its line, its key and a part of its reason.
+type Case<'a> = (&'a str, String, &'a [(usize, &'a str, &'a str)]);
+
+fn check(cases: &[Case<'_>]) {
+    for (name, text, expected) in cases {
+        let found = found(text);
+        let places: Vec<(usize, &str)> = found.iter().map(|(line, key, _)| (*line, key.as_str())).collect();
+        let wanted: Vec<(usize, &str)> = expected.iter().map(|(line, key, _)| (*line, *key)).collect();
+        assert_eq!(places, wanted, "{name}: {found:#?}");
+        for ((_, _, reason), (_, _, part)) in found.iter().zip(*expected) {
+            assert!(reason.contains(part), "{name}: {reason:?} lacks {part:?}");
+        }
+    }
+}
+
+#[test]
+fn a_document_that_is_no_mapping_or_no_yaml_is_refused_with_its_line() {
+    check(&[
+        ("empty", String::new(), &[(1, "", "the file is empty")]),
+        ("comment only", "# nothing\n".to_owned(), &[(1, "", "the file is empty")]),
+        ("list", "- a\n".to_owned(), &[(1, "", "must be a mapping")]),
+        ("scalar", "hello\n".to_owned(), &[(1, "", "must be a mapping")]),
+        ("open quote", format!("{HEAD}services: \"\n"), &[(3, "", "not YAML")]),
+        ("tab", format!("{HEAD}services:\n\t- a\n"), &[(4, "", "not YAML")]),
+        ("two documents", format!("{HEAD}services: []\n---\nversion: 1\n"), &[(4, "", "second document")]),
+        ("tag", format!("{HEAD}services: !include web.yaml\n"), &[(3, "", "tag")]),
+        ("unknown alias", format!("{HEAD}services: *web\n"), &[(3, "", "not YAML")]),
+    ]);
+}
+
+#[test]
+fn keys_of_the_whole_node_are_checked_each() {
+    let top = |more: &str| format!("{HEAD}services: []\n{more}\n");
+    check(&[
+        ("all right", top(""), &[]),
+        (
+            "everything missing",
+            "{}\n".to_owned(),
+            &[(1, "version", "is missing"), (1, "interfaces", "is missing"), (1, "services", "is missing")],
+        ),
+        ("version", "version: 2\ninterfaces: [eth0]\nservices: []\n".to_owned(), &[(1, "version", "must be 1")]),
+        ("no interface", "version: 1\ninterfaces: []\nservices: []\n".to_owned(), &[(2, "interfaces", "at least one")]),
+        ("interface null", "version: 1\ninterfaces:\nservices: []\n".to_owned(), &[(2, "interfaces", "has no value")]),
+        (
+            "interfaces no list",
+            "version: 1\ninterfaces: eth0\nservices: []\n".to_owned(),
+            &[(2, "interfaces", "must be a list")],
+        ),
+        (
+            "interface twice",
+            "version: 1\ninterfaces: [eth0, eth0]\nservices: []\n".to_owned(),
+            &[(2, "interfaces[1]", "twice")],
+        ),
+        (
+            "interface too long",
+            "version: 1\ninterfaces: [abcdefghijklmnop]\nservices: []\n".to_owned(),
+            &[(2, "interfaces[0]", "longer")],
+        ),
+        ("interface glob", "version: 1\ninterfaces: ['enp*s0']\nservices: []\n".to_owned(), &[]),
+        (
+            "unknown key",
+            top("hashseed: 00112233445566778899aabbccddeeff"),
+            &[(4, "hashseed", "did you mean hashSeed?")],
+        ),
+        ("strange key", top("colour: red"), &[(4, "colour", "known here: version")]),
+        ("duplicate key", top("xdpMode: auto\nxdpMode: native"), &[(5, "xdpMode", "given twice: first in line 4")]),
+        ("xdpMode", top("xdpMode: natve"), &[(4, "xdpMode", "did you mean native?")]),
+        ("short seed", top("hashSeed: 8f1c"), &[(4, "hashSeed", "32 hex digits, is 4")]),
+        ("seed not hex", top("hashSeed: 0011223344556677x899aabbccddeeff"), &[(4, "hashSeed", "not all")]),
+        ("seed of digits alone, unquoted", top("hashSeed: 00112233445566778899001122334455"), &[]),
+        ("no port range", top("snat: { ports: [] }"), &[(4, "snat.ports", "at least one range")]),
+        (
+            "ranges overlap",
+            top("snat: { ports: [1024-2000, 2000-3000] }"),
+            &[(4, "snat.ports[1]", "overlaps 1024-2000")],
+        ),
+        ("empty range", top("snat: { ports: [3000-2000] }"), &[(4, "snat.ports[0]", "range of ports")]),
+        ("range from zero", top("snat: { ports: [0-2000] }"), &[(4, "snat.ports[0]", "range of ports")]),
+        ("range too far", top("snat: { ports: [1024-65536] }"), &[(4, "snat.ports[0]", "range of ports")]),
+        ("too many ranges", top("snat: { ports: [1, 2, 3, 4, 5] }"), &[(4, "snat.ports", "at most 4")]),
+        ("snat loopback", top("snat: { addresses: [\"::1\"] }"), &[(4, "snat.addresses[0]", "loopback")]),
+        ("snat twice", top("snat: { addresses: [10.0.0.1, 10.0.0.1] }"), &[(4, "snat.addresses[1]", "twice")]),
+        (
+            "timeout zero",
+            top("timeouts: { halfOpen: 0s, established: 0, closing: 0ms }"),
+            &[
+                (4, "timeouts.halfOpen", "must be 1s to"),
+                (4, "timeouts.established", "must be 1s"),
+                (4, "timeouts.closing", "must be 1s"),
+            ],
+        ),
+        ("timeout without unit", top("timeouts: { established: 30 }"), &[(4, "timeouts.established", "unit")]),
+        ("relative socket", top("admin: { socket: agent.sock }"), &[(4, "admin.socket", "absolute")]),
+        ("http without port", top("admin: { http: 0.0.0.0 }"), &[(4, "admin.http", "ADDRESS:PORT")]),
+        ("http port zero", top("admin: { http: \"0.0.0.0:0\" }"), &[(4, "admin.http", "1 to 65535")]),
+        ("snat is a scalar", top("snat: 10.0.0.1"), &[(4, "snat", "must be a mapping")]),
+    ]);
+}
+
+#[test]
+fn keys_of_a_service_are_checked_each() {
+    let with = |more: &str| {
+        service(&format!(
+            "    vips: [192.0.2.10]\n    port: 80\n    backends: [{{ address: 10.0.0.1, port: 80 }}]\n{more}"
+        ))
+    };
+    let vips = |vips: &str| {
+        service(&format!("    vips: {vips}\n    port: 80\n    backends: [{{ address: 10.0.0.1, port: 80 }}]\n"))
+    };
+    check(&[
+        ("all right", with(""), &[]),
+        (
+            "nothing but a name",
+            service(""),
+            &[
+                (4, "services[0].port", "missing"),
+                (4, "services[0].vips", "missing"),
+                (4, "services[0].backends", "missing"),
+            ],
+        ),
+        ("service is a scalar", format!("{HEAD}services: [web]\n"), &[(3, "services[0]", "must be a mapping")]),
+        ("name with slash", with("").replace("web", "a/b"), &[(4, "services[0].name", "letters, digits")]),
+        ("name empty", with("").replace("web", "''"), &[(4, "services[0].name", "1 to 63")]),
+        (
+            "port zero",
+            with("").replace("port: 80\n", "port: 0\n"),
+            &[(6, "services[0].port", "must be 1 to 65535, is 0")],
+        ),
+        (
+            "port too large",
+            with("").replace("port: 80\n", "port: 65536\n"),
+            &[(6, "services[0].port", "must be 1 to 65535, is 65536")],
+        ),
+        (
+            "port is a word",
+            with("").replace("port: 80\n", "port: http\n"),
+            &[(6, "services[0].port", "must be a number")],
+        ),
+        ("port is a list", with("").replace("port: 80\n", "port: [80]\n"), &[(6, "services[0].port", "is a list")]),
+        (
+            "port huge",
+            with("").replace("port: 80\n", "port: 99999999999999999999999999999999999999999999\n"),
+            &[(6, "services[0].port", "must be a number")],
+        ),
+        ("mode", with("    mode: dsr\n"), &[(8, "services[0].mode", "must be one of nat, dsr-l2")]),
+        (
+            "later mode ipip",
+            with("    mode: dsr-ipip\n"),
+            &[(8, "services[0].mode", "not in this version of weir yet")],
+        ),
+        ("later mode gue", with("    mode: dsr-gue\n"), &[(8, "services[0].mode", "not in this version of weir yet")]),
+        ("keep with dsr", with("    mode: dsr-l2\n    source: keep\n"), &[(9, "services[0].source", "nat only")]),
+        ("affinity", with("    affinity: client\n"), &[(8, "services[0].affinity", "none, client-ip")]),
+        ("ring not prime", with("    ringSize: 16384\n"), &[(8, "services[0].ringSize", "16381, 16411")]),
+        ("ring too small", with("    ringSize: 19\n"), &[(8, "services[0].ringSize", "set it to 23")]),
+        ("ring too large", with("    ringSize: 2000003\n"), &[(8, "services[0].ringSize", "must be 2 to 1048576")]),
+        ("ring at the upper end", with("    ringSize: 1048575\n"), &[(8, "services[0].ringSize", "near it: 1048573")]),
+        ("drain at once", with("    drainTimeout: 0s\n"), &[]),
+        ("drain without unit", with("    drainTimeout: 15\n"), &[(8, "services[0].drainTimeout", "unit")]),
+        ("no vips", vips("[]"), &[(5, "services[0].vips", "at least one address")]),
+        ("vip unspecified", vips("[0.0.0.0]"), &[(5, "services[0].vips[0]", "unspecified")]),
+        ("vip loopback", vips("[127.0.0.1]"), &[(5, "services[0].vips[0]", "loopback")]),
+        ("vip multicast", vips("[224.0.0.1]"), &[(5, "services[0].vips[0]", "multicast")]),
+        ("vip broadcast", vips("[255.255.255.255]"), &[(5, "services[0].vips[0]", "broadcast")]),
+        ("vip link-local", vips("[169.254.1.1]"), &[(5, "services[0].vips[0]", "link-local")]),
+        (
+            "vip v6 bad",
+            vips("[\"fe80::1\", \"ff02::1\", \"::\", \"::1\", \"::ffff:10.0.0.1\"]"),
+            &[
+                (5, "services[0].vips[0]", "link-local"),
+                (5, "services[0].vips[1]", "multicast"),
+                (5, "services[0].vips[2]", "unspecified"),
+                (5, "services[0].vips[3]", "loopback"),
+                (5, "services[0].vips[4]", "IPv4-mapped"),
+            ],
+        ),
+        ("vip is a name", vips("[example.org]"), &[(5, "services[0].vips[0]", "must be an IPv4 or IPv6 address")]),
+        (
+            "vip without a backend of its family",
+            vips("[192.0.2.10, \"2001:db8::10\"]"),
+            &[(5, "services[0].vips[1]", "no backend of its family: add an IPv6")],
+        ),
+        (
+            "vip twice",
+            vips("[192.0.2.10, 192.0.2.10]"),
+            &[(5, "services[0].vips[1]", "192.0.2.10:80 is served by service web already, in line 5")],
+        ),
+    ]);
+}
+
+#[test]
+fn keys_of_backends_are_checked_each() {
+    let of = |backends: &str| service(&format!("    vips: [192.0.2.10]\n    port: 80\n    backends:\n{backends}"));
+    check(&[
+        (
+            "no backends",
+            service("    vips: [192.0.2.10]\n    port: 80\n    backends: []\n"),
+            &[(5, "services[0].vips[0]", "no backend of its family")],
+        ),
+        (
+            "missing keys",
+            of("      - {}\n      - { address: 10.0.0.1 }\n"),
+            &[
+                (8, "services[0].backends[0].address", "missing"),
+                (8, "services[0].backends[0].port", "missing"),
+                (9, "services[0].backends[1].port", "missing"),
+            ],
+        ),
+        (
+            "port zero",
+            of("      - { address: 10.0.0.1, port: 80 }\n      - { address: 10.0.0.2, port: 0 }\n"),
+            &[(9, "services[0].backends[1].port", "must be 1 to 65535, is 0")],
+        ),
+        (
+            "twice",
+            of("      - { address: 10.0.0.1, port: 80 }\n      - { address: 10.0.0.1, port: 80 }\n"),
+            &[(9, "services[0].backends[1]", "already, in line 8")],
+        ),
+        (
+            "two ports of one address",
+            of("      - { address: 10.0.0.1, port: 80 }\n      - { address: 10.0.0.1, port: 81 }\n"),
+            &[],
+        ),
+        (
+            "weight",
+            of("      - { address: 10.0.0.1, port: 80, weight: -1 }\n"),
+            &[(8, "services[0].backends[0].weight", "must be 0 to 1000000, is -1")],
+        ),
+        (
+            "all weights zero",
+            of("      - { address: 10.0.0.1, port: 80, weight: 0 }\n      - { address: \"fd02::1\", port: 80 }\n"),
+            &[(8, "services[0].backends", "every IPv4 backend has weight 0")],
+        ),
+        (
+            "one weight zero",
+            of("      - { address: 10.0.0.1, port: 80, weight: 0 }\n      - { address: 10.0.0.2, port: 80 }\n"),
+            &[],
+        ),
+        (
+            "a family without a vip",
+            of("      - { address: 10.0.0.1, port: 80 }\n      - { address: \"fd02::1\", port: 80, weight: 0 }\n"),
+            &[],
+        ),
+        (
+            "state",
+            of("      - { address: 10.0.0.1, port: 80, state: drain }\n"),
+            &[(8, "services[0].backends[0].state", "must be one of active, draining, disabled")],
+        ),
+        (
+            "zone empty",
+            of("      - { address: 10.0.0.1, port: 80, zone: '' }\n"),
+            &[(8, "services[0].backends[0].zone", "leave it out")],
+        ),
+        (
+            "unknown key",
+            of("      - { address: 10.0.0.1, port: 80, wieght: 2 }\n"),
+            &[(8, "services[0].backends[0].wieght", "did you mean weight?")],
+        ),
+        (
+            "a vip",
+            of("      - { address: 192.0.2.10, port: 81 }\n"),
+            &[(8, "services[0].backends[0]", "is a VIP of service web")],
+        ),
+        (
+            "loopback",
+            of("      - { address: 127.0.0.1, port: 81 }\n      - { address: 10.0.0.1, port: 80 }\n"),
+            &[(8, "services[0].backends[0].address", "an address of the node itself")],
+        ),
+        (
+            "other port with dsr-l2",
+            of("      - { address: 10.0.0.1, port: 8080 }\n    mode: dsr-l2\n"),
+            &[(8, "services[0].backends[0]", "must be 80 as the service's, is 8080")],
+        ),
+        (
+            "ring too small for its backends",
+            of(&(1..=60).map(|n| format!("      - {{ address: 10.0.0.{n}, port: 80 }}\n")).collect::<String>())
+                .replace("name: web\n", "name: web\n    ringSize: 1021\n"),
+            &[(
+                5,
+                "services[0].ringSize",
+                "too small for 60 backends of one family, each needs 20 slots: set it to 1201",
+            )],
+        ),
+    ]);
+}
+
+#[test]
+fn probes_are_checked_each() {
+    let of = |health: &str| {
+        service(&format!(
+            "    vips: [192.0.2.10]\n    port: 80\n    backends: [{{ address: 10.0.0.1, port: 80 }}]\n    health: {health}\n"
+        ))
+    };
+    check(&[
+        ("tcp", of("{ tcp: {} }"), &[]),
+        ("tcp null", of("{ tcp: }"), &[]),
+        ("http empty", of("{ http: {} }"), &[]),
+        ("short interval takes the time-out with it", of("{ tcp: {}, interval: 500ms }"), &[]),
+        ("neither", of("{ interval: 2s }"), &[(8, "services[0].health", "how to probe")]),
+        ("both", of("{ tcp: {}, http: {} }"), &[(8, "services[0].health.tcp", "not by both")]),
+        ("tcp with a key", of("{ tcp: { port: 80 } }"), &[(8, "services[0].health.tcp.port", "unknown key")]),
+        (
+            "time-out longer than interval",
+            of("{ tcp: {}, interval: 1s, timeout: 2s }"),
+            &[(8, "services[0].health.timeout", "longer than the interval, 1s, is 2s")],
+        ),
+        (
+            "zeros",
+            of("{ tcp: {}, interval: 0s, timeout: 0s, fall: 0, rise: 0 }"),
+            &[
+                (8, "services[0].health.interval", "must be 10ms"),
+                (8, "services[0].health.timeout", "must be 10ms"),
+                (8, "services[0].health.fall", "must be 1 to 100, is 0"),
+                (8, "services[0].health.rise", "must be 1 to 100, is 0"),
+            ],
+        ),
+        ("expect one", of("{ http: { expect: 200 } }"), &[]),
+        ("expect reversed", of("{ http: { expect: 399-200 } }"), &[(8, "services[0].health.http.expect", "status")]),
+        ("expect too far", of("{ http: { expect: 200-600 } }"), &[(8, "services[0].health.http.expect", "status")]),
+        ("path", of("{ http: { path: healthz } }"), &[(8, "services[0].health.http.path", "must begin with /")]),
+        (
+            "path with line end",
+            of("{ http: { path: \"/a\\r\\nX: y\" } }"),
+            &[(8, "services[0].health.http.path", "no spaces")],
+        ),
+        (
+            "host with line end",
+            of("{ http: { host: \"a\\nb\" } }"),
+            &[(8, "services[0].health.http.host", "host name")],
+        ),
+    ]);
+}
+
+#[test]
+fn what_services_share_is_checked_between_them_even_if_one_is_wrong_elsewhere() {
+    let two = |second: &str| {
+        format!(
+            "{HEAD}snat: {{ addresses: [10.9.0.1] }}\nservices:\n  - {{ name: web, vips: [192.0.2.10], port: 80, backends: [{{ address: 10.0.0.1, port: 80 }}] }}\n  - {second}\n"
+        )
+    };
+    check(&[
+        (
+            "another port",
+            two("{ name: tls, vips: [192.0.2.10], port: 443, backends: [{ address: 10.0.0.1, port: 80 }] }"),
+            &[],
+        ),
+        (
+            "same name",
+            two("{ name: web, vips: [192.0.2.11], port: 80, backends: [{ address: 10.0.0.1, port: 80 }] }"),
+            &[(6, "services[1].name", "line 5 is named web too")],
+        ),
+        (
+            "same vip and port",
+            two("{ name: tls, vips: [192.0.2.10], port: 80, mode: natt, backends: [{ address: 10.0.0.1, port: 80 }] }"),
+            &[
+                (6, "services[1].vips[0]", "192.0.2.10:80 is served by service web already, in line 5"),
+                (6, "services[1].mode", "nat"),
+            ],
+        ),
+        (
+            "vip is a snat address",
+            two("{ name: tls, vips: [10.9.0.1], port: 80, backends: [{ address: 10.0.0.1, port: 80 }] }"),
+            &[(3, "snat", "10.9.0.1 is a VIP")],
+        ),
+        (
+            "backend is a vip of another",
+            two("{ name: tls, vips: [192.0.2.11], port: 80, backends: [{ address: 192.0.2.10, port: 80 }] }"),
+            &[(6, "services[1].backends[0]", "is a VIP of service web")],
+        ),
+    ]);
+}
+
+#[test]
+fn more_than_the_maps_hold_is_refused() {
+    let backends = (0..16_384_u32)
+        .map(|n| format!("      - {{ address: 10.1.{}.{}, port: 80 }}\n", n >> 8, n & 255))
+        .collect::<String>();
+    let text =
+        service(&format!("    vips: [192.0.2.10]\n    port: 80\n    ringSize: 655373\n    backends:\n{backends}"));
+    check(&[("backends", text, &[(4, "services[0]", "16384 backends, there can be 16383")])]);
+
+    let rings = (1..=5)
+        .map(|n| format!("  - {{ name: s{n}, vips: [192.0.2.{n}], port: 80, ringSize: 1048573, backends: [{{ address: 10.0.0.1, port: 80 }}] }}\n"))
+        .collect::<String>();
+    check(&[("slots", format!("{HEAD}services:\n{rings}"), &[(8, "services[4].ringSize", "there can be 4194304")])]);
+}
+
+#[test]
+fn all_mistakes_are_named_at_once_in_the_order_of_their_lines() {
+    let text = "\
+version: 3
+interfaces: []
+xdpMode: fast
+services:
+  - name: web
+    vips: [192.0.2.10, \"2001:db8::10\"]
+    port: 0
+    ringSize: 16384
+    colour: red
+    backends:
+      - { address: 10.0.0.1, port: 0 }
+  - name: web
+    vips: [192.0.2.300]
+    port: 80
+    backends: []
+";
+    check(&[(
+        "many",
+        text.to_owned(),
+        &[
+            (1, "version", ""),
+            (2, "interfaces", ""),
+            (3, "xdpMode", ""),
+            (7, "services[0].port", ""),
+            (8, "services[0].ringSize", ""),
+            (9, "services[0].colour", ""),
+            (11, "services[0].backends[0].port", ""),
+            (12, "services[1].name", ""),
+            (13, "services[1].vips[0]", ""),
+        ],
+    )]);
+}
+
+#[test]
+fn a_problem_is_shown_with_file_line_column_key_and_reason() {
+    let text = service("    vips: [192.0.2.10]\n    port: 0\n    backends: [{ address: 10.0.0.1, port: 80 }]\n");
+    let problems = parse(&text, Path::new("/etc/weir.yaml")).unwrap_err();
+    assert_eq!(problems.to_string(), "/etc/weir.yaml:6:11: services[0].port: must be 1 to 65535, is 0");
+}
+
+#[test]
+fn what_is_left_out_has_its_default() {
+    let text = service(
+        "    vips: [192.0.2.10]\n    port: 80\n    backends: [{ address: 10.0.0.1, port: 8080 }]\n    health: { tcp: {} }\n",
+    );
+    let config = parse(&text, Path::new("weir.yaml")).unwrap();
+    assert_eq!((config.xdp_mode, config.hash_seed), (XdpMode::Auto, None));
+    assert_eq!(config.snat.ports, [(1024, 32767), (61000, 65535)]);
+    assert!(config.snat.addresses.is_empty());
+    assert_eq!(config.timeouts.half_open, Duration::from_secs(30));
+    assert_eq!(config.timeouts.established, Duration::from_secs(7200));
+    assert_eq!(config.timeouts.closing, Duration::from_secs(60));
+    assert_eq!(config.admin.socket, Path::new("/run/weir/agent.sock"));
+    assert_eq!(config.admin.http, Some("0.0.0.0:9560".parse().unwrap()));
+    let [web] = &config.services[..] else { panic!("one service") };
+    assert_eq!((web.mode, web.source, web.affinity), (Mode::Nat, SourceAddress::Translate, Affinity::None));
+    assert_eq!((web.ring_size, web.drain_timeout), (16381, Duration::from_secs(900)));
+    let health = web.health.as_ref().unwrap();
+    assert_eq!(
+        (&health.probe, health.interval, health.timeout, health.fall, health.rise),
+        (&Probe::Tcp, Duration::from_secs(2), Duration::from_secs(1), 3, 2)
+    );
+    assert_eq!((web.backends[0].weight, web.backends[0].state, &web.backends[0].zone), (1, AdminState::Active, &None));
+}
+
+#[test]
+fn metrics_are_turned_off_by_an_empty_or_null_address() {
+    for http in ["\"\"", "null", ""] {
+        let text = format!("{HEAD}services: []\nadmin: {{ http: {http} }}\n");
+        assert_eq!(parse(&text, Path::new("weir.yaml")).unwrap().admin.http, None, "{http:?}");
+    }
+}
+
+#[test]
+fn services_vips_and_backends_are_sorted() {
+    let text = format!(
+        "{HEAD}services:\n  - {{ name: b, vips: [192.0.2.2, 192.0.2.1], port: 80, backends: [{{ address: 10.0.0.2, port: 80 }}, {{ address: 10.0.0.1, port: 80 }}] }}\n  - {{ name: a, vips: [192.0.2.3], port: 80, backends: [{{ address: 10.0.0.2, port: 80 }}] }}\n"
+    );
+    let config = parse(&text, Path::new("weir.yaml")).unwrap();
+    assert_eq!(config.services.iter().map(|one| one.name.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+    assert!(config.services[1].vips.is_sorted());
+    assert!(config.services[1].backends.is_sorted_by_key(|one| one.address));
+}
+
+#[test]
+fn the_example_is_valid_and_has_a_seed_of_its_own() {
+    let [one, other] =
+        [example().unwrap(), example().unwrap()].map(|text| parse(&text, Path::new("example.yaml")).unwrap());
+    assert!(one.hash_seed.is_some() && one.hash_seed != other.hash_seed);
+    assert_eq!(one.services, other.services);
+}
+
+#[test]
+fn the_deployed_examples_are_valid() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/examples");
+    let mut names = Vec::new();
+    for file in std::fs::read_dir(folder).unwrap() {
+        let path = file.unwrap().path();
+        load(&path).unwrap_or_else(|error| panic!("{error}"));
+        names.push(path.file_name().unwrap().to_str().unwrap().to_owned());
+    }
+    names.sort();
+    assert_eq!(names, ["dsr-l2.yaml", "keep-source.yaml", "nat.yaml"]);
+}
+
+proptest! {
+    #[test]
+    fn no_text_panics_the_reader(text in any::<String>()) {
+        found(&text);
+    }
+
+    #[test]
+    fn no_text_of_yaml_marks_panics_the_reader(text in "[\\[\\]{}:,&*!|>'\"%@`#?~ab \\-\n\t0-9]{0,64}") {
+        found(&text);
+    }
+
+    #[test]
+    fn no_damage_to_the_example_panics_the_reader(at in 0_usize..3000, junk in "[\\[\\]{}:,&*!|>'\"\\-\n 0a]{0,3}", cut in 0_usize..20) {
+        let example: Vec<char> = include_str!("example.yaml").chars().collect();
+        let at = at.min(example.len());
+        let damaged: String = example[..at].iter().copied().chain(junk.chars()).chain(example[(at + cut).min(example.len())..].iter().copied()).collect();
+        for (line, ..) in found(&damaged) {
+            prop_assert!(line >= 1 && line <= damaged.lines().count() + 1);
+        }
+    }
+}
