@@ -1,0 +1,287 @@
+//! Decides a backend's health from what the probes saw: pure, one machine for each backend.
+
+use std::{
+    collections::BTreeMap,
+    time::{Duration, Instant, SystemTime},
+};
+
+use super::probe::{FailureKind, Outcome};
+use crate::{config::model::HealthCheck, state::Health};
+
+/// One probe that has ended.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Observation {
+    /// When it was begun: probes may overlap, and end in another order.
+    pub began: Instant,
+    pub outcome: Outcome,
+}
+
+/// How many like results in a row make a verdict; zero counts as one.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Thresholds {
+    pub rise: u32,
+    pub fall: u32,
+}
+
+impl From<&HealthCheck> for Thresholds {
+    fn from(check: &HealthCheck) -> Self {
+        Self { rise: check.rise, fall: check.fall }
+    }
+}
+
+/// A verdict that differs from the one before.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Change {
+    pub from: Health,
+    pub to: Health,
+    /// What the last probe saw.
+    pub reason: String,
+    /// How many probes in a row saw the like.
+    pub consecutive: u32,
+    pub at: SystemTime,
+}
+
+/// What there is to show of a backend's health.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct HealthView {
+    pub health: Health,
+    pub last_check: Option<SystemTime>,
+    pub last_duration: Option<Duration>,
+    /// `None` while the health is the one it was started with.
+    pub last_change: Option<SystemTime>,
+    /// What the last probe saw; empty before the first.
+    pub reason: String,
+    /// Failed probes, by kind.
+    pub failures: BTreeMap<FailureKind, u64>,
+    /// How often the health changed, the first verdict included.
+    pub changes: u64,
+}
+
+/// A backend's health, and what led to it.
+#[derive(Clone, Debug)]
+pub struct Machine {
+    view: HealthView,
+    successes: Streak,
+    failures: Streak,
+}
+
+/// Like results since the last one of the other kind.
+#[derive(Clone, Debug, Default)]
+struct Streak {
+    length: u32,
+    /// When the youngest probe of this kind was begun.
+    newest: Option<Instant>,
+}
+
+impl Machine {
+    /// Starts with the health that is known already, from before a restart of the agent, or with `Unknown`.
+    pub fn new(initial: Health) -> Self {
+        Self {
+            view: HealthView { health: initial, ..HealthView::default() },
+            successes: Streak::default(),
+            failures: Streak::default(),
+        }
+    }
+
+    pub fn view(&self) -> &HealthView {
+        &self.view
+    }
+
+    /// Takes one result into account. From `Unknown` a single success is enough for `Up`; `Down` always takes `fall` failures.
+    ///
+    /// A result that a probe begun later has contradicted already says nothing of now, and a probe that this node could not even begin
+    /// says nothing of the backend: both are noted, neither is judged.
+    pub fn observe(&mut self, observation: &Observation, thresholds: Thresholds, now: SystemTime) -> Option<Change> {
+        self.note(&observation.outcome, now);
+        let (to, needed) = match &observation.outcome {
+            Outcome::Ok { .. } if self.view.health == Health::Unknown => (Health::Up, 1),
+            Outcome::Ok { .. } => (Health::Up, thresholds.rise),
+            Outcome::Failed { reason: FailureKind::Local, .. } => return None,
+            Outcome::Failed { .. } => (Health::Down, thresholds.fall),
+        };
+        let (streak, opposite) = match to {
+            Health::Up => (&mut self.successes, &mut self.failures),
+            _ => (&mut self.failures, &mut self.successes),
+        };
+        if opposite.newest.is_some_and(|newest| newest > observation.began) {
+            return None;
+        }
+        opposite.length = 0;
+        streak.length = streak.length.saturating_add(1);
+        streak.newest = streak.newest.max(Some(observation.began));
+        let consecutive = streak.length;
+        if self.view.health == to || consecutive < needed {
+            return None;
+        }
+        let from = std::mem::replace(&mut self.view.health, to);
+        self.view.last_change = Some(now);
+        self.view.changes += 1;
+        Some(Change { from, to, reason: self.view.reason.clone(), consecutive, at: now })
+    }
+
+    fn note(&mut self, outcome: &Outcome, now: SystemTime) {
+        self.view.last_check = Some(now);
+        self.view.last_duration = Some(outcome.duration());
+        outcome.detail().clone_into(&mut self.view.reason);
+        if let Outcome::Failed { reason, .. } = outcome {
+            *self.view.failures.entry(*reason).or_default() += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const TWO_OF_EACH: Thresholds = Thresholds { rise: 2, fall: 2 };
+
+    fn success() -> Outcome {
+        Outcome::Ok { duration: Duration::from_millis(3), detail: "connected".to_owned() }
+    }
+
+    fn failure(reason: FailureKind) -> Outcome {
+        Outcome::Failed { duration: Duration::from_millis(4), reason, detail: format!("{}", reason.name()) }
+    }
+
+    fn result(ok: bool) -> Outcome {
+        if ok { success() } else { failure(FailureKind::Refused) }
+    }
+
+    /// Feeds results one second apart, and says which health each left.
+    fn healths(
+        machine: &mut Machine,
+        thresholds: Thresholds,
+        outcomes: impl IntoIterator<Item = Outcome>,
+    ) -> Vec<Health> {
+        let start = Instant::now();
+        let feed = |(at, outcome)| {
+            let observation = Observation { began: start + Duration::from_secs(at), outcome };
+            machine.observe(&observation, thresholds, SystemTime::UNIX_EPOCH + Duration::from_secs(at));
+            machine.view().health
+        };
+        (0..).zip(outcomes).map(feed).collect()
+    }
+
+    #[test]
+    fn first_success_makes_an_unknown_backend_up() {
+        let thresholds = Thresholds { rise: 5, fall: 3 };
+        assert_eq!(healths(&mut Machine::new(Health::Unknown), thresholds, [success()]), [Health::Up]);
+    }
+
+    #[test]
+    fn unknown_backend_is_down_after_fall_failures() {
+        let outcomes = [false, false, false].map(result);
+        let seen = healths(&mut Machine::new(Health::Unknown), Thresholds { rise: 1, fall: 3 }, outcomes);
+        assert_eq!(seen, [Health::Unknown, Health::Unknown, Health::Down]);
+    }
+
+    #[test]
+    fn backend_that_was_down_before_a_restart_needs_rise_successes() {
+        let seen = healths(&mut Machine::new(Health::Down), TWO_OF_EACH, [true, true].map(result));
+        assert_eq!(seen, [Health::Down, Health::Up]);
+    }
+
+    #[test]
+    fn view_tells_the_last_check_and_counts_failures_by_kind() {
+        let mut machine = Machine::new(Health::Up);
+        let outcomes = [failure(FailureKind::Timeout), failure(FailureKind::Refused), failure(FailureKind::Refused)];
+        healths(&mut machine, TWO_OF_EACH, outcomes);
+        let expected = HealthView {
+            health: Health::Down,
+            last_check: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(2)),
+            last_duration: Some(Duration::from_millis(4)),
+            last_change: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1)),
+            reason: "refused".to_owned(),
+            failures: BTreeMap::from([(FailureKind::Timeout, 1), (FailureKind::Refused, 2)]),
+            changes: 1,
+        };
+        assert_eq!(machine.view(), &expected);
+    }
+
+    #[test]
+    fn change_says_what_was_seen_and_how_often() {
+        let mut machine = Machine::new(Health::Up);
+        let observation = Observation { began: Instant::now(), outcome: result(false) };
+        assert_eq!(machine.observe(&observation, TWO_OF_EACH, SystemTime::UNIX_EPOCH), None);
+        let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
+        let change = Change { from: Health::Up, to: Health::Down, reason: "refused".to_owned(), consecutive: 2, at };
+        assert_eq!(machine.observe(&observation, TWO_OF_EACH, at), Some(change));
+    }
+
+    #[test]
+    fn failure_of_an_older_probe_does_not_undo_a_newer_success() {
+        let mut machine = Machine::new(Health::Down);
+        let start = Instant::now();
+        let mut feed = |began: u64, ok| {
+            let observation = Observation { began: start + Duration::from_secs(began), outcome: result(ok) };
+            machine.observe(&observation, TWO_OF_EACH, SystemTime::UNIX_EPOCH);
+            machine.view().health
+        };
+        // The backend is back from second 5 on; what began before hangs until its time-out.
+        assert_eq!(feed(5, true), Health::Down);
+        assert_eq!(feed(4, false), Health::Down);
+        assert_eq!(feed(6, true), Health::Up);
+    }
+
+    #[test]
+    fn trouble_of_this_node_is_no_verdict_on_the_backend() {
+        let mut machine = Machine::new(Health::Up);
+        let local = std::iter::repeat_with(|| failure(FailureKind::Local)).take(5);
+        assert_eq!(healths(&mut machine, TWO_OF_EACH, local), [Health::Up; 5]);
+        assert_eq!(machine.view().failures, BTreeMap::from([(FailureKind::Local, 5)]));
+    }
+
+    #[test]
+    fn thresholds_can_change_without_touching_the_health() {
+        let mut machine = Machine::new(Health::Up);
+        assert_eq!(healths(&mut machine, Thresholds { rise: 1, fall: 9 }, [result(false)]), [Health::Up]);
+        assert_eq!(healths(&mut machine, Thresholds { rise: 1, fall: 2 }, [result(false)]), [Health::Down]);
+    }
+
+    fn initial() -> impl Strategy<Value = Health> {
+        prop_oneof![Just(Health::Unknown), Just(Health::Up), Just(Health::Down)]
+    }
+
+    proptest! {
+        #[test]
+        fn health_changes_exactly_when_the_last_results_agree_often_enough(
+            start in initial(), rise in 1..6_u32, fall in 1..6_u32, results in proptest::collection::vec(any::<bool>(), 1..60),
+        ) {
+            let seen = healths(&mut Machine::new(start), Thresholds { rise, fall }, results.iter().copied().map(result));
+            let mut expected = start;
+            for (at, health) in seen.iter().enumerate() {
+                let like = results[..=at].iter().rev().take_while(|ok| **ok == results[at]).count() as u32;
+                expected = match (results[at], expected) {
+                    (true, Health::Unknown) => Health::Up,
+                    (true, _) if like >= rise => Health::Up,
+                    (false, _) if like >= fall => Health::Down,
+                    (_, same) => same,
+                };
+                prop_assert_eq!(*health, expected, "after result {}", at);
+            }
+        }
+
+        #[test]
+        fn every_change_is_reported_once_and_counted(
+            start in initial(), rise in 1..4_u32, fall in 1..4_u32, results in proptest::collection::vec(any::<bool>(), 1..60),
+        ) {
+            let mut machine = Machine::new(start);
+            let began = Instant::now();
+            let mut health = start;
+            let mut changes = 0;
+            for (at, ok) in (0..).zip(results) {
+                let observation = Observation { began: began + Duration::from_secs(at), outcome: result(ok) };
+                if let Some(change) = machine.observe(&observation, Thresholds { rise, fall }, SystemTime::UNIX_EPOCH) {
+                    prop_assert_eq!(change.from, health);
+                    prop_assert_ne!(change.to, health);
+                    health = change.to;
+                    changes += 1;
+                }
+                prop_assert_eq!(machine.view().health, health);
+                prop_assert_eq!(machine.view().changes, changes);
+            }
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! Asks one backend once whether it serves: a TCP connection, or an HTTP request on one.
+
+use std::{io, net::SocketAddr, pin::pin, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::Empty;
+use hyper::{Request, client::conn::http1, header};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    time::{Instant, timeout},
+};
+
+use crate::config::model::{HealthCheck, HttpProbe, Probe};
+
+/// What a probe saw.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Outcome {
+    /// `detail` is what answered: `connected`, or the status.
+    Ok {
+        duration: Duration,
+        detail: String,
+    },
+    Failed {
+        duration: Duration,
+        reason: FailureKind,
+        detail: String,
+    },
+}
+
+impl Outcome {
+    /// From the first packet to the verdict.
+    pub fn duration(&self) -> Duration {
+        match self {
+            Outcome::Ok { duration, .. } | Outcome::Failed { duration, .. } => *duration,
+        }
+    }
+
+    /// What was seen, in a few words.
+    pub fn detail(&self) -> &str {
+        match self {
+            Outcome::Ok { detail, .. } | Outcome::Failed { detail, .. } => detail,
+        }
+    }
+}
+
+/// Why a probe failed, as metrics name it.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub enum FailureKind {
+    /// No answer, or no whole one, in time.
+    Timeout,
+    Refused,
+    /// No route, or an ICMP error.
+    Unreachable,
+    Reset,
+    /// An HTTP status outside the expected range.
+    Status,
+    /// Not HTTP, or closed before a whole answer.
+    Protocol,
+    /// This node lacked a port, a file descriptor or memory: no fault of the backend.
+    Local,
+    Other,
+}
+
+impl FailureKind {
+    pub const fn name(self) -> &'static str {
+        match self {
+            FailureKind::Timeout => "timeout",
+            FailureKind::Refused => "refused",
+            FailureKind::Unreachable => "unreachable",
+            FailureKind::Reset => "reset",
+            FailureKind::Status => "status",
+            FailureKind::Protocol => "protocol",
+            FailureKind::Local => "local",
+            FailureKind::Other => "other",
+        }
+    }
+}
+
+/// Probes the server at `address`, within the time-out of `check` as a whole.
+pub async fn probe(address: SocketAddr, check: &HealthCheck) -> Outcome {
+    let began = Instant::now();
+    let answered = timeout(check.timeout, async {
+        match &check.probe {
+            Probe::Tcp => connect(address).await.map(|_reset_when_dropped| "connected".to_owned()),
+            Probe::Http(http) => ask(address, http).await,
+        }
+    });
+    let answered = answered.await.unwrap_or_else(|_| Err(timed_out(check.timeout)));
+    let duration = began.elapsed();
+    match answered {
+        Ok(detail) => Outcome::Ok { duration, detail },
+        Err(Failure { reason, detail }) => Outcome::Failed { duration, reason, detail },
+    }
+}
+
+struct Failure {
+    reason: FailureKind,
+    detail: String,
+}
+
+fn timed_out(after: Duration) -> Failure {
+    Failure { reason: FailureKind::Timeout, detail: format!("no answer within {}", humantime::format_duration(after)) }
+}
+
+/// A connection that is reset when it is dropped: closed in order, thousands of probes would leave thousands of ports in TIME_WAIT.
+async fn connect(address: SocketAddr) -> Result<TcpStream, Failure> {
+    let failed = |error| io_failure("connect", &error);
+    let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(failed)?;
+    socket.set_zero_linger().map_err(failed)?;
+    socket.set_nodelay(true).map_err(failed)?;
+    socket.connect(address).await.map_err(failed)
+}
+
+/// hyper's smallest; a longer header is a protocol error, so that no backend makes the agent read without end.
+const READ_BYTES: usize = 8192;
+
+/// The status line if the status is an expected one. The body is not read.
+async fn ask(address: SocketAddr, http: &HttpProbe) -> Result<String, Failure> {
+    let host = http.host.clone().unwrap_or_else(|| address.to_string());
+    let request = Request::get(&http.path)
+        .header(header::HOST, host)
+        .header(header::USER_AGENT, concat!("weir-health/", env!("CARGO_PKG_VERSION")))
+        .header(header::ACCEPT, "*/*")
+        .header(header::CONNECTION, "close")
+        .body(Empty::<Bytes>::new())
+        .map_err(|error| Failure { reason: FailureKind::Other, detail: format!("GET {}: {error}", http.path) })?;
+    let stream = connect(address).await?;
+    let failed = |error| http_failure(&error);
+    let (mut sender, connection) =
+        http1::Builder::new().max_buf_size(READ_BYTES).handshake(TokioIo::new(stream)).await.map_err(failed)?;
+    let mut connection = pin!(connection);
+    let mut response = pin!(sender.send_request(request));
+    let response = tokio::select! {
+        biased;
+        response = &mut response => response,
+        // The connection moves the bytes; when it ends first, the answer or its absence is known.
+        ended = &mut connection => match ended {
+            Ok(()) => response.await,
+            Err(error) => Err(error),
+        },
+    };
+    let status = response.map_err(failed)?.status().as_u16();
+    let (first, last) = http.expect;
+    if (first..=last).contains(&status) {
+        return Ok(format!("status {status}"));
+    }
+    Err(Failure { reason: FailureKind::Status, detail: format!("status {status}, expected {first}-{last}") })
+}
+
+fn http_failure(error: &hyper::Error) -> Failure {
+    let mut cause = std::error::Error::source(error);
+    while let Some(inner) = cause {
+        if let Some(io) = inner.downcast_ref::<io::Error>() {
+            return io_failure("http", io);
+        }
+        cause = inner.source();
+    }
+    let detail = if error.is_incomplete_message() || error.is_canceled() {
+        "closed before a whole answer".to_owned()
+    } else {
+        format!("not an HTTP answer: {error}")
+    };
+    Failure { reason: FailureKind::Protocol, detail }
+}
+
+fn io_failure(doing: &str, error: &io::Error) -> Failure {
+    use io::ErrorKind;
+    let reason = match error.kind() {
+        ErrorKind::ConnectionRefused => FailureKind::Refused,
+        ErrorKind::ConnectionReset | ErrorKind::ConnectionAborted | ErrorKind::BrokenPipe => FailureKind::Reset,
+        ErrorKind::HostUnreachable | ErrorKind::NetworkUnreachable | ErrorKind::NetworkDown => FailureKind::Unreachable,
+        ErrorKind::TimedOut => FailureKind::Timeout,
+        ErrorKind::UnexpectedEof => FailureKind::Protocol,
+        ErrorKind::AddrNotAvailable | ErrorKind::AddrInUse | ErrorKind::OutOfMemory => FailureKind::Local,
+        _ => match error.raw_os_error() {
+            Some(libc::EMFILE | libc::ENFILE | libc::ENOBUFS | libc::EAGAIN) => FailureKind::Local,
+            Some(libc::EHOSTDOWN) => FailureKind::Unreachable,
+            _ => FailureKind::Other,
+        },
+    };
+    Failure { reason, detail: format!("{doing}: {error}") }
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,286 @@
+//! Probes thousands of backends, each on its own schedule, from one task, and publishes what their health becomes.
+//!
+//! A backend that dies is down within `fall × interval + timeout`: probes are begun at most an interval apart, counted from start to
+//! start whether or not the one before has ended, and jitter only ever shortens the gap.
+
+mod schedule;
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    future::Future,
+    net::SocketAddr,
+    pin::Pin,
+    sync::{Arc, PoisonError, RwLock},
+    time::{Duration, SystemTime},
+};
+
+use tokio::{
+    sync::{mpsc, watch},
+    task::{JoinError, JoinSet},
+    time::{Instant, sleep_until},
+};
+use tracing::{debug, error, warn};
+
+use self::schedule::{Key, Schedule};
+use super::{HealthView, Machine, Observation, Outcome, Thresholds, probe};
+use crate::{
+    config::model::HealthCheck,
+    state::{BackendId, Health},
+};
+
+/// One backend to probe.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct ProbeTarget {
+    pub id: BackendId,
+    /// Where the probes go.
+    pub address: SocketAddr,
+    pub check: HealthCheck,
+    /// What is known of it already; looked at only when the target is new.
+    pub initial: Health,
+}
+
+/// A backend's health has changed.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct HealthEvent {
+    pub id: BackendId,
+    pub from: Health,
+    pub health: Health,
+    /// What the last probe saw.
+    pub reason: String,
+    /// How many probes in a row saw the like.
+    pub consecutive: u32,
+    pub at: SystemTime,
+}
+
+/// The view of every target, as of now.
+#[derive(Clone, Debug, Default)]
+pub struct HealthViews(Arc<RwLock<BTreeMap<BackendId, HealthView>>>);
+
+impl HealthViews {
+    pub fn all(&self) -> BTreeMap<BackendId, HealthView> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    pub fn one(&self, id: &BackendId) -> Option<HealthView> {
+        self.0.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
+    }
+
+    fn put(&self, id: &BackendId, view: &HealthView) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), view.clone());
+    }
+
+    fn remove(&self, id: &BackendId) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).remove(id);
+    }
+}
+
+/// Is told how long each probe took.
+pub type DurationHook = Arc<dyn Fn(&BackendId, Duration) + Send + Sync>;
+
+pub struct Options {
+    /// Probes in flight at once, at the most.
+    pub concurrency: usize,
+    pub on_duration: DurationHook,
+}
+
+impl Options {
+    /// As many probes at once as this process may have files open for, up to 1024. Raises the soft limit of open files to the hard one.
+    pub fn new(on_duration: DurationHook) -> Self {
+        Self { concurrency: affordable_concurrency(), on_duration }
+    }
+}
+
+const MAX_CONCURRENCY: usize = 1024;
+/// So often at the most it is said that probes run late.
+const LATE_WARNING_EVERY: Duration = Duration::from_secs(30);
+
+fn affordable_concurrency() -> usize {
+    use nix::sys::resource::{Resource, getrlimit, setrlimit};
+    let limit = getrlimit(Resource::RLIMIT_NOFILE).and_then(|(soft, hard)| {
+        if soft < hard { setrlimit(Resource::RLIMIT_NOFILE, hard, hard).map(|()| hard) } else { Ok(soft) }
+    });
+    match limit {
+        Ok(files) => usize::try_from(files / 2).map_or(MAX_CONCURRENCY, |half| half.clamp(1, MAX_CONCURRENCY)),
+        Err(error) => {
+            let concurrency = MAX_CONCURRENCY / 4;
+            warn!(target: "weir::health", %error, concurrency, "cannot raise the limit of open files (RLIMIT_NOFILE): fewer probes at once");
+            concurrency
+        }
+    }
+}
+
+type Prober = Arc<dyn Fn(SocketAddr, HealthCheck) -> Pin<Box<dyn Future<Output = Outcome> + Send>> + Send + Sync>;
+
+/// Keeps the schedule; [`Runner::run`] is its task.
+pub struct Runner {
+    targets: watch::Receiver<Vec<ProbeTarget>>,
+    events: mpsc::Sender<HealthEvent>,
+    options: Options,
+    prober: Prober,
+    views: HealthViews,
+    keys: BTreeMap<BackendId, Key>,
+    probed: BTreeMap<Key, Probed>,
+    schedule: Schedule,
+    in_flight: JoinSet<(Key, Observation)>,
+    /// Changes that the channel had no room for yet; none is lost.
+    unsent: VecDeque<HealthEvent>,
+    said_late: Option<Instant>,
+}
+
+struct Probed {
+    target: ProbeTarget,
+    machine: Machine,
+}
+
+impl Runner {
+    /// Probes whatever `targets` holds; changes of health go to `events`.
+    pub fn new(
+        targets: watch::Receiver<Vec<ProbeTarget>>,
+        events: mpsc::Sender<HealthEvent>,
+        options: Options,
+    ) -> Self {
+        Self {
+            targets,
+            events,
+            options,
+            prober: Arc::new(|address, check| Box::pin(async move { probe::probe(address, &check).await })),
+            views: HealthViews::default(),
+            keys: BTreeMap::new(),
+            probed: BTreeMap::new(),
+            schedule: Schedule::default(),
+            in_flight: JoinSet::new(),
+            unsent: VecDeque::new(),
+            said_late: None,
+        }
+    }
+
+    /// A window on what is known of every target; it stays valid while the runner runs.
+    pub fn views(&self) -> HealthViews {
+        self.views.clone()
+    }
+
+    /// Runs until `shutdown` holds true or is dropped, or nobody listens to the events any more.
+    pub async fn run(mut self, mut shutdown: watch::Receiver<bool>) {
+        let events = self.events.clone();
+        let mut targets_may_change = true;
+        self.take_over_targets();
+        loop {
+            self.begin_due_probes();
+            let next = self.schedule.next().filter(|_| self.in_flight.len() < self.options.concurrency);
+            tokio::select! {
+                // Shutdown first; then what has been seen before what is asked next, so that verdicts are never late for new probes' sake.
+                biased;
+                _ = shutdown.wait_for(|stop| *stop) => return,
+                Some(ended) = self.in_flight.join_next() => self.judge(ended),
+                room = events.reserve(), if !self.unsent.is_empty() => match (room, self.unsent.pop_front()) {
+                    (Ok(room), Some(event)) => room.send(event),
+                    (Err(_), _) => {
+                        debug!(target: "weir::health", "nobody listens to health events: probing ends");
+                        return;
+                    }
+                    (Ok(_), None) => {}
+                },
+                changed = self.targets.changed(), if targets_may_change => match changed {
+                    Ok(()) => self.take_over_targets(),
+                    Err(_) => targets_may_change = false,
+                },
+                () = sleep_until(next.unwrap_or_else(Instant::now)), if next.is_some() => {}
+            }
+        }
+    }
+
+    /// Targets that stay keep their state, also when their check changed.
+    fn take_over_targets(&mut self) {
+        let wanted = self.targets.borrow_and_update().clone();
+        let now = Instant::now();
+        let mut leaving = std::mem::take(&mut self.keys);
+        let mut arriving = Vec::new();
+        for target in wanted {
+            let Some(key) = leaving.remove(&target.id) else {
+                arriving.push(target);
+                continue;
+            };
+            self.keys.insert(target.id.clone(), key);
+            self.schedule.bring_forward(key, now, target.check.interval);
+            if let Some(probed) = self.probed.get_mut(&key) {
+                probed.target = target;
+            }
+        }
+        for (id, key) in leaving {
+            self.schedule.remove(key);
+            self.probed.remove(&key);
+            self.views.remove(&id);
+        }
+        let count = arriving.len();
+        for target in arriving {
+            if self.keys.contains_key(&target.id) {
+                continue;
+            }
+            let key = self.schedule.add(now, target.check.interval, target.initial, count);
+            let machine = Machine::new(target.initial);
+            self.views.put(&target.id, machine.view());
+            self.keys.insert(target.id.clone(), key);
+            self.probed.insert(key, Probed { target, machine });
+        }
+    }
+
+    fn begin_due_probes(&mut self) {
+        let now = Instant::now();
+        while self.in_flight.len() < self.options.concurrency {
+            let Some((key, late)) = self.schedule.take_due(now) else { return };
+            let Some(Probed { target, .. }) = self.probed.get(&key) else { continue };
+            self.schedule.put_next(key, now, target.check.interval);
+            let probing = (self.prober)(target.address, target.check.clone());
+            self.in_flight.spawn(async move {
+                let began = Instant::now().into_std();
+                (key, Observation { began, outcome: probing.await })
+            });
+            if late > target.check.interval / 10 {
+                self.say_late(now, late);
+            }
+        }
+    }
+
+    fn say_late(&mut self, now: Instant, late: Duration) {
+        if self.said_late.is_some_and(|said| now - said < LATE_WARNING_EVERY) {
+            return;
+        }
+        self.said_late = Some(now);
+        warn!(
+            target: "weir::health",
+            late_ms = late.as_millis(),
+            in_flight = self.in_flight.len(),
+            concurrency = self.options.concurrency,
+            targets = self.probed.len(),
+            "probes run late and verdicts with them: shorten the time-outs, lengthen the intervals, or give the agent more CPU"
+        );
+    }
+
+    fn judge(&mut self, ended: Result<(Key, Observation), JoinError>) {
+        let (key, observation) = match ended {
+            Ok(ended) => ended,
+            Err(error) => {
+                error!(target: "weir::health", %error, "a probe ended without a result");
+                return;
+            }
+        };
+        // The target may have left while its probe was in flight.
+        let Some(Probed { target, machine }) = self.probed.get_mut(&key) else { return };
+        (self.options.on_duration)(&target.id, observation.outcome.duration());
+        let change = machine.observe(&observation, Thresholds::from(&target.check), SystemTime::now());
+        self.views.put(&target.id, machine.view());
+        if let Some(change) = change {
+            self.unsent.push_back(HealthEvent {
+                id: target.id.clone(),
+                from: change.from,
+                health: change.to,
+                reason: change.reason,
+                consecutive: change.consecutive,
+                at: change.at,
+            });
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
