@@ -1,1 +1,66 @@
-//! To be written.
+//! The agent's metrics: what a [`Snapshot`] holds, what is measured beside it, and the process itself, as OpenMetrics text. The names and
+//! labels are a contract with users' dashboards and alerts.
+
+mod collect;
+mod measured;
+mod process;
+
+use prometheus_client::{encoding::text, registry::Registry};
+
+pub use self::measured::{CheckDurations, MapUpdateErrors, SyncDurations};
+use crate::api::types::Snapshot;
+
+/// The content type of [`Metrics::encode`]'s text.
+pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+
+/// What is counted and measured beside the snapshot; clones count together.
+#[derive(Clone, Debug, Default)]
+pub struct Metrics {
+    checks: CheckDurations,
+    syncs: SyncDurations,
+    map_errors: MapUpdateErrors,
+}
+
+impl Metrics {
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// Where the durations of probes go.
+    pub fn check_durations(&self) -> CheckDurations {
+        self.checks.clone()
+    }
+
+    /// Where the durations of reconciliations go.
+    pub fn sync_durations(&self) -> SyncDurations {
+        self.syncs.clone()
+    }
+
+    /// Where writes that the kernel refused are counted.
+    pub fn map_update_errors(&self) -> MapUpdateErrors {
+        self.map_errors.clone()
+    }
+
+    /// Everything, as OpenMetrics text.
+    pub fn encode(&self, snapshot: &Snapshot) -> String {
+        self.checks.retain(|service| snapshot.services.iter().any(|view| view.name == service));
+        let mut registry = Registry::with_prefix("weir");
+        registry.register_collector(Box::new(collect::SnapshotCollector(snapshot.clone())));
+        registry.register_collector(Box::new(self.checks.clone()));
+        registry.register_collector(Box::new(self.syncs.clone()));
+        registry.register_collector(Box::new(self.map_errors.clone()));
+        // Names that every exporter shares: without the prefix.
+        let mut shared = Registry::default();
+        shared.register_collector(Box::new(process::ProcessCollector));
+        let mut text = String::new();
+        let encoded = text::encode_registry(&mut text, &registry).and_then(|()| text::encode(&mut text, &shared));
+        if encoded.is_err() {
+            // Writing to a string does not fail; a value that cannot be written does, and says nothing more.
+            tracing::error!(target: "weir::metrics", "the metrics could not be encoded: what is served is cut short");
+        }
+        text
+    }
+}
+
+#[cfg(test)]
+mod tests;

@@ -142,7 +142,7 @@ mod tests {
     }
 
     fn failure(reason: FailureKind) -> Outcome {
-        Outcome::Failed { duration: Duration::from_millis(4), reason, detail: format!("{}", reason.name()) }
+        Outcome::Failed { duration: Duration::from_millis(4), reason, detail: reason.name().to_owned() }
     }
 
     fn result(ok: bool) -> Outcome {

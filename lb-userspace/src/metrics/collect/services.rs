@@ -1,0 +1,113 @@
+//! Families about services: one sample for each VIP and port, or for each ring.
+
+use std::{collections::BTreeMap, fmt, net::IpAddr};
+
+use lb_common::flow::Family;
+use prometheus_client::encoding::DescriptorEncoder;
+
+use super::{
+    Labels,
+    backends::{STATES, state},
+    counters, gauges,
+};
+use crate::{
+    api::types::{ServiceView, Snapshot},
+    config::model::Mode,
+};
+
+pub(super) fn encode(encoder: &mut DescriptorEncoder, snapshot: &Snapshot) -> fmt::Result {
+    let services = &snapshot.services;
+    let info = services.iter().map(|service| {
+        let more = [("mode", service.mode.clone()), ("policy", service.policy.clone())];
+        (labels(service).into_iter().chain(more).collect(), 1_u32)
+    });
+    gauges(encoder, "service_info", "How the service is balanced; always 1.", info)?;
+    type Total = (&'static str, &'static str, fn(&ServiceView) -> u64);
+    let totals: [Total; 6] = [
+        ("service_packets", "Packets from clients, forwarded.", |service| service.packets_total),
+        ("service_bytes", "Bytes of packets from clients, forwarded, from the IP header on.", |service| {
+            service.bytes_total
+        }),
+        ("service_connections", "Connections begun; with DSR, connection attempts forwarded.", |service| {
+            service.connections_total
+        }),
+        ("service_reply_packets", "Packets back to clients that pass through this node.", |service| {
+            service.reply_packets_total
+        }),
+        ("service_reply_bytes", "Bytes of packets back to clients that pass through this node.", |service| {
+            service.reply_bytes_total
+        }),
+        ("service_refused_packets", "Packets of clients that were reset or dropped.", |service| service.refused_total),
+    ];
+    for (name, help, value) in totals {
+        counters(encoder, name, help, services.iter().map(|service| (labels(service), value(service))))?;
+    }
+    let active = services.iter().filter_map(|service| Some((labels(service), service.connections_active?)));
+    gauges(encoder, "service_connections_active", "Connections open now; not known with DSR.", active)?;
+    let with_entries = services.iter().filter(|service| service.mode == Mode::Nat.name());
+    let exceptions = with_entries.filter_map(|service| {
+        let kind = ("kind", "nat".to_owned());
+        Some((labels(service).into_iter().chain([kind]).collect(), service.connections_active?))
+    });
+    gauges(
+        encoder,
+        "flow_exceptions",
+        "Flows with an entry of their own, by why; in nat every flow has one.",
+        exceptions,
+    )?;
+    gauges(encoder, "service_backends", "Backends of the VIP's family, by state.", backends_by_state(snapshot))?;
+    rings(encoder, services)
+}
+
+/// Of one VIP and port.
+fn labels(service: &ServiceView) -> Labels {
+    let mut labels = ring_labels(service);
+    labels.push(("vip", service.vip.to_string()));
+    labels
+}
+
+fn ring_labels(service: &ServiceView) -> Labels {
+    vec![
+        ("service_namespace", service.namespace.clone()),
+        ("service_name", service.name.clone()),
+        ("port", service.port.to_string()),
+        ("protocol", service.protocol.clone()),
+    ]
+}
+
+fn backends_by_state(snapshot: &Snapshot) -> Vec<(Labels, u32)> {
+    let mut counts = BTreeMap::new();
+    for backend in &snapshot.backends {
+        let key = (&backend.namespace, &backend.service, Family::of(&backend.address.ip()), state(backend));
+        *counts.entry(key).or_insert(0_u32) += 1;
+    }
+    let mut samples = Vec::new();
+    for service in &snapshot.services {
+        for state in STATES {
+            let key = (&service.namespace, &service.name, Family::of(&service.vip), state);
+            let count = counts.get(&key).copied().unwrap_or_default();
+            samples.push((labels(service).into_iter().chain([("state", state.to_owned())]).collect(), count));
+        }
+    }
+    samples
+}
+
+/// VIPs of a family share the ring of their service.
+fn rings(encoder: &mut DescriptorEncoder, services: &[ServiceView]) -> fmt::Result {
+    let mut rings = BTreeMap::new();
+    for service in services {
+        let family = if matches!(service.vip, IpAddr::V4(_)) { "ipv4" } else { "ipv6" };
+        let labels: Labels = ring_labels(service).into_iter().chain([("family", family.to_owned())]).collect();
+        rings.insert(labels, service);
+    }
+    let transition = rings.iter().map(|(labels, service)| (labels.clone(), service.slots_in_transition));
+    gauges(encoder, "slots_in_transition", "Slots of the ring whose owner has changed and not settled.", transition)?;
+    let digests = rings.iter().filter_map(|(labels, service)| Some((labels.clone(), digest(&service.ring_digest)?)));
+    let help = "The first 48 bits of the ring's digest: equal on nodes whose rings agree.";
+    gauges(encoder, "ring_digest", help, digests)
+}
+
+/// Exact as a 64-bit float, which holds 53 bits.
+fn digest(hex: &str) -> Option<u64> {
+    u64::from_str_radix(hex.get(..12).unwrap_or(hex), 16).ok()
+}

@@ -1,0 +1,101 @@
+//! What no snapshot holds: durations and refusals, fed where they happen.
+
+use std::{
+    collections::BTreeMap,
+    fmt,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use prometheus_client::{
+    collector::Collector,
+    encoding::{DescriptorEncoder, EncodeMetric},
+    metrics::{MetricType, histogram::Histogram},
+};
+
+use super::collect::{Labels, counters};
+
+/// From a millisecond to what a probe's time-out may be.
+const CHECK_BUCKETS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+const SYNC_BUCKETS: [f64; 11] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
+
+/// How long probes took, by service: one histogram for each backend would be too many.
+#[derive(Clone, Debug, Default)]
+pub struct CheckDurations(Arc<Mutex<BTreeMap<String, Histogram>>>);
+
+impl CheckDurations {
+    pub fn observe(&self, service: &str, duration: Duration) {
+        let mut services = lock(&self.0);
+        if let Some(histogram) = services.get(service) {
+            histogram.observe(duration.as_secs_f64());
+        } else {
+            let histogram = Histogram::new(CHECK_BUCKETS);
+            histogram.observe(duration.as_secs_f64());
+            services.insert(service.to_owned(), histogram);
+        }
+    }
+
+    /// Forgets services that are there no longer.
+    pub(super) fn retain(&self, still_there: impl Fn(&str) -> bool) {
+        lock(&self.0).retain(|service, _| still_there(service));
+    }
+}
+
+impl Collector for CheckDurations {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        let name = "service_check_duration_seconds";
+        let help = "How long health probes of the service's backends took.";
+        let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
+        for (service, histogram) in lock(&self.0).iter() {
+            let labels: Labels = vec![("service_namespace", String::new()), ("service_name", service.clone())];
+            histogram.encode(family.encode_family(&labels)?)?;
+        }
+        Ok(())
+    }
+}
+
+/// How long it took to make the maps equal to what is wanted.
+#[derive(Clone, Debug)]
+pub struct SyncDurations(Histogram);
+
+impl SyncDurations {
+    pub fn observe(&self, duration: Duration) {
+        self.0.observe(duration.as_secs_f64());
+    }
+}
+
+impl Default for SyncDurations {
+    fn default() -> Self {
+        Self(Histogram::new(SYNC_BUCKETS))
+    }
+}
+
+impl Collector for SyncDurations {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        let help = "How long it took to bring the BPF maps in step with the desired state.";
+        self.0.encode(encoder.encode_descriptor("sync_duration_seconds", help, None, MetricType::Histogram)?)
+    }
+}
+
+/// Writes to BPF maps that the kernel refused.
+#[derive(Clone, Debug, Default)]
+pub struct MapUpdateErrors(Arc<Mutex<BTreeMap<(String, String), u64>>>);
+
+impl MapUpdateErrors {
+    /// Counts one; `errno` by its name, as in `E2BIG`.
+    pub fn count(&self, map: &str, errno: &str) {
+        *lock(&self.0).entry((map.to_owned(), errno.to_owned())).or_default() += 1;
+    }
+}
+
+impl Collector for MapUpdateErrors {
+    fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
+        let errors = lock(&self.0).clone();
+        let samples = errors.into_iter().map(|((map, errno), count)| (vec![("map", map), ("errno", errno)], count));
+        counters(&mut encoder, "map_update_errors", "Writes to a BPF map that the kernel refused.", samples)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
