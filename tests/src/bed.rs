@@ -1,0 +1,138 @@
+//! A bed: a client, a balancer and servers, each in a network namespace of its own, with a bpffs and files of its own.
+
+use std::{
+    fs,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    path::PathBuf,
+};
+
+use anyhow::{Context, Result};
+use nix::mount::{MsFlags, mount};
+
+use crate::{leftovers, netns::Netns, servers::Nginx, wiring};
+
+/// Where the balancer stands.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Layout {
+    /// Between client and servers, with an arm to each: `nat`. Without Weir it is a plain router to the servers.
+    Routed,
+    /// Beside the servers, on their network; they hold the VIPs and answer past it: `dsr-l2`.
+    SharedL2,
+}
+
+pub const VIP_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 10));
+pub const VIP_V6: IpAddr = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 0x10));
+pub const VIPS: [IpAddr; 2] = [VIP_V4, VIP_V6];
+
+/// The address of server `number`, from 1.
+pub const fn server_v4(number: u16) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(10, 2, 0, 10 + number as u8))
+}
+
+/// `fd02::11` for server 1, so that both families read alike.
+pub const fn server_v6(number: u16) -> IpAddr {
+    IpAddr::V6(Ipv6Addr::new(0xfd02, 0, 0, 0, 0, 0, 0, 0x10 + number))
+}
+
+/// Removed whole when dropped.
+pub struct Bed {
+    pub id: String,
+    pub layout: Layout,
+    pub client: Netns,
+    pub lb: Netns,
+    /// Between client and network, in [`Layout::SharedL2`].
+    pub router: Option<Netns>,
+    pub switch: Netns,
+    /// `s1`, `s2`, ...: see [`server_v4`] and [`server_v6`].
+    pub servers: Vec<Netns>,
+    kept: bool,
+}
+
+impl Bed {
+    pub fn new(layout: Layout, servers: u16) -> Result<Self> {
+        let id = leftovers::new_id()?;
+        let made = Self::make(&id, layout, servers);
+        if made.is_err()
+            && let Err(error) = leftovers::remove(&id)
+        {
+            eprintln!("warning: {error:#}");
+        }
+        let bed = made?;
+        wiring::wire(&bed)?;
+        Ok(bed)
+    }
+
+    fn make(id: &str, layout: Layout, servers: u16) -> Result<Self> {
+        let dir = leftovers::run_dir(id);
+        for part in ["bpf", "state", "files"] {
+            fs::create_dir_all(dir.join(part)).with_context(|| format!("can't make {}", dir.join(part).display()))?;
+        }
+        let bpf = dir.join("bpf");
+        mount(Some("bpf"), &bpf, Some("bpf"), MsFlags::empty(), None::<&str>)
+            .with_context(|| format!("can't mount a bpffs on {}", bpf.display()))?;
+        let add = |role: &str| Netns::add(format!("weir-{id}-{role}"));
+        Ok(Self {
+            id: id.to_owned(),
+            layout,
+            client: add("client")?,
+            lb: add("lb")?,
+            router: if layout == Layout::SharedL2 { Some(add("router")?) } else { None },
+            switch: add("switch")?,
+            servers: (1..=servers).map(|number| add(&format!("s{number}"))).collect::<Result<_>>()?,
+            kept: false,
+        })
+    }
+
+    pub fn namespaces(&self) -> impl Iterator<Item = &Netns> {
+        [&self.client, &self.lb, &self.switch].into_iter().chain(&self.router).chain(&self.servers)
+    }
+
+    /// Configuration, state, logs and bpffs of this bed.
+    pub fn dir(&self) -> PathBuf {
+        leftovers::run_dir(&self.id)
+    }
+
+    /// The balancer's interfaces on which Weir works.
+    pub fn interfaces(&self) -> &'static [&'static str] {
+        match self.layout {
+            Layout::Routed => &["eth0", "eth1"],
+            Layout::SharedL2 => &["eth0"],
+        }
+    }
+
+    /// The port on which the web servers are reached behind the VIP; DSR can't translate it.
+    pub fn backend_port(&self) -> u16 {
+        match self.layout {
+            Layout::Routed => 8080,
+            Layout::SharedL2 => 80,
+        }
+    }
+
+    /// The web server `number` (from 1) as a backend, in the family of `vip`.
+    pub fn backend(&self, number: u16, vip: IpAddr) -> SocketAddr {
+        let address = if vip.is_ipv4() { server_v4(number) } else { server_v6(number) };
+        SocketAddr::new(address, self.backend_port())
+    }
+
+    /// Starts a web server in every server's namespace.
+    pub fn start_web_servers(&self) -> Result<Vec<Nginx>> {
+        (1..).zip(&self.servers).map(|(number, netns)| Nginx::start(&self.dir(), netns, number)).collect()
+    }
+
+    /// Leaves the bed when this process ends; see [`leftovers::remove_kept`].
+    pub fn keep(mut self) -> Result<()> {
+        leftovers::keep(&self.id)?;
+        self.kept = true;
+        Ok(())
+    }
+}
+
+impl Drop for Bed {
+    fn drop(&mut self) {
+        if !self.kept
+            && let Err(error) = leftovers::remove(&self.id)
+        {
+            eprintln!("warning: {error:#}");
+        }
+    }
+}

@@ -1,0 +1,155 @@
+//! The agent's configuration file, as a test wants it.
+
+use std::{
+    fmt::{self, Write as _},
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use crate::bed::{Bed, Layout, VIPS};
+
+#[derive(Clone, Debug)]
+pub struct AgentConfig {
+    pub interfaces: Vec<String>,
+    pub socket: PathBuf,
+    pub http: SocketAddr,
+    pub services: Vec<Service>,
+}
+
+#[derive(Clone, Debug)]
+pub struct Service {
+    pub name: String,
+    pub vips: Vec<IpAddr>,
+    pub port: u16,
+    /// `nat` or `dsr-l2`.
+    pub mode: &'static str,
+    /// `none` or `client-ip`.
+    pub affinity: &'static str,
+    pub health: Option<Health>,
+    pub backends: Vec<Backend>,
+}
+
+/// HTTP probes of /healthz.
+#[derive(Clone, Copy, Debug)]
+pub struct Health {
+    pub interval: Duration,
+    pub timeout: Duration,
+    pub fall: u32,
+    pub rise: u32,
+}
+
+impl Health {
+    /// Quick enough for a test, slow enough for a busy machine.
+    pub const QUICK: Health =
+        Health { interval: Duration::from_millis(500), timeout: Duration::from_millis(400), fall: 3, rise: 2 };
+
+    /// After this a dead server gets no new connection: the promise of the project, with the tenth of a second that it allows.
+    pub fn promised_ejection(&self) -> Duration {
+        self.interval * self.fall + self.timeout + Duration::from_millis(100)
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Backend {
+    pub address: SocketAddr,
+    pub weight: u32,
+}
+
+impl AgentConfig {
+    /// `web` on port 80 of both VIPs, over the first `servers` servers of the bed, in the mode that the layout is made for.
+    pub fn web(bed: &Bed, servers: u16, health: Health) -> Self {
+        let backends = VIPS
+            .iter()
+            .flat_map(|vip| (1..=servers).map(|number| bed.backend(number, *vip)))
+            .map(Backend::new)
+            .collect();
+        let web = Service {
+            name: "web".to_owned(),
+            vips: VIPS.to_vec(),
+            port: 80,
+            mode: bed.mode(),
+            affinity: "none",
+            health: Some(health),
+            backends,
+        };
+        Self {
+            interfaces: bed.interfaces().iter().map(|name| (*name).to_owned()).collect(),
+            socket: bed.dir().join("agent.sock"),
+            http: SocketAddr::from(([127, 0, 0, 1], 9560)),
+            services: vec![web],
+        }
+    }
+
+    /// The same with `iperf` on port 5201, over the same servers; both connections of an iperf3 client meet the same server.
+    pub fn with_iperf(mut self, bed: &Bed, servers: u16) -> Self {
+        let address = |number, vip: &IpAddr| SocketAddr::new(bed.backend(number, *vip).ip(), 5201);
+        self.services.push(Service {
+            name: "iperf".to_owned(),
+            vips: VIPS.to_vec(),
+            port: 5201,
+            mode: bed.mode(),
+            affinity: "client-ip",
+            health: None,
+            backends: VIPS
+                .iter()
+                .flat_map(|vip| (1..=servers).map(move |n| address(n, vip)))
+                .map(Backend::new)
+                .collect(),
+        });
+        self
+    }
+}
+
+impl Backend {
+    pub fn new(address: SocketAddr) -> Self {
+        Self { address, weight: 1 }
+    }
+}
+
+impl Bed {
+    /// The mode that the layout is made for.
+    pub fn mode(&self) -> &'static str {
+        match self.layout {
+            Layout::Routed => "nat",
+            Layout::SharedL2 => "dsr-l2",
+        }
+    }
+}
+
+impl fmt::Display for AgentConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        writeln!(f, "version: 1")?;
+        writeln!(f, "interfaces: [{}]", self.interfaces.join(", "))?;
+        writeln!(f, "admin: {{ socket: {}, http: \"{}\" }}", self.socket.display(), self.http)?;
+        writeln!(f, "services:")?;
+        for service in &self.services {
+            let vips: Vec<String> = service.vips.iter().map(|vip| format!("\"{vip}\"")).collect();
+            writeln!(f, "  - name: {}", service.name)?;
+            writeln!(f, "    vips: [{}]", vips.join(", "))?;
+            writeln!(f, "    port: {}", service.port)?;
+            writeln!(f, "    mode: {}", service.mode)?;
+            writeln!(f, "    affinity: {}", service.affinity)?;
+            if let Some(Health { interval, timeout, fall, rise }) = service.health {
+                let (interval, timeout) = (interval.as_millis(), timeout.as_millis());
+                write!(f, "    health: {{ http: {{ path: /healthz }}, interval: {interval}ms, timeout: {timeout}ms, ")?;
+                writeln!(f, "fall: {fall}, rise: {rise} }}")?;
+            }
+            writeln!(f, "    backends:")?;
+            for Backend { address, weight } in &service.backends {
+                let (ip, port) = (address.ip(), address.port());
+                writeln!(f, "      - {{ address: \"{ip}\", port: {port}, weight: {weight} }}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Replaces the file as an editor or a ConfigMap does: by rename.
+pub fn write(path: &Path, text: &str) -> anyhow::Result<()> {
+    use anyhow::Context;
+    let mut new = path.as_os_str().to_owned();
+    write!(new, ".new")?;
+    std::fs::write(&new, text).with_context(|| format!("can't write {}", new.display()))?;
+    std::fs::rename(&new, path).with_context(|| format!("can't write {}", path.display()))
+}

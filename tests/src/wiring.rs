@@ -1,0 +1,123 @@
+//! The cables of the two layouts: links, addresses, routes and the settings that veth needs (see the traps below).
+
+use std::process::Command;
+
+use anyhow::Result;
+
+use crate::{
+    bed::{Bed, Layout, server_v4, server_v6},
+    netns::Netns,
+    process::check,
+};
+
+pub fn wire(bed: &Bed) -> Result<()> {
+    for netns in bed.namespaces() {
+        netns.ip("link set lo up")?;
+        netns.sysctl(EVERYWHERE)?;
+    }
+    wire_switch(bed)?;
+    match bed.layout {
+        Layout::Routed => wire_routed(bed)?,
+        Layout::SharedL2 => wire_shared(bed)?,
+    }
+    // The ports of the SNAT pool, so that a connection keeps its port and can be recognised at the server.
+    bed.client.sysctl(&[("net/ipv4/ip_local_port_range", "1024 32767"), ("net/ipv4/tcp_tw_reuse", "1")])
+}
+
+/// Routers that answer for all: addresses at once, no filters, no redirects.
+const EVERYWHERE: &[(&str, &str)] = &[
+    ("net/ipv4/conf/all/rp_filter", "0"),
+    ("net/ipv4/conf/default/rp_filter", "0"),
+    ("net/ipv4/conf/all/send_redirects", "0"),
+    ("net/ipv4/conf/default/send_redirects", "0"),
+    ("net/ipv4/conf/all/accept_redirects", "0"),
+    ("net/ipv6/conf/all/accept_redirects", "0"),
+    ("net/ipv6/conf/default/accept_redirects", "0"),
+    ("net/ipv6/conf/all/disable_ipv6", "0"),
+    ("net/ipv6/conf/default/disable_ipv6", "0"),
+    ("net/ipv6/conf/default/accept_dad", "0"),
+    ("net/ipv6/conf/default/accept_ra", "0"),
+];
+
+const ROUTER: &[(&str, &str)] = &[("net/ipv4/ip_forward", "1"), ("net/ipv6/conf/all/forwarding", "1")];
+
+/// One bridge with every server, and whoever else is on their network.
+fn wire_switch(bed: &Bed) -> Result<()> {
+    bed.switch.sysctl(&[("net/ipv6/conf/default/disable_ipv6", "1")])?;
+    bed.switch.ip("link add br0 type bridge stp_state 0 forward_delay 0 mcast_snooping 0\nlink set br0 up")?;
+    for (number, server) in (1..).zip(&bed.servers) {
+        plug(bed, server, "eth0", &format!("s{number}"))?;
+        server.ip(&format!("addr add {}/24 dev eth0", server_v4(number)))?;
+        server.ip(&format!("addr add {}/64 dev eth0 nodad", server_v6(number)))?;
+        server.ip("route add default via 10.2.0.1\n-6 route add default via fd02::1")?;
+    }
+    Ok(())
+}
+
+/// client ── lb ── switch ── servers
+fn wire_routed(bed: &Bed) -> Result<()> {
+    cable(&bed.client, "eth0", &bed.lb, "eth0")?;
+    bed.client.ip("addr add 10.1.0.2/24 dev eth0
+         addr add fd01::2/64 dev eth0 nodad
+         route add default via 10.1.0.1
+         -6 route add default via fd01::1")?;
+    plug(bed, &bed.lb, "eth1", "lb")?;
+    bed.lb.ip("addr add 10.1.0.1/24 dev eth0
+         addr add fd01::1/64 dev eth0 nodad
+         addr add 10.2.0.1/24 dev eth1
+         addr add fd02::1/64 dev eth1 nodad
+         route add 198.18.0.0/15 via 10.1.0.2
+         -6 route add fd99::/64 via fd01::2")?;
+    bed.lb.sysctl(ROUTER)
+}
+
+/// client ── router ── switch ── lb and servers; servers answer to the router, past lb.
+fn wire_shared(bed: &Bed) -> Result<()> {
+    let Some(router) = &bed.router else { anyhow::bail!("the layout {:?} has a router", bed.layout) };
+    cable(&bed.client, "eth0", router, "eth0")?;
+    bed.client.ip("addr add 10.1.0.2/24 dev eth0
+         addr add fd01::2/64 dev eth0 nodad
+         route add default via 10.1.0.1
+         -6 route add default via fd01::1")?;
+    plug(bed, router, "eth1", "router")?;
+    plug(bed, &bed.lb, "eth0", "lb")?;
+    bed.lb.ip("addr add 10.2.0.5/24 dev eth0
+         addr add fd02::5/64 dev eth0 nodad
+         route add default via 10.2.0.1
+         -6 route add default via fd02::1")?;
+    router.ip("addr add 10.1.0.1/24 dev eth0
+         addr add fd01::1/64 dev eth0 nodad
+         addr add 10.2.0.1/24 dev eth1
+         addr add fd02::1/64 dev eth1 nodad
+         route add 192.0.2.10/32 via 10.2.0.5
+         -6 route add 2001:db8::10/128 via fd02::5
+         route add 198.18.0.0/15 via 10.1.0.2
+         -6 route add fd99::/64 via fd01::2")?;
+    router.sysctl(ROUTER)?;
+    bed.lb.sysctl(ROUTER)?;
+    for server in &bed.servers {
+        // The VIP is theirs, but they must not say so to the network. (IPv6 answers only for the interface's own addresses.)
+        server.sysctl(&[("net/ipv4/conf/all/arp_ignore", "1"), ("net/ipv4/conf/all/arp_announce", "2")])?;
+        server.ip("addr add 192.0.2.10/32 dev lo\naddr add 2001:db8::10/128 dev lo nodad")?;
+    }
+    Ok(())
+}
+
+/// A cable from `interface` of `netns` to the port `port` of the switch.
+fn plug(bed: &Bed, netns: &Netns, interface: &str, port: &str) -> Result<()> {
+    cable(netns, interface, &bed.switch, port)?;
+    bed.switch.ip(&format!("link set {port} master br0"))
+}
+
+/// A veth pair. Checksums are completed before sending (an XDP redirect forwards them as they are), and GRO is on, without which a
+/// veth drops what XDP sends to it.
+fn cable(left: &Netns, left_name: &str, right: &Netns, right_name: &str) -> Result<()> {
+    let (left_ns, right_ns) = (&left.name, &right.name);
+    let line = format!("link add name {left_name} netns {left_ns} type veth peer name {right_name} netns {right_ns}");
+    check(Command::new("ip").args(line.split_whitespace()))?;
+    for (netns, name) in [(left, left_name), (right, right_name)] {
+        check(netns.command("ethtool").args(["-K", name, "tx", "off", "gro", "on"]))?;
+        netns.ip(&format!("link set {name} up"))?;
+    }
+    Ok(())
+}
