@@ -1,0 +1,436 @@
+//! The hooks on each interface: an XDP link, and a TC link (or filter) each way. Links are pinned; a restarted agent takes them over and
+//! replaces their programs in place, so that no packet meets an interface without one.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    io,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf,
+    pin::PinError,
+    programs::{
+        LinkOrder, ProgramError, ProgramInfo, SchedClassifier, TcAttachType, Xdp,
+        links::{FdLink, LinkError, PinnedLink},
+        loaded_programs,
+        tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
+        xdp::{XdpLink, XdpMode as AttachMode},
+    },
+    util::KernelVersion,
+};
+use lb_common::limits::program;
+
+use super::{
+    interfaces::{HookMode, Interface, XdpHook},
+    load::DataPath,
+    pins::{Pin, PinKind},
+};
+use crate::config::model::XdpMode;
+
+/// What is attached to one interface.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Hook {
+    pub ifindex: u32,
+    pub name: String,
+    /// None: no XDP of ours, `problem` says why.
+    pub xdp: Option<HookMode>,
+    pub tc: TcHook,
+    /// Another XDP program is there, and stays.
+    pub is_taken: bool,
+    /// Empty when all is well.
+    pub problem: String,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum TcHook {
+    /// Links, from Linux 6.6 on.
+    Tcx,
+    /// Filters of the clsact qdisc.
+    Clsact,
+    None,
+}
+
+impl TcHook {
+    /// As `InterfaceView::tc` has it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            TcHook::Tcx => "tcx",
+            TcHook::Clsact => "clsact",
+            TcHook::None => "none",
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum AttachError {
+    #[error(
+        "{interface}: the XDP hook is taken by program {program} (id {id}, {mode}): detach it with \
+         `ip link set dev {interface} xdp off` or by the tool that owns it, or take {interface} out of `interfaces`"
+    )]
+    Taken { interface: String, program: String, id: u32, mode: &'static str },
+    #[error("{interface}: no native XDP ({reason}): set `xdpMode: auto` or `generic`")]
+    NoNative { interface: String, reason: String },
+    #[error("{interface}: XDP links need Linux 5.9 or later, this is {kernel}")]
+    NoLinks { interface: String, kernel: String },
+    #[error("{interface}: cannot attach {hook}: {reason}")]
+    Attach { interface: String, hook: &'static str, reason: String },
+    #[error("{interface}: cannot pin {}: {source}", .path.display())]
+    Pin { interface: String, path: PathBuf, source: PinError },
+    #[error("cannot remove the pin {}: {source}", .path.display())]
+    Unpin { path: PathBuf, source: io::Error },
+}
+
+/// What this process knows of the hooks.
+#[derive(Default)]
+pub struct Hooks {
+    attached: BTreeMap<u32, Hook>,
+    lost: u64,
+}
+
+const DIRECTIONS: [(&str, TcAttachType, PinKind, PinKind); 2] = [
+    (program::INGRESS, TcAttachType::Ingress, PinKind::LinkIngress, PinKind::FilterIngress),
+    (program::EGRESS, TcAttachType::Egress, PinKind::LinkEgress, PinKind::FilterEgress),
+];
+
+/// Where our filter is among those of clsact, where there are no tcx links.
+const FILTER_PRIORITY: u16 = 1;
+const FILTER_HANDLE: TcHandle = TcHandle::new(0, 1);
+
+impl DataPath {
+    /// Makes the hooks of `wanted` ours and gives up those of all other interfaces. What is in order already is not touched, so it is
+    /// also how a lost hook is found and attached again: call it at start, when interfaces have changed, and now and then.
+    /// The interfaces must have been listed just before.
+    pub fn sync(&mut self, wanted: &[&Interface], mode: XdpMode) -> Vec<Hook> {
+        self.release_others(wanted);
+        let hooks: Vec<Hook> = wanted.iter().map(|interface| self.sync_interface(interface, mode)).collect();
+        self.hooks.attached = hooks.iter().map(|hook| (hook.ifindex, hook.clone())).collect();
+        hooks
+    }
+
+    /// How often a hook of ours was gone without our doing.
+    pub fn lost_hooks(&self) -> u64 {
+        self.hooks.lost
+    }
+
+    fn sync_interface(&mut self, interface: &Interface, mode: XdpMode) -> Hook {
+        let before = self.hooks.attached.get(&interface.index).cloned();
+        let mut hook = Hook {
+            ifindex: interface.index,
+            name: interface.name.clone(),
+            xdp: None,
+            tc: TcHook::None,
+            is_taken: false,
+            problem: String::new(),
+        };
+        match self.sync_xdp(interface, mode) {
+            Ok((xdp, problem)) => {
+                hook.xdp = Some(xdp);
+                hook.problem = problem.unwrap_or_default();
+            }
+            Err(error) => {
+                hook.is_taken = matches!(error, AttachError::Taken { .. });
+                hook.problem = error.to_string();
+            }
+        }
+        if hook.xdp.is_some() {
+            match self.sync_tc(interface) {
+                Ok(tc) => hook.tc = tc,
+                Err(error) => hook.problem = error.to_string(),
+            }
+        }
+        let known = before.as_ref().map_or("", |before| before.problem.as_str());
+        if !hook.problem.is_empty() && hook.problem != known {
+            tracing::error!(interface = hook.name, "{}", hook.problem);
+        }
+        hook
+    }
+
+    /// The mode that is attached in the end, and what is not as it was wanted.
+    fn sync_xdp(&mut self, interface: &Interface, wanted: XdpMode) -> Result<(HookMode, Option<String>), AttachError> {
+        let path = Pin::new(PinKind::LinkXdp, interface.index).path(&self.pin_dir);
+        let had = self.hooks.attached.get(&interface.index).is_some_and(|hook| hook.xdp.is_some());
+        let link = self.usable_link(interface, &path, had, |id| interface.xdp.is_some_and(|xdp| xdp.program == id))?;
+        let program = xdp(&mut self.ebpf, interface)?;
+        let ours = program_id(program.info(), interface, program::XDP)?;
+        let (link, found) = match (link, interface.xdp) {
+            (Some(link), Some(found)) => (link, found),
+            (_, Some(found)) => return Err(taken(interface, found)),
+            (_, None) => return attach_xdp(program, interface, wanted, &path).map(|mode| (mode, None)),
+        };
+        let keeps = match wanted {
+            XdpMode::Auto => true,
+            XdpMode::Native => found.mode == HookMode::Native,
+            XdpMode::Generic => found.mode == HookMode::Generic,
+        };
+        if keeps {
+            if found.program != ours {
+                replace_xdp(program, link, interface)?;
+                let mode = found.mode.name();
+                tracing::info!(interface = interface.name, mode, "XDP link taken over, program replaced");
+            }
+            return Ok((found.mode, None));
+        }
+        let to = if wanted == XdpMode::Native { "native" } else { "generic" };
+        tracing::warn!(
+            interface = interface.name,
+            from = found.mode.name(),
+            to,
+            "XDP mode changes: packets pass the interface unseen for a moment"
+        );
+        drop(link);
+        unpin(&path)?;
+        attach_xdp(program, interface, wanted, &path).map(|mode| (mode, None)).or_else(|error| {
+            let back = if found.mode == HookMode::Native { XdpMode::Native } else { XdpMode::Generic };
+            attach_xdp(program, interface, back, &path).map(|mode| (mode, Some(error.to_string())))
+        })
+    }
+
+    /// The pinned link, if its program is still what is on the interface. Otherwise someone has detached the link, or the interface was
+    /// made anew: then its pin goes. `had` says that this process has seen it attached.
+    fn usable_link(
+        &mut self,
+        interface: &Interface,
+        path: &Path,
+        had: bool,
+        is_there: impl FnOnce(u32) -> bool,
+    ) -> Result<Option<FdLink>, AttachError> {
+        let failed = |error: LinkError| failed(interface, "to its pinned link", error);
+        let link = match PinnedLink::from_pin(path) {
+            Ok(link) => Some(FdLink::from(link)),
+            Err(LinkError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => None,
+            Err(error) => return Err(failed(error)),
+        };
+        if let Some(link) = link {
+            if is_there(link.info().map_err(failed)?.program_id()) {
+                return Ok(Some(link));
+            }
+            drop(link);
+            unpin(path)?;
+        } else if !had {
+            return Ok(None);
+        }
+        self.hooks.lost += 1;
+        let pin = path.display();
+        tracing::warn!(interface = interface.name, %pin, "a hook was lost: detached by someone, or the interface made anew");
+        Ok(None)
+    }
+
+    fn sync_tc(&mut self, interface: &Interface) -> Result<TcHook, AttachError> {
+        let has_tcx = KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0));
+        for (name, direction, link, filter) in DIRECTIONS {
+            if has_tcx {
+                self.sync_tcx(interface, name, direction, Pin::new(link, interface.index))?;
+            } else {
+                let path = Pin::new(filter, interface.index).path(&self.pin_dir);
+                attach_filter(classifier(&mut self.ebpf, interface, name)?, interface, direction, name, &path)?;
+            }
+        }
+        Ok(if has_tcx { TcHook::Tcx } else { TcHook::Clsact })
+    }
+
+    fn sync_tcx(
+        &mut self,
+        interface: &Interface,
+        name: &'static str,
+        direction: TcAttachType,
+        pin: Pin,
+    ) -> Result<(), AttachError> {
+        let failed = |error: ProgramError| failed(interface, name, error);
+        let path = pin.path(&self.pin_dir);
+        let (_, there) = SchedClassifier::query_tcx(&interface.name, direction).map_err(failed)?;
+        let there: Vec<u32> = there.iter().map(|info| info.id()).collect();
+        let had = self.hooks.attached.get(&interface.index).is_some_and(|hook| hook.tc != TcHook::None);
+        let pinned = self.usable_link(interface, &path, had, |id| there.contains(&id))?;
+        let program = classifier(&mut self.ebpf, interface, name)?;
+        let ours = program_id(program.info(), interface, name)?;
+        let Some(link) = pinned else {
+            let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+            let id = program.attach_with_options(&interface.name, direction, options).map_err(failed)?;
+            let link = program.take_link(id).map_err(failed)?;
+            let link = FdLink::try_from(link).map_err(|error| link_failed(interface, name, error))?;
+            pin_link(link, interface, &path)?;
+            tracing::info!(interface = interface.name, hook = name, "TC link attached");
+            return Ok(());
+        };
+        if there.contains(&ours) {
+            return Ok(());
+        }
+        let link = SchedClassifierLink::try_from(link).map_err(|error| link_failed(interface, name, error))?;
+        let id = program.attach_to_link(link).map_err(failed)?;
+        // The pin keeps it.
+        drop(program.take_link(id).map_err(failed)?);
+        tracing::info!(interface = interface.name, hook = name, "TC link taken over, program replaced");
+        Ok(())
+    }
+
+    /// Detaches what an earlier configuration had attached elsewhere.
+    fn release_others(&mut self, wanted: &[&Interface]) {
+        let wanted: BTreeSet<u32> = wanted.iter().map(|interface| interface.index).collect();
+        let pins = match Pin::list(&self.pin_dir) {
+            Ok(pins) => pins,
+            Err(error) => {
+                tracing::error!(%error, pin_dir = %self.pin_dir.display(), "cannot list the pins");
+                return;
+            }
+        };
+        for pin in pins.iter().filter(|pin| !wanted.contains(&pin.ifindex)) {
+            match pin.release(&self.pin_dir) {
+                Ok(what) => tracing::info!("{what}"),
+                Err(error) => tracing::error!("{error}"),
+            }
+        }
+    }
+}
+
+fn attach_xdp(program: &mut Xdp, interface: &Interface, wanted: XdpMode, path: &Path) -> Result<HookMode, AttachError> {
+    let (link, mode) = match wanted {
+        XdpMode::Generic => (create_xdp(program, interface, AttachMode::Skb)?, HookMode::Generic),
+        XdpMode::Native => match create_xdp(program, interface, AttachMode::Driver) {
+            Ok(link) => (link, HookMode::Native),
+            Err(AttachError::Attach { interface, reason, .. }) => {
+                return Err(AttachError::NoNative { interface, reason });
+            }
+            Err(error) => return Err(error),
+        },
+        XdpMode::Auto => match create_xdp(program, interface, AttachMode::Driver) {
+            Ok(link) => (link, HookMode::Native),
+            Err(AttachError::Attach { reason, .. }) => {
+                tracing::warn!(interface = interface.name, reason, "no native XDP, falling back to generic");
+                (create_xdp(program, interface, AttachMode::Skb)?, HookMode::Generic)
+            }
+            Err(error) => return Err(error),
+        },
+    };
+    pin_link(link, interface, path)?;
+    tracing::info!(interface = interface.name, mode = mode.name(), "XDP link attached");
+    Ok(mode)
+}
+
+/// A link, never an attachment by netlink, which aya makes where links fail and which ends with the process.
+fn create_xdp(program: &mut Xdp, interface: &Interface, mode: AttachMode) -> Result<FdLink, AttachError> {
+    let failed = |error: ProgramError| failed(interface, program::XDP, error);
+    let id = program.attach_to_if_index(interface.index, mode).map_err(failed)?;
+    let link = program.take_link(id).map_err(failed)?;
+    FdLink::try_from(link)
+        .map_err(|_| AttachError::NoLinks { interface: interface.name.clone(), kernel: kernel_version() })
+}
+
+fn replace_xdp(program: &mut Xdp, link: FdLink, interface: &Interface) -> Result<(), AttachError> {
+    let failed = |error: ProgramError| failed(interface, program::XDP, error);
+    let link = XdpLink::try_from(link).map_err(|error| link_failed(interface, program::XDP, error))?;
+    let id = program.attach_to_link(link).map_err(failed)?;
+    // The pin keeps it.
+    drop(program.take_link(id).map_err(failed)?);
+    Ok(())
+}
+
+/// A filter of clsact, replaced in place if it is there. It has no link, so the pinned program stands as the mark that it is ours.
+fn attach_filter(
+    program: &mut SchedClassifier,
+    interface: &Interface,
+    direction: TcAttachType,
+    name: &'static str,
+    path: &Path,
+) -> Result<(), AttachError> {
+    let failed = |error: ProgramError| failed(interface, name, error);
+    let filter = SchedClassifierLink::attached(&interface.name, direction, FILTER_PRIORITY, FILTER_HANDLE, None)
+        .map_err(|error| failed(error.into()))?;
+    let replaced = if path.exists() { program.attach_to_link(filter) } else { Err(ProgramError::NotAttached) };
+    let id = match replaced {
+        Ok(id) => id,
+        Err(_) => {
+            // If the qdisc is there already this fails, and the filter goes into it.
+            if let Err(error) = tc::qdisc_add_clsact(&interface.name) {
+                tracing::debug!(interface = interface.name, %error, "no new clsact qdisc");
+            }
+            let options = NlOptions { priority: FILTER_PRIORITY, handle: FILTER_HANDLE, classid: None };
+            let options = TcAttachOptions::Netlink(options);
+            let id = program.attach_with_options(&interface.name, direction, options).map_err(failed)?;
+            tracing::info!(interface = interface.name, hook = name, "TC filter attached");
+            id
+        }
+    };
+    // Dropping it would detach the filter.
+    std::mem::forget(program.take_link(id).map_err(failed)?);
+    if path.exists() {
+        unpin(path)?;
+    }
+    program.pin(path).map_err(|source| AttachError::Pin {
+        interface: interface.name.clone(),
+        path: path.to_owned(),
+        source,
+    })
+}
+
+fn pin_link(link: FdLink, interface: &Interface, path: &Path) -> Result<(), AttachError> {
+    match link.pin(path) {
+        Ok(_) => Ok(()),
+        Err(source) => Err(AttachError::Pin { interface: interface.name.clone(), path: path.to_owned(), source }),
+    }
+}
+
+fn unpin(path: &Path) -> Result<(), AttachError> {
+    std::fs::remove_file(path).map_err(|source| AttachError::Unpin { path: path.to_owned(), source })
+}
+
+fn xdp<'a>(ebpf: &'a mut Ebpf, interface: &Interface) -> Result<&'a mut Xdp, AttachError> {
+    let program = ebpf.program_mut(program::XDP).ok_or(ProgramError::NotLoaded);
+    program.and_then(TryInto::try_into).map_err(|error| failed(interface, program::XDP, error))
+}
+
+fn classifier<'a>(
+    ebpf: &'a mut Ebpf,
+    interface: &Interface,
+    name: &'static str,
+) -> Result<&'a mut SchedClassifier, AttachError> {
+    let program = ebpf.program_mut(name).ok_or(ProgramError::NotLoaded);
+    program.and_then(TryInto::try_into).map_err(|error| failed(interface, name, error))
+}
+
+fn program_id(
+    info: Result<ProgramInfo, ProgramError>,
+    interface: &Interface,
+    hook: &'static str,
+) -> Result<u32, AttachError> {
+    info.map(|info| info.id()).map_err(|error| failed(interface, hook, error))
+}
+
+fn taken(interface: &Interface, found: XdpHook) -> AttachError {
+    let program = loaded_programs().filter_map(Result::ok).find(|info| info.id() == found.program);
+    let program = program.as_ref().and_then(|info| info.name_as_str()).filter(|name| !name.is_empty());
+    AttachError::Taken {
+        interface: interface.name.clone(),
+        program: program.unwrap_or("without a name").to_owned(),
+        id: found.program,
+        mode: found.mode.name(),
+    }
+}
+
+fn failed(interface: &Interface, hook: &'static str, error: impl std::error::Error) -> AttachError {
+    AttachError::Attach { interface: interface.name.clone(), hook, reason: causes(&error) }
+}
+
+fn link_failed(interface: &Interface, hook: &'static str, error: LinkError) -> AttachError {
+    failed(interface, hook, error)
+}
+
+/// The error with what caused it: aya's messages name the call, their sources the reason.
+fn causes(error: &dyn std::error::Error) -> String {
+    let mut message = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        let text = error.to_string();
+        if !message.contains(&text) {
+            message = format!("{message}: {text}");
+        }
+        cause = error.source();
+    }
+    message
+}
+
+fn kernel_version() -> String {
+    nix::sys::utsname::uname()
+        .map(|name| name.release().to_string_lossy().into_owned())
+        .unwrap_or_else(|_| "an unknown kernel".to_owned())
+}

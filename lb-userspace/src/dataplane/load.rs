@@ -1,0 +1,210 @@
+//! Loads the eBPF object and pins its maps, so that the data path outlives the agent. What is pinned already is taken over.
+
+use std::{
+    fs::{self, DirBuilder, File},
+    io,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use aya::{
+    Ebpf, EbpfError, EbpfLoader,
+    maps::{MapError, MapInfo},
+    programs::{ProgramError, SchedClassifier, Xdp},
+};
+use aya_obj::Object;
+use lb_common::{
+    limits::{map, program},
+    settings::LAYOUT,
+};
+use nix::{
+    fcntl::{Flock, FlockArg},
+    sys::statfs::{BPF_FS_MAGIC, statfs},
+};
+
+use super::{
+    attach::Hooks,
+    maps::{self, MapsError},
+};
+
+/// Where the agent pins by default.
+pub const PIN_DIR: &str = "/sys/fs/bpf/weir";
+
+const LOG_INTERVAL: Duration = Duration::from_millis(100);
+
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WEIR_BPF_OBJECT_PATH"));
+
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("{} is not on a BPF file system: `mount -t bpf bpf /sys/fs/bpf`, or choose another --pin-dir", .0.display())]
+    NoBpffs(PathBuf),
+    #[error("cannot use the pin directory {}: {source}", .path.display())]
+    PinDir { path: PathBuf, source: io::Error },
+    #[error("another weir agent runs with the pin directory {}: stop it, or choose another --pin-dir", .0.display())]
+    InUse(PathBuf),
+    #[error("the embedded eBPF object cannot be read ({0}): build Weir again with `cargo xtask build`")]
+    Object(String),
+    #[error("the embedded eBPF object has no {0}: build Weir again with `cargo xtask build`")]
+    Incomplete(&'static str),
+    #[error("cannot look at the pinned map {}: {source}", .path.display())]
+    Pinned { path: PathBuf, source: MapError },
+    #[error(
+        "the pinned map {map} has another layout than this build ({found}; this build has {wanted}): \
+         `weir cleanup` ends the data path and removes it, or start the build that made it"
+    )]
+    Layout { map: String, found: String, wanted: String },
+    #[error(transparent)]
+    Maps(#[from] MapsError),
+    #[error("cannot load the eBPF object: {0} (`weir doctor` says what is missing)")]
+    Load(#[from] EbpfError),
+    #[error("the kernel refuses the program {program}: {source} (`weir doctor` says what is missing)")]
+    Program { program: &'static str, source: ProgramError },
+}
+
+/// What the program logs about single packets; compiled in, off by default.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum BpfLog {
+    #[default]
+    Off,
+    Debug,
+}
+
+/// The loaded programs and their pins. While it lives no other agent uses the same pin directory; dropping it detaches nothing.
+pub struct DataPath {
+    pub(super) pin_dir: PathBuf,
+    pub(super) ebpf: Ebpf,
+    pub(super) hooks: Hooks,
+    _lock: Flock<File>,
+}
+
+impl DataPath {
+    /// Loads and pins. Programs that are attached already go on as they are until [`DataPath::sync`].
+    pub fn open(pin_dir: &Path, log: BpfLog) -> Result<Self, LoadError> {
+        prepare(pin_dir)?;
+        let lock = lock(pin_dir)?;
+        check_pinned(pin_dir, OBJECT)?;
+
+        let level: u8 = match log {
+            BpfLog::Off => 0,
+            BpfLog::Debug => aya_log::Level::Debug as u8,
+        };
+        let mut loader = EbpfLoader::new();
+        loader.override_global(aya_log::LEVEL, &level, false);
+        for name in map::PINNED {
+            loader.map_pin_path(name, pin_dir.join(name));
+        }
+        let mut ebpf = loader.load(OBJECT)?;
+        for name in map::PINNED {
+            ebpf.map(name).ok_or(LoadError::Incomplete(name))?;
+        }
+        load::<Xdp>(&mut ebpf, program::XDP, Xdp::load)?;
+        load::<SchedClassifier>(&mut ebpf, program::INGRESS, SchedClassifier::load)?;
+        load::<SchedClassifier>(&mut ebpf, program::EGRESS, SchedClassifier::load)?;
+        Ok(Self { pin_dir: pin_dir.to_owned(), ebpf, hooks: Hooks::default(), _lock: lock })
+    }
+
+    pub fn pin_dir(&self) -> &Path {
+        &self.pin_dir
+    }
+
+    /// Starts a task that writes what the program logs to our log. Use it with [`BpfLog::Debug`].
+    pub fn forward_log(&mut self) {
+        match aya_log::EbpfLogger::init(&mut self.ebpf) {
+            Ok(mut logger) => {
+                tokio::spawn(async move {
+                    let mut tick = tokio::time::interval(LOG_INTERVAL);
+                    loop {
+                        tick.tick().await;
+                        logger.flush();
+                    }
+                });
+            }
+            Err(error) => tracing::warn!(%error, "the log of the eBPF program cannot be read"),
+        }
+    }
+}
+
+fn load<'a, P>(
+    ebpf: &'a mut Ebpf,
+    name: &'static str,
+    load: impl FnOnce(&mut P) -> Result<(), ProgramError>,
+) -> Result<(), LoadError>
+where
+    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
+    P: 'a,
+{
+    let program = ebpf.program_mut(name).ok_or(LoadError::Incomplete(name))?;
+    let program: &mut P = program.try_into().map_err(|source| LoadError::Program { program: name, source })?;
+    load(program).map_err(|source| LoadError::Program { program: name, source })
+}
+
+/// Makes the pin directory, which must be on a bpffs.
+fn prepare(pin_dir: &Path) -> Result<(), LoadError> {
+    if !is_on_bpffs(pin_dir) {
+        return Err(LoadError::NoBpffs(pin_dir.to_owned()));
+    }
+    DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(pin_dir)
+        .map_err(|source| LoadError::PinDir { path: pin_dir.to_owned(), source })
+}
+
+/// Whether `path`, or what there is of it, is on a BPF file system.
+pub fn is_on_bpffs(path: &Path) -> bool {
+    path.ancestors()
+        .find(|ancestor| ancestor.exists())
+        .and_then(|ancestor| statfs(ancestor).ok())
+        .is_some_and(|file_system| file_system.filesystem_type() == BPF_FS_MAGIC)
+}
+
+pub(super) fn lock(pin_dir: &Path) -> Result<Flock<File>, LoadError> {
+    let failed = |source| LoadError::PinDir { path: pin_dir.to_owned(), source };
+    let directory = File::open(pin_dir).map_err(failed)?;
+    match Flock::lock(directory, FlockArg::LockExclusiveNonblock) {
+        Ok(lock) => Ok(lock),
+        Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(LoadError::InUse(pin_dir.to_owned())),
+        Err((_, error)) => Err(failed(error.into())),
+    }
+}
+
+/// Whether every pinned map is as this build would make it: aya takes any map of the right name.
+fn check_pinned(pin_dir: &Path, object: &[u8]) -> Result<(), LoadError> {
+    let object = Object::parse(object).map_err(|error| LoadError::Object(error.to_string()))?;
+    for name in map::PINNED {
+        let wanted = object.maps.get(name).ok_or(LoadError::Incomplete(name))?;
+        let path = pin_dir.join(name);
+        if !fs::exists(&path).map_err(|source| LoadError::PinDir { path: path.clone(), source })? {
+            continue;
+        }
+        let found = MapInfo::from_pin(&path).map_err(|source| LoadError::Pinned { path, source })?;
+        let found_type = found.map_type().map_or(u32::MAX, |map_type| map_type as u32);
+        let shape = |map_type: u32, key, value, entries, flags: u32| {
+            format!("type {map_type}, key {key}, value {value}, entries {entries}, flags {flags:#x}")
+        };
+        let (key, value, entries) = (found.key_size(), found.value_size(), found.max_entries());
+        let found = shape(found_type, key, value, entries, found.map_flags());
+        let (key, value, entries) = (wanted.key_size(), wanted.value_size(), wanted.max_entries());
+        let wanted = shape(wanted.map_type(), key, value, entries, wanted.map_flags());
+        if found != wanted {
+            return Err(LoadError::Layout { map: name.to_owned(), found, wanted });
+        }
+    }
+    check_layout(pin_dir)
+}
+
+/// Same sizes can still hold another meaning; `Settings::layout` counts those changes.
+fn check_layout(pin_dir: &Path) -> Result<(), LoadError> {
+    if !pin_dir.join(map::SETTINGS).exists() {
+        return Ok(());
+    }
+    match maps::pinned_layout(pin_dir)? {
+        0 | LAYOUT => Ok(()),
+        other => Err(LoadError::Layout {
+            map: map::SETTINGS.to_owned(),
+            found: format!("layout {other}"),
+            wanted: format!("layout {LAYOUT}"),
+        }),
+    }
+}

@@ -1,0 +1,331 @@
+//! The maps that the agent writes, typed. One task owns them; the counters and flow tables have handles of their own.
+
+use std::{
+    collections::BTreeMap,
+    fmt::Display,
+    io,
+    net::{IpAddr, SocketAddr},
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use aya::{
+    Pod,
+    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
+};
+use lb_common::{
+    backend::Backend,
+    flow::{AnyAddr, Family, V4Addr, V6Addr, any_addr, ip_addr, v4_addr, v6_addr},
+    limits::{RING_ARENA_SLOTS, map},
+    service::{Service, Stats, TCP, VipKey},
+    settings::Settings,
+    slot::Slot,
+};
+
+use super::{
+    image::{Image, Write},
+    raw,
+    rings::Rings,
+};
+
+#[derive(Debug, thiserror::Error)]
+pub enum MapsError {
+    #[error("cannot open the pinned map {}: {source}", .path.display())]
+    Open { path: PathBuf, source: MapError },
+    #[error("cannot map the ring arena {}: {source}", .path.display())]
+    Arena { path: PathBuf, source: io::Error },
+    #[error("cannot read map {map}: {source}")]
+    Read { map: &'static str, source: MapError },
+    #[error("cannot write {key} in map {map}: {source}{}", hint(.source))]
+    Write { map: &'static str, key: String, source: MapError },
+    #[error("slot {at} is outside of the ring arena of {RING_ARENA_SLOTS} slots")]
+    NoSuchSlot { at: u32 },
+    #[error("membarrier(MEMBARRIER_CMD_GLOBAL): {0}")]
+    GracePeriod(io::Error),
+}
+
+/// The contents of every map that the agent writes, behind handles of this process.
+pub struct Maps {
+    settings: Array<MapData, Settings>,
+    addresses_v4: HashMap<MapData, V4Addr, u32>,
+    addresses_v6: HashMap<MapData, V6Addr, u32>,
+    services_v4: HashMap<MapData, VipKey<V4Addr>, Service>,
+    services_v6: HashMap<MapData, VipKey<V6Addr>, Service>,
+    rings: Rings,
+    backends: Array<MapData, Backend>,
+    snat_addresses: Array<MapData, AnyAddr>,
+    service_stats: PerCpuArray<MapData, Stats>,
+    backend_stats: PerCpuArray<MapData, Stats>,
+    ways_out: HashMap<MapData, u32, u32>,
+    cpus: usize,
+}
+
+impl Maps {
+    /// Opens what [`super::load::DataPath::open`] has pinned.
+    pub fn open(pin_dir: &Path) -> Result<Self, MapsError> {
+        let cpus = aya::util::nr_cpus()
+            .map_err(|(path, source)| MapsError::Open { path: path.into(), source: source.into() })?;
+        Ok(Self {
+            settings: open(pin_dir, map::SETTINGS)?,
+            addresses_v4: open(pin_dir, map::ADDRESSES_V4)?,
+            addresses_v6: open(pin_dir, map::ADDRESSES_V6)?,
+            services_v4: open(pin_dir, map::SERVICES_V4)?,
+            services_v6: open(pin_dir, map::SERVICES_V6)?,
+            rings: Rings::open(pin_dir)
+                .map_err(|source| MapsError::Arena { path: pin_dir.join(map::RINGS), source })?,
+            backends: open(pin_dir, map::BACKENDS)?,
+            snat_addresses: open(pin_dir, map::SNAT_ADDRESSES)?,
+            service_stats: open(pin_dir, map::SERVICE_STATS)?,
+            backend_stats: open(pin_dir, map::BACKEND_STATS)?,
+            ways_out: open(pin_dir, map::WAYS_OUT)?,
+            cpus,
+        })
+    }
+
+    /// What the maps hold now, whoever wrote it.
+    pub fn read(&self) -> Result<Image, MapsError> {
+        let services = self.read_services()?;
+        let backends = self.read_backends()?;
+        let rings = services
+            .values()
+            .map(|service| (service.ring_offset, self.rings.read(service.ring_offset, service.ring_len)))
+            .collect();
+        Ok(Image {
+            settings: self.read_settings()?,
+            addresses: self.read_addresses()?,
+            rings,
+            snat_addresses: self.read_snat_addresses(&backends)?,
+            services,
+            backends,
+            ways_out: hash(&self.ways_out, map::WAYS_OUT)?,
+        })
+    }
+
+    /// Does one write. A slot that no longer holds what the write expects is left as it is.
+    pub fn apply(&mut self, write: &Write) -> Result<(), MapsError> {
+        match write {
+            Write::Settings(settings) => {
+                self.settings.set(0, settings, 0).map_err(failed(map::SETTINGS, "the settings"))
+            }
+            Write::SnatAddress { index, address } => {
+                let words = address.map(any_addr).unwrap_or_default();
+                self.snat_addresses.set(*index, words, 0).map_err(failed(map::SNAT_ADDRESSES, index))
+            }
+            Write::Backend { index, backend } => {
+                self.backends.set(*index, backend, 0).map_err(failed(map::BACKENDS, index))
+            }
+            Write::ClearBackendStats { index } => {
+                clear(&mut self.backend_stats, self.cpus, *index).map_err(failed(map::BACKEND_STATS, index))
+            }
+            Write::ClearServiceStats { index } => {
+                clear(&mut self.service_stats, self.cpus, *index).map_err(failed(map::SERVICE_STATS, index))
+            }
+            Write::Slot { at, from, to } => self.write_slot(*at, *from, *to),
+            Write::Service { vip, service } => match vip.ip() {
+                IpAddr::V4(v4) => self
+                    .services_v4
+                    .insert(VipKey::tcp(v4_addr(v4), vip.port().to_be()), service, 0)
+                    .map_err(failed(map::SERVICES_V4, vip)),
+                IpAddr::V6(v6) => self
+                    .services_v6
+                    .insert(VipKey::tcp(v6_addr(v6), vip.port().to_be()), service, 0)
+                    .map_err(failed(map::SERVICES_V6, vip)),
+            },
+            Write::RemoveService { vip } => match vip.ip() {
+                IpAddr::V4(v4) => gone(self.services_v4.remove(&VipKey::tcp(v4_addr(v4), vip.port().to_be())))
+                    .map_err(failed(map::SERVICES_V4, vip)),
+                IpAddr::V6(v6) => gone(self.services_v6.remove(&VipKey::tcp(v6_addr(v6), vip.port().to_be())))
+                    .map_err(failed(map::SERVICES_V6, vip)),
+            },
+            Write::Address { address, bits } => match address {
+                IpAddr::V4(v4) => {
+                    self.addresses_v4.insert(v4_addr(*v4), bits, 0).map_err(failed(map::ADDRESSES_V4, address))
+                }
+                IpAddr::V6(v6) => {
+                    self.addresses_v6.insert(v6_addr(*v6), bits, 0).map_err(failed(map::ADDRESSES_V6, address))
+                }
+            },
+            Write::RemoveAddress { address } => match address {
+                IpAddr::V4(v4) => {
+                    gone(self.addresses_v4.remove(&v4_addr(*v4))).map_err(failed(map::ADDRESSES_V4, address))
+                }
+                IpAddr::V6(v6) => {
+                    gone(self.addresses_v6.remove(&v6_addr(*v6))).map_err(failed(map::ADDRESSES_V6, address))
+                }
+            },
+            Write::WayOut { ifindex, flags } => {
+                self.ways_out.insert(ifindex, flags, 0).map_err(failed(map::WAYS_OUT, ifindex))
+            }
+            Write::RemoveWayOut { ifindex } => {
+                gone(self.ways_out.remove(ifindex)).map_err(failed(map::WAYS_OUT, ifindex))
+            }
+            Write::GracePeriod => grace_period(),
+        }
+    }
+
+    fn write_slot(&self, at: u32, from: Slot, to: Slot) -> Result<(), MapsError> {
+        if at as usize >= self.rings.len() {
+            return Err(MapsError::NoSuchSlot { at });
+        }
+        if let Err(found) = self.rings.compare_exchange(at, from, to) {
+            tracing::debug!(at, ?from, ?to, ?found, "a slot has changed meanwhile");
+        }
+        Ok(())
+    }
+
+    fn read_settings(&self) -> Result<Option<Settings>, MapsError> {
+        let settings = self.settings.get(&0, 0).map_err(unread(map::SETTINGS))?;
+        Ok((settings.layout != 0).then_some(settings))
+    }
+
+    fn read_addresses(&self) -> Result<BTreeMap<IpAddr, u32>, MapsError> {
+        let v4 = hash(&self.addresses_v4, map::ADDRESSES_V4)?;
+        let v6 = hash(&self.addresses_v6, map::ADDRESSES_V6)?;
+        let v4 = v4.into_iter().map(|(address, bits)| (ip4(address), bits));
+        Ok(v4.chain(v6.into_iter().map(|(address, bits)| (ip6(address), bits))).collect())
+    }
+
+    /// Entries of another protocol than TCP are not ours; nothing looks them up.
+    fn read_services(&self) -> Result<BTreeMap<SocketAddr, Service>, MapsError> {
+        let mut services = BTreeMap::new();
+        scan_hash(&self.services_v4, map::SERVICES_V4, |key: &VipKey<V4Addr>, service| {
+            if key.protocol == TCP {
+                services.insert(SocketAddr::new(ip4(key.vip), u16::from_be(key.port_be)), service);
+            }
+        })?;
+        scan_hash(&self.services_v6, map::SERVICES_V6, |key: &VipKey<V6Addr>, service| {
+            if key.protocol == TCP {
+                services.insert(SocketAddr::new(ip6(key.vip), u16::from_be(key.port_be)), service);
+            }
+        })?;
+        Ok(services)
+    }
+
+    fn read_backends(&self) -> Result<BTreeMap<u32, Backend>, MapsError> {
+        let mut backends = BTreeMap::new();
+        scan_array(&self.backends, map::BACKENDS, |index, backend: Backend| {
+            if backend != Backend::FREE {
+                backends.insert(index, backend);
+            }
+        })?;
+        Ok(backends)
+    }
+
+    fn read_snat_addresses(&self, backends: &BTreeMap<u32, Backend>) -> Result<Vec<Option<IpAddr>>, MapsError> {
+        let mut addresses = Vec::new();
+        scan_array(&self.snat_addresses, map::SNAT_ADDRESSES, |index, words: AnyAddr| {
+            if words == AnyAddr::default() {
+                return;
+            }
+            addresses.resize(index as usize, None);
+            addresses.push(Some(ip_addr(family_of_snat(index, words, backends), words)));
+        })?;
+        Ok(addresses)
+    }
+}
+
+/// The layout version of what is pinned; 0 before the first write.
+pub(super) fn pinned_layout(pin_dir: &Path) -> Result<u32, MapsError> {
+    let settings: Array<MapData, Settings> = open(pin_dir, map::SETTINGS)?;
+    settings.get(&0, 0).map(|settings| settings.layout).map_err(unread(map::SETTINGS))
+}
+
+/// An IPv6 address that ends in twelve zero bytes looks like an IPv4 address; the backends that use it know.
+fn family_of_snat(index: u32, words: AnyAddr, backends: &BTreeMap<u32, Backend>) -> Family {
+    let [_, rest @ ..] = words;
+    if rest != [0; 3] {
+        return Family::V6;
+    }
+    let names = |backend: &&Backend| {
+        let first = backend.snat_first as u32;
+        (first..first + backend.snat_count as u32).contains(&index)
+    };
+    backends.values().find(names).and_then(|backend| Family::from_number(backend.family)).unwrap_or(Family::V4)
+}
+
+/// Waits until no program that saw the state before is still running. Blocks for tens of milliseconds.
+fn grace_period() -> Result<(), MapsError> {
+    match raw::membarrier_global() {
+        // Refused on kernels with nohz_full CPUs. A program runs for microseconds, so this is long.
+        Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
+            std::thread::sleep(Duration::from_millis(200));
+            Ok(())
+        }
+        result => result.map_err(MapsError::GracePeriod),
+    }
+}
+
+/// A pinned map of this name, with keys and values of these types.
+pub(super) fn open<M: TryFrom<Map, Error = MapError>>(pin_dir: &Path, name: &'static str) -> Result<M, MapsError> {
+    let path = pin_dir.join(name);
+    let opened = MapData::from_pin(&path).and_then(Map::from_map_data).and_then(M::try_from);
+    opened.map_err(|source| MapsError::Open { path, source })
+}
+
+pub(super) fn scan_hash<K: Pod, V: Pod>(
+    table: &HashMap<MapData, K, V>,
+    name: &'static str,
+    mut visit: impl FnMut(&K, V),
+) -> Result<(), MapsError> {
+    use aya::maps::IterableMap;
+    raw::scan(IterableMap::map(table), 1, |key: &K, values: &[V]| values.iter().for_each(|value| visit(key, *value)))
+        .map_err(unread(name))
+}
+
+fn scan_array<V: Pod>(
+    table: &Array<MapData, V>,
+    name: &'static str,
+    mut visit: impl FnMut(u32, V),
+) -> Result<(), MapsError> {
+    use aya::maps::IterableMap;
+    raw::scan(IterableMap::map(table), 1, |key: &u32, values: &[V]| values.iter().for_each(|value| visit(*key, *value)))
+        .map_err(unread(name))
+}
+
+fn hash<K: Pod + Ord, V: Pod>(table: &HashMap<MapData, K, V>, name: &'static str) -> Result<BTreeMap<K, V>, MapsError> {
+    let mut entries = BTreeMap::new();
+    scan_hash(table, name, |key, value| {
+        entries.insert(*key, value);
+    })?;
+    Ok(entries)
+}
+
+fn clear(table: &mut PerCpuArray<MapData, Stats>, cpus: usize, index: u32) -> Result<(), MapError> {
+    let zeros = PerCpuValues::try_from(vec![Stats::default(); cpus]).map_err(MapError::IoError)?;
+    table.set(index, zeros, 0)
+}
+
+/// To remove what is not there is no error.
+fn gone(removed: Result<(), MapError>) -> Result<(), MapError> {
+    match removed {
+        Err(MapError::KeyNotFound) => Ok(()),
+        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        result => result,
+    }
+}
+
+fn failed(map: &'static str, key: impl Display) -> impl FnOnce(MapError) -> MapsError {
+    move |source| MapsError::Write { map, key: key.to_string(), source }
+}
+
+pub(super) fn unread(map: &'static str) -> impl FnOnce(MapError) -> MapsError {
+    move |source| MapsError::Read { map, source }
+}
+
+fn hint(error: &MapError) -> &'static str {
+    match error {
+        MapError::SyscallError(error) if error.io_error.raw_os_error() == Some(libc::E2BIG) => {
+            " (the map is full: see the limits in docs/operations.md)"
+        }
+        MapError::OutOfBounds { .. } => " (over the limit of this build: see the limits in docs/operations.md)",
+        _ => "",
+    }
+}
+
+fn ip4(address: V4Addr) -> IpAddr {
+    ip_addr(Family::V4, [address, 0, 0, 0])
+}
+
+fn ip6(address: V6Addr) -> IpAddr {
+    ip_addr(Family::V6, address)
+}
