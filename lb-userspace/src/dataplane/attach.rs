@@ -24,7 +24,7 @@ use lb_common::limits::program;
 use super::{
     interfaces::{HookMode, Interface, XdpHook},
     load::DataPath,
-    pins::{Pin, PinKind},
+    pins::{self, Pin, PinKind},
 };
 use crate::config::model::XdpMode;
 
@@ -179,7 +179,7 @@ impl DataPath {
             "XDP mode changes: packets pass the interface unseen for a moment"
         );
         drop(link);
-        unpin(&path)?;
+        remove_link(&path)?;
         attach_xdp(program, interface, wanted, &path).map(|mode| (mode, None)).or_else(|error| {
             let back = if found.mode == HookMode::Native { XdpMode::Native } else { XdpMode::Generic };
             attach_xdp(program, interface, back, &path).map(|mode| (mode, Some(error.to_string())))
@@ -206,7 +206,7 @@ impl DataPath {
                 return Ok(Some(link));
             }
             drop(link);
-            unpin(path)?;
+            remove_link(path)?;
         } else if !had {
             return Ok(None);
         }
@@ -368,6 +368,10 @@ fn pin_link(link: FdLink, interface: &Interface, path: &Path) -> Result<(), Atta
         Ok(_) => Ok(()),
         Err(source) => Err(AttachError::Pin { interface: interface.name.clone(), path: path.to_owned(), source }),
     }
+}
+
+fn remove_link(path: &Path) -> Result<(), AttachError> {
+    pins::remove_link(path).map_err(|source| AttachError::Unpin { path: path.to_owned(), source })
 }
 
 fn unpin(path: &Path) -> Result<(), AttachError> {

@@ -3,13 +3,21 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
+    thread,
+    time::{Duration, Instant},
 };
 
-use aya::programs::{TcAttachType, tc};
+use aya::programs::{
+    TcAttachType,
+    links::{FdLink, PinnedLink},
+    loaded_links, tc,
+};
 use lb_common::limits::{map, program};
 use nix::net::if_::if_indextoname;
 
 use super::load::{self, LoadError};
+
+const DETACH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// A file of the pin directory that stands for a hook.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -91,10 +99,28 @@ impl Pin {
                 }
             }
         }
-        fs::remove_file(&path).map_err(|source| LoadError::PinDir { path, source })?;
+        let removed = if direction.is_none() { remove_link(&path) } else { fs::remove_file(&path) };
+        removed.map_err(|source| LoadError::PinDir { path, source })?;
         let from = interface.unwrap_or_else(|| format!("interface {} (gone, or of another namespace)", self.ifindex));
         Ok(format!("detached {} from {from}", self.kind.hook()))
     }
+}
+
+/// Removes a link's pin and waits until it is detached: the kernel does that a moment after the last reference is gone.
+pub(super) fn remove_link(path: &Path) -> io::Result<()> {
+    let link = PinnedLink::from_pin(path).map_err(io::Error::other)?;
+    let link = FdLink::from(link);
+    let id = link.info().map_err(io::Error::other)?.id();
+    fs::remove_file(path)?;
+    drop(link);
+    let begun = Instant::now();
+    while loaded_links().filter_map(Result::ok).any(|link| link.id() == id) {
+        if begun.elapsed() > DETACH_TIMEOUT {
+            return Err(io::Error::other(format!("link {id} stays attached: another process holds it")));
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
 }
 
 /// Detaches every hook and removes every pin; says what was done, nothing if there was nothing. Connections through Weir end.

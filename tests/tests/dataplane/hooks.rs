@@ -1,0 +1,195 @@
+use std::path::Path;
+
+use aya::programs::{SchedClassifier, TcAttachType};
+use lb_userspace::{
+    config::model::XdpMode,
+    dataplane::{
+        attach::{Hook, TcHook},
+        interfaces::{HookMode, Interface, Netlink, matching},
+        load::{BpfLog, DataPath, LoadError},
+        pins,
+    },
+};
+
+use crate::sandbox::{Sandbox, sandbox};
+
+async fn interface(netlink: &Netlink, name: &str) -> Interface {
+    let interfaces = netlink.interfaces().await.unwrap();
+    matching(&interfaces, &[name.to_owned()]).0.first().map(|interface| (*interface).clone()).unwrap()
+}
+
+async fn sync(data_path: &mut DataPath, netlink: &Netlink, names: &[&str], mode: XdpMode) -> Vec<Hook> {
+    let patterns: Vec<String> = names.iter().map(|name| (*name).to_owned()).collect();
+    let interfaces = netlink.interfaces().await.unwrap();
+    data_path.sync(&matching(&interfaces, &patterns).0, mode)
+}
+
+/// The programs at TC ingress and egress of an interface.
+fn tc_programs(name: &str) -> Vec<String> {
+    let hooks =
+        [TcAttachType::Ingress, TcAttachType::Egress].map(|hook| SchedClassifier::query_tcx(name, hook).unwrap().1);
+    hooks.iter().flatten().map(|info| info.name_as_str().unwrap().to_owned()).collect()
+}
+
+fn open(sandbox: &Sandbox) -> DataPath {
+    DataPath::open(&sandbox.pin_dir(), BpfLog::Off).unwrap()
+}
+
+#[test]
+fn hooks_outlive_the_agent_and_the_next_one_replaces_the_programs_in_place() {
+    sandbox(async |sandbox| {
+        sandbox.veth("one", "two");
+        let netlink = Netlink::connect().unwrap();
+        let mut first = open(sandbox);
+        let hooks = sync(&mut first, &netlink, &["one"], XdpMode::Auto).await;
+        assert_eq!((hooks[0].xdp, hooks[0].problem.as_str()), (Some(HookMode::Native), ""));
+        assert_eq!(hooks[0].tc, TcHook::Tcx);
+        let before = interface(&netlink, "one").await.xdp.unwrap();
+        drop(first);
+        assert_eq!(interface(&netlink, "one").await.xdp, Some(before));
+
+        let mut second = open(sandbox);
+        assert_eq!(interface(&netlink, "one").await.xdp, Some(before));
+        let hooks = sync(&mut second, &netlink, &["one"], XdpMode::Auto).await;
+        assert_eq!((hooks[0].xdp, hooks[0].problem.as_str()), (Some(HookMode::Native), ""));
+        let after = interface(&netlink, "one").await.xdp.unwrap();
+        assert_ne!(after.program, before.program);
+        assert_eq!(second.lost_hooks(), 0);
+        assert_eq!(tc_programs("one"), ["weir_ingress", "weir_egress"]);
+    });
+}
+
+#[test]
+fn interface_with_another_xdp_program_is_refused_by_that_programs_name() {
+    sandbox(async |sandbox| {
+        sandbox.veth("one", "two");
+        let netlink = Netlink::connect().unwrap();
+        let mut other = DataPath::open(&sandbox.bpffs().join("other"), BpfLog::Off).unwrap();
+        sync(&mut other, &netlink, &["one"], XdpMode::Auto).await;
+        let id = interface(&netlink, "one").await.xdp.unwrap().program;
+
+        let hooks = sync(&mut open(sandbox), &netlink, &["one"], XdpMode::Auto).await;
+        assert!(hooks[0].is_taken && hooks[0].xdp.is_none() && hooks[0].tc == TcHook::None);
+        assert!(hooks[0].problem.contains(&format!("weir_xdp (id {id}, native)")), "{}", hooks[0].problem);
+        assert_eq!(interface(&netlink, "one").await.xdp.unwrap().program, id);
+    });
+}
+
+#[test]
+fn second_agent_with_the_same_pins_is_refused() {
+    sandbox(async |sandbox| {
+        let _first = open(sandbox);
+        let second = DataPath::open(&sandbox.pin_dir(), BpfLog::Off);
+        assert!(matches!(second, Err(LoadError::InUse(_))));
+        assert!(matches!(pins::cleanup(&sandbox.pin_dir()), Err(LoadError::InUse(_))));
+    });
+}
+
+#[test]
+fn interface_that_leaves_the_configuration_is_released() {
+    sandbox(async |sandbox| {
+        sandbox.veth("one", "two");
+        let netlink = Netlink::connect().unwrap();
+        sync(&mut open(sandbox), &netlink, &["one", "two"], XdpMode::Auto).await;
+        assert!(interface(&netlink, "one").await.xdp.is_some() && interface(&netlink, "two").await.xdp.is_some());
+        sync(&mut open(sandbox), &netlink, &["two"], XdpMode::Auto).await;
+        assert!(interface(&netlink, "one").await.xdp.is_none() && interface(&netlink, "two").await.xdp.is_some());
+        assert_eq!(tc_programs("one"), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn lost_hooks_are_counted_and_attached_again() {
+    sandbox(async |sandbox| {
+        sandbox.veth("one", "two");
+        let netlink = Netlink::connect().unwrap();
+        let mut data_path = open(sandbox);
+        sync(&mut data_path, &netlink, &["one"], XdpMode::Auto).await;
+
+        let pin = sandbox.pin_dir().join(format!("link-xdp-{}", interface(&netlink, "one").await.index));
+        sandbox.run(&format!("bpftool link detach pinned {}", pin.display()));
+        assert!(interface(&netlink, "one").await.xdp.is_none());
+        let hooks = sync(&mut data_path, &netlink, &["one"], XdpMode::Auto).await;
+        assert_eq!((hooks[0].xdp, hooks[0].problem.as_str()), (Some(HookMode::Native), ""));
+        assert_eq!(data_path.lost_hooks(), 1);
+
+        sandbox.run("ip link del one");
+        sandbox.veth("one", "two");
+        let hooks = sync(&mut data_path, &netlink, &["one"], XdpMode::Auto).await;
+        assert_eq!((hooks[0].xdp, hooks[0].problem.as_str()), (Some(HookMode::Native), ""));
+        assert!(!pin.exists(), "the pin of the interface that is gone");
+        let steady = data_path.lost_hooks();
+        sync(&mut data_path, &netlink, &["one"], XdpMode::Auto).await;
+        assert_eq!(data_path.lost_hooks(), steady);
+    });
+}
+
+#[test]
+fn mode_changes_on_request_and_stays_under_auto() {
+    sandbox(async |sandbox| {
+        sandbox.veth("one", "two");
+        let netlink = Netlink::connect().unwrap();
+        let mut data_path = open(sandbox);
+        for (wanted, got) in [
+            (XdpMode::Generic, HookMode::Generic),
+            (XdpMode::Auto, HookMode::Generic),
+            (XdpMode::Native, HookMode::Native),
+            (XdpMode::Auto, HookMode::Native),
+        ] {
+            let hooks = sync(&mut data_path, &netlink, &["one"], wanted).await;
+            assert_eq!((hooks[0].xdp, hooks[0].problem.as_str()), (Some(got), ""), "{wanted:?}");
+            assert_eq!(interface(&netlink, "one").await.xdp.unwrap().mode, got, "{wanted:?}");
+        }
+    });
+}
+
+#[test]
+fn auto_falls_back_to_generic_where_the_driver_has_no_xdp_and_native_says_so() {
+    sandbox(async |sandbox| {
+        sandbox.run("ip link add bridge type bridge");
+        let netlink = Netlink::connect().unwrap();
+        let mut data_path = open(sandbox);
+        let hooks = sync(&mut data_path, &netlink, &["bridge"], XdpMode::Native).await;
+        assert!(hooks[0].xdp.is_none() && !hooks[0].is_taken);
+        assert!(hooks[0].problem.contains("bridge: no native XDP"), "{}", hooks[0].problem);
+        let hooks = sync(&mut data_path, &netlink, &["bridge"], XdpMode::Auto).await;
+        assert_eq!((hooks[0].xdp, hooks[0].problem.as_str()), (Some(HookMode::Generic), ""));
+    });
+}
+
+#[test]
+fn cleanup_leaves_nothing_and_a_second_one_has_nothing_to_do() {
+    sandbox(async |sandbox| {
+        sandbox.veth("one", "two");
+        let netlink = Netlink::connect().unwrap();
+        sync(&mut open(sandbox), &netlink, &["one"], XdpMode::Auto).await;
+        let done = pins::cleanup(&sandbox.pin_dir()).unwrap();
+        assert!(done.contains(&"detached weir_xdp from one".to_owned()), "{done:?}");
+        assert!(done.contains(&"removed map RINGS".to_owned()), "{done:?}");
+        assert!(interface(&netlink, "one").await.xdp.is_none());
+        assert_eq!(tc_programs("one"), Vec::<String>::new());
+        assert!(!sandbox.pin_dir().exists());
+        assert_eq!(pins::cleanup(&sandbox.pin_dir()).unwrap(), Vec::<String>::new());
+    });
+}
+
+#[test]
+fn pin_directory_elsewhere_than_on_a_bpffs_is_refused_with_the_remedy() {
+    sandbox(async |_| {
+        let refused = DataPath::open(Path::new("/tmp/weir-no-bpffs"), BpfLog::Off).err().unwrap();
+        assert!(refused.to_string().contains("mount -t bpf bpf /sys/fs/bpf"), "{refused}");
+        assert!(!Path::new("/tmp/weir-no-bpffs").exists());
+    });
+}
+
+#[test]
+fn pinned_map_of_another_layout_is_refused_by_its_name() {
+    sandbox(async |sandbox| {
+        std::fs::create_dir(sandbox.pin_dir()).unwrap();
+        let pin = sandbox.pin_dir().join("BACKENDS");
+        sandbox
+            .run(&format!("bpftool map create {} type array key 4 value 32 entries 16 name BACKENDS", pin.display()));
+        let refused = DataPath::open(&sandbox.pin_dir(), BpfLog::Off).err().unwrap().to_string();
+        assert!(refused.contains("BACKENDS") && refused.contains("weir cleanup"), "{refused}");
+    });
+}

@@ -1,0 +1,6 @@
+//! The agent's kernel side, on a real kernel: pins, hooks, maps, neighbours. Needs root.
+#![allow(clippy::unwrap_used, reason = "a test's own helpers may fail it")]
+
+mod hooks;
+mod maps;
+mod sandbox;

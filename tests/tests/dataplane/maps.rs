@@ -1,0 +1,131 @@
+use std::collections::BTreeMap;
+
+use lb_common::{
+    backend::Backend,
+    flow::any_addr,
+    hash::HashKey,
+    nat::NatTimeouts,
+    ports::PortPool,
+    service::Service,
+    settings::{LAYOUT, Settings},
+    slot::Slot,
+};
+use lb_userspace::dataplane::{
+    image::{Image, Write},
+    load::{BpfLog, DataPath},
+    maps::Maps,
+};
+
+use crate::sandbox::sandbox;
+
+fn settings() -> Settings {
+    Settings {
+        hash_key: HashKey::from_seed([7; 16]),
+        nat_timeouts: NatTimeouts { half_open_ns: 1, established_ns: 2, closing_ns: 3 },
+        ports: PortPool::new([(1024, 32767)], 5),
+        flags: Settings::FLAG_KEEP_SOURCE,
+        layout: LAYOUT,
+    }
+}
+
+fn service(ring_offset: u32) -> Service {
+    Service {
+        ring_offset,
+        ring_len: 7,
+        id: 1,
+        stats: 1,
+        flags: 0,
+        mode: lb_common::service::MODE_NAT,
+        reserved: [0; 3],
+    }
+}
+
+fn backend(address: &str, snat_first: u16) -> Backend {
+    let address: std::net::IpAddr = address.parse().unwrap();
+    Backend {
+        address: any_addr(address),
+        port_be: 8080_u16.to_be(),
+        family: if address.is_ipv4() { 4 } else { 6 },
+        flags: Backend::FLAG_SERVING,
+        generation: 3,
+        snat_first,
+        snat_count: 1,
+        ..Backend::FREE
+    }
+}
+
+#[test]
+fn what_is_written_is_read_again_also_by_the_next_agent() {
+    sandbox(async |sandbox| {
+        let _data_path = DataPath::open(&sandbox.pin_dir(), BpfLog::Off).unwrap();
+        let mut maps = Maps::open(&sandbox.pin_dir()).unwrap();
+        let empty = maps.read().unwrap();
+        assert_eq!((empty.settings, empty.backends.len(), empty.snat_addresses.len()), (None, 0, 0));
+
+        let (v4, v6) = ("192.0.2.10:80".parse().unwrap(), "[2001:db8::10]:80".parse().unwrap());
+        let writes = [
+            Write::Settings(settings()),
+            Write::SnatAddress { index: 0, address: Some("10.0.0.1".parse().unwrap()) },
+            // Its last twelve bytes are zero, like those of an IPv4 address.
+            Write::SnatAddress { index: 2, address: Some("2001:db8::".parse().unwrap()) },
+            Write::Backend { index: 1, backend: backend("10.2.0.11", 0) },
+            Write::Backend { index: 9, backend: backend("fd02::11", 2) },
+            Write::Slot { at: 14, from: Slot(0), to: Slot::settled(1) },
+            Write::Slot { at: 15, from: Slot(0), to: Slot::new(9, 1, Slot::TRACKED) },
+            // Expects what is not there: left alone.
+            Write::Slot { at: 16, from: Slot::settled(5), to: Slot::settled(1) },
+            Write::GracePeriod,
+            Write::Service { vip: v4, service: service(14) },
+            Write::Service { vip: v6, service: service(21) },
+            Write::Address { address: "192.0.2.10".parse().unwrap(), bits: 1 },
+            Write::Address { address: "2001:db8::10".parse().unwrap(), bits: 3 },
+            Write::WayOut { ifindex: 4, flags: 1 },
+            Write::ClearBackendStats { index: 9 },
+            Write::ClearServiceStats { index: 1 },
+        ];
+        for write in &writes {
+            maps.apply(write).unwrap();
+        }
+        let mut ring = vec![Slot(0); 7];
+        (ring[0], ring[1]) = (Slot::settled(1), Slot::new(9, 1, Slot::TRACKED));
+        let expected = Image {
+            settings: Some(settings()),
+            addresses: BTreeMap::from([("192.0.2.10".parse().unwrap(), 1), ("2001:db8::10".parse().unwrap(), 3)]),
+            services: BTreeMap::from([(v4, service(14)), (v6, service(21))]),
+            rings: BTreeMap::from([(14, ring), (21, vec![Slot(0); 7])]),
+            backends: BTreeMap::from([(1, backend("10.2.0.11", 0)), (9, backend("fd02::11", 2))]),
+            snat_addresses: vec![Some("10.0.0.1".parse().unwrap()), None, Some("2001:db8::".parse().unwrap())],
+            ways_out: BTreeMap::from([(4, 1)]),
+        };
+        assert_eq!(maps.read().unwrap(), expected);
+        assert_eq!(Maps::open(&sandbox.pin_dir()).unwrap().read().unwrap(), expected);
+
+        for write in [
+            Write::RemoveService { vip: v4 },
+            Write::RemoveService { vip: v4 },
+            Write::RemoveService { vip: v6 },
+            Write::RemoveAddress { address: "192.0.2.10".parse().unwrap() },
+            Write::RemoveAddress { address: "2001:db8::10".parse().unwrap() },
+            Write::RemoveWayOut { ifindex: 4 },
+            Write::Backend { index: 1, backend: Backend::FREE },
+            Write::SnatAddress { index: 2, address: None },
+        ] {
+            maps.apply(&write).unwrap();
+        }
+        let left = maps.read().unwrap();
+        assert!(left.services.is_empty() && left.addresses.is_empty() && left.ways_out.is_empty());
+        assert_eq!(left.backends.keys().collect::<Vec<_>>(), [&9]);
+        assert_eq!(left.snat_addresses, [Some("10.0.0.1".parse().unwrap())]);
+    });
+}
+
+#[test]
+fn writes_beyond_a_map_name_the_map_and_the_key() {
+    sandbox(async |sandbox| {
+        let _data_path = DataPath::open(&sandbox.pin_dir(), BpfLog::Off).unwrap();
+        let mut maps = Maps::open(&sandbox.pin_dir()).unwrap();
+        let error = maps.apply(&Write::Backend { index: 1 << 20, backend: Backend::FREE }).unwrap_err().to_string();
+        assert!(error.contains("BACKENDS") && error.contains("1048576"), "{error}");
+        assert!(maps.apply(&Write::Slot { at: u32::MAX, from: Slot(0), to: Slot(0) }).is_err());
+    });
+}
