@@ -27,7 +27,10 @@ pub struct Backend {
     pub admin: u8,
     /// `HEALTH_*`: the agent's, for its own restart.
     pub health: u8,
-    pub reserved: [u8; 10],
+    pub reserved: [u8; 2],
+    /// How long it drains at the most, in milliseconds. The agent's, for a drain that outlives its service in the file.
+    pub drain_timeout_ms: u32,
+    pub reserved_more: [u8; 4],
     /// Since when it drains; 0 if it doesn't. The agent's, for its own restart.
     pub draining_since_ns: u64,
     /// When its health last changed, in nanoseconds since 1970; 0 is never. The agent's, for its own restart.
@@ -56,7 +59,9 @@ impl Backend {
         snat_count: 0,
         admin: 0,
         health: 0,
-        reserved: [0; 10],
+        reserved: [0; 2],
+        drain_timeout_ms: 0,
+        reserved_more: [0; 4],
         draining_since_ns: 0,
         health_since_unix_ns: 0,
     };

@@ -41,9 +41,11 @@ pub struct Service {
     /// See `MODE_*`; what a packet does is in its backend's entry, this is for display and for a restarted agent.
     pub mode: u8,
     pub reserved: [u8; 3],
+    /// Since when this VIP and port, which left the file, only lets its flows end; 0 if it is served. The agent's, for its own restart.
+    pub draining_since_ns: u64,
 }
 
-const _: () = assert!(size_of::<Service>() == 24);
+const _: () = assert!(size_of::<Service>() == 32);
 
 impl Service {
     /// Hash over the client's address alone.

@@ -8,7 +8,7 @@ use std::{
 use lb_common::{backend::Backend, service::Service, settings::Settings, slot::Slot};
 
 /// The contents of every map that the agent writes.
-#[derive(Clone, PartialEq, Debug)]
+#[derive(Clone, PartialEq, Debug, Default)]
 pub struct Image {
     /// `None` before the first write.
     pub settings: Option<Settings>,
@@ -50,6 +50,11 @@ pub enum Write {
         at: u32,
         from: Slot,
         to: Slot,
+    },
+    /// Fills a range that no service names, by plain stores.
+    Ring {
+        offset: u32,
+        slots: Vec<Slot>,
     },
     Service {
         vip: SocketAddr,
