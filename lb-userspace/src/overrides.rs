@@ -1,1 +1,210 @@
-//! To be written.
+//! What a person set by the CLI, over what the file says; kept in the state directory until it is taken back.
+
+pub mod store;
+
+use std::collections::BTreeMap;
+
+pub use store::{Damaged, StateDir, StateError};
+
+use crate::{
+    config::{
+        Config,
+        model::{Backend, Service},
+    },
+    state::{AdminState, BackendId, Origin},
+};
+
+/// What was set for one backend.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Override {
+    pub drain: bool,
+    /// `None`: the file's.
+    pub weight: Option<u32>,
+}
+
+impl Override {
+    const NOTHING: Self = Self { drain: false, weight: None };
+}
+
+/// What was set for all backends; an entry that says nothing is none.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Overrides(BTreeMap<BackendId, Override>);
+
+impl Overrides {
+    pub fn of(&self, backend: &BackendId) -> Override {
+        self.0.get(backend).copied().unwrap_or_default()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = (&BackendId, &Override)> {
+        self.0.iter()
+    }
+
+    /// Whether that changed anything.
+    pub fn set_drain(&mut self, backend: &BackendId, drain: bool) -> bool {
+        self.set(backend, Override { drain, ..self.of(backend) })
+    }
+
+    /// `None` takes it back. Whether that changed anything.
+    pub fn set_weight(&mut self, backend: &BackendId, weight: Option<u32>) -> bool {
+        self.set(backend, Override { weight, ..self.of(backend) })
+    }
+
+    fn set(&mut self, backend: &BackendId, to: Override) -> bool {
+        let before = self.of(backend);
+        if to == Override::NOTHING {
+            self.0.remove(backend);
+        } else {
+            self.0.insert(backend.clone(), to);
+        }
+        before != to
+    }
+
+    /// Drops what was set for backends that neither the file names nor the data path still drains; gives their names.
+    ///
+    /// A backend that comes back while it drains is the same one, and keeps what was set for it.
+    pub fn forget_gone(&mut self, config: &Config, is_draining: impl Fn(&BackendId) -> bool) -> Vec<BackendId> {
+        let is_declared = |id: &BackendId| {
+            let service = config.services.iter().find(|service| service.name == id.service);
+            service.is_some_and(|service| service.backends.iter().any(|backend| backend.address == id.address))
+        };
+        let gone: Vec<BackendId> = self.0.keys().filter(|id| !is_declared(id) && !is_draining(id)).cloned().collect();
+        self.0.retain(|id, _| !gone.contains(id));
+        gone
+    }
+}
+
+impl FromIterator<(BackendId, Override)> for Overrides {
+    fn from_iter<I: IntoIterator<Item = (BackendId, Override)>>(entries: I) -> Self {
+        Self(entries.into_iter().filter(|(_, one)| *one != Override::NOTHING).collect())
+    }
+}
+
+/// What results of the file and the CLI.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Effective {
+    pub weight: u32,
+    pub weight_from: Origin,
+    pub admin: AdminState,
+    pub admin_from: Origin,
+}
+
+/// A drain set by the CLI holds over `active`; `disabled` in the file is stronger, and ends the flows all the same.
+pub fn effective(backend: &Backend, set: Override) -> Effective {
+    let (admin, admin_from) = match (backend.state, set.drain) {
+        (AdminState::Active, true) => (AdminState::Draining, Origin::Cli),
+        (state, _) => (state, Origin::File),
+    };
+    let (weight, weight_from) = match set.weight {
+        Some(weight) => (weight, Origin::Cli),
+        None => (backend.weight, Origin::File),
+    };
+    Effective { weight, weight_from, admin, admin_from }
+}
+
+/// What results for every backend of the file.
+pub fn apply(config: &Config, overrides: &Overrides) -> BTreeMap<BackendId, Effective> {
+    let of_service = |service: &Service| {
+        service
+            .backends
+            .iter()
+            .map(|backend| {
+                let id = BackendId { service: service.name.clone(), address: backend.address };
+                let set = overrides.of(&id);
+                (id, effective(backend, set))
+            })
+            .collect::<Vec<_>>()
+    };
+    config.services.iter().flat_map(of_service).collect()
+}
+
+/// A family of the service's VIPs, `IPv4` or `IPv6`, in which no backend would have a weight: what the file may not say, the CLI may not set.
+pub fn weightless_family(service: &Service, overrides: &Overrides) -> Option<&'static str> {
+    let is_weightless = |v4: bool| {
+        let weight = |backend: &Backend| {
+            effective(backend, overrides.of(&BackendId { service: service.name.clone(), address: backend.address }))
+                .weight
+        };
+        service.vips.iter().any(|vip| vip.is_ipv4() == v4)
+            && service
+                .backends
+                .iter()
+                .filter(|backend| backend.address.is_ipv4() == v4)
+                .all(|backend| weight(backend) == 0)
+    };
+    [(true, "IPv4"), (false, "IPv6")].into_iter().find(|(v4, _)| is_weightless(*v4)).map(|(_, name)| name)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    fn config(backends: &str) -> Config {
+        let text = format!(
+            "version: 1\ninterfaces: [eth0]\nservices:\n  - {{ name: web, vips: [192.0.2.1, \"2001:db8::1\"], port: 80, backends: [{backends}] }}\n"
+        );
+        crate::config::parse(&text, Path::new("weir.yaml")).unwrap()
+    }
+
+    fn both_families() -> Config {
+        config(
+            "{ address: 10.0.0.1, port: 80, weight: 3 }, { address: 10.0.0.2, port: 80, state: disabled }, { address: \"fd02::1\", port: 80, state: draining }",
+        )
+    }
+
+    fn id(address: &str) -> BackendId {
+        BackendId { service: "web".to_owned(), address: address.parse().unwrap() }
+    }
+
+    #[test]
+    fn what_was_set_holds_over_the_file_except_over_a_stronger_state() {
+        let [v4, disabled, v6] = ["10.0.0.1:80", "10.0.0.2:80", "[fd02::1]:80"].map(id);
+        let mut overrides = Overrides::default();
+        for backend in [&v4, &disabled, &v6] {
+            assert!(overrides.set_drain(backend, true));
+        }
+        assert!(overrides.set_weight(&v4, Some(9)));
+        let result = apply(&both_families(), &overrides);
+        let row = |id: &BackendId| {
+            let one = result[id];
+            (one.admin.name(), one.admin_from.name(), one.weight, one.weight_from.name())
+        };
+        assert_eq!(row(&v4), ("draining", "cli", 9, "cli"));
+        assert_eq!(row(&disabled), ("disabled", "file", 1, "file"));
+        assert_eq!(row(&v6), ("draining", "file", 1, "file"));
+    }
+
+    #[test]
+    fn what_is_taken_back_leaves_nothing_behind() {
+        let backend = id("10.0.0.1:80");
+        let mut overrides = Overrides::default();
+        assert!(!overrides.set_drain(&backend, false));
+        assert!(overrides.set_drain(&backend, true) && !overrides.set_drain(&backend, true));
+        assert!(overrides.set_weight(&backend, Some(0)));
+        assert!(overrides.set_drain(&backend, false) && overrides.set_weight(&backend, None));
+        assert_eq!(overrides, Overrides::default());
+    }
+
+    #[test]
+    fn what_was_set_is_forgotten_once_the_backend_has_left_and_drained() {
+        let [stays, drains, gone] = ["10.0.0.1:80", "10.0.0.8:80", "10.0.0.9:80"].map(id);
+        let mut overrides: Overrides = [&stays, &drains, &gone]
+            .map(|id| (id.clone(), Override { drain: true, weight: None }))
+            .into_iter()
+            .collect();
+        assert_eq!(overrides.forget_gone(&both_families(), |id| *id == drains), [gone]);
+        assert_eq!(overrides.iter().map(|(id, _)| id).collect::<Vec<_>>(), [&stays, &drains]);
+    }
+
+    #[test]
+    fn weights_that_leave_a_family_without_any_are_found() {
+        let config = both_families();
+        let mut overrides = Overrides::default();
+        assert_eq!(weightless_family(&config.services[0], &overrides), None);
+        overrides.set_weight(&id("10.0.0.1:80"), Some(0));
+        assert_eq!(weightless_family(&config.services[0], &overrides), None);
+        overrides.set_weight(&id("[fd02::1]:80"), Some(0));
+        assert_eq!(weightless_family(&config.services[0], &overrides), Some("IPv6"));
+    }
+}

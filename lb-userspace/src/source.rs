@@ -1,1 +1,3 @@
-//! To be written.
+//! Where the desired state comes from.
+
+pub mod file;

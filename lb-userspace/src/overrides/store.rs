@@ -1,0 +1,264 @@
+//! The state directory: `overrides.json` and `hash-seed`, each written whole or not at all, readable by root alone.
+
+use std::{
+    fs::{self, DirBuilder, File},
+    io::{self, Write},
+    net::SocketAddr,
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use serde::{Deserialize, Serialize};
+use tempfile::NamedTempFile;
+
+use super::{Override, Overrides};
+use crate::{
+    config::{
+        model::MAX_WEIGHT,
+        seed::{self, Seed},
+    },
+    state::BackendId,
+};
+
+const OVERRIDES: &str = "overrides.json";
+const HASH_SEED: &str = "hash-seed";
+const VERSION: u32 = 1;
+
+/// Where the agent keeps what no file and no map holds.
+#[derive(Clone, Debug)]
+pub struct StateDir(PathBuf);
+
+#[derive(Debug, thiserror::Error)]
+pub enum StateError {
+    #[error("state directory {}: {source}; it must be writable, or choose another with --state-dir", .path.display())]
+    Directory { path: PathBuf, source: io::Error },
+    #[error("can't read {}: {source}", .path.display())]
+    Read { path: PathBuf, source: io::Error },
+    #[error("can't write {}: {source}", .path.display())]
+    Write { path: PathBuf, source: io::Error },
+    /// Another seed would move every connection, so none is made.
+    #[error(
+        "{} holds no seed of 32 hex digits: put the right one there or into hashSeed of the configuration, or remove the file for a new one, which moves every connection",
+        .path.display()
+    )]
+    Seed { path: PathBuf },
+}
+
+/// A file that could not be understood, and where it is kept now.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("{} is damaged ({reason}): kept as {}; drains and weights set by the CLI are lost, set them again", .path.display(), .kept.display())]
+pub struct Damaged {
+    pub path: PathBuf,
+    pub kept: PathBuf,
+    pub reason: String,
+}
+
+impl StateDir {
+    /// Makes the directory, for root alone, if it isn't there.
+    pub fn open(path: &Path) -> Result<Self, StateError> {
+        DirBuilder::new()
+            .recursive(true)
+            .mode(0o700)
+            .create(path)
+            .map_err(|source| StateError::Directory { path: path.to_owned(), source })?;
+        Ok(Self(path.to_owned()))
+    }
+
+    /// What was set before; of a damaged file nothing, and where it is kept.
+    pub fn overrides(&self) -> Result<(Overrides, Option<Damaged>), StateError> {
+        let path = self.0.join(OVERRIDES);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Overrides::default(), None)),
+            Err(source) => return Err(StateError::Read { path, source }),
+        };
+        match understand(&bytes) {
+            Ok(overrides) => Ok((overrides, None)),
+            Err(reason) => {
+                let kept = self.keep_aside(&path)?;
+                Ok((Overrides::default(), Some(Damaged { path, kept, reason })))
+            }
+        }
+    }
+
+    pub fn save(&self, overrides: &Overrides) -> Result<(), StateError> {
+        let path = self.0.join(OVERRIDES);
+        let file = OverridesFile { version: VERSION, backends: overrides.iter().map(Entry::from).collect() };
+        let write = || {
+            let mut text = serde_json::to_vec_pretty(&file)?;
+            text.push(b'\n');
+            self.complete(&text)?.persist(&path).map_err(|error| error.error)?;
+            self.sync()
+        };
+        write().map_err(|source| StateError::Write { path: path.clone(), source })
+    }
+
+    /// The seed for a configuration without one; made the first time.
+    pub fn hash_seed(&self) -> Result<Seed, StateError> {
+        let path = self.0.join(HASH_SEED);
+        match fs::read_to_string(&path) {
+            Ok(text) => seed::from_hex(text.trim()).ok_or(StateError::Seed { path }),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => self.make_seed(path),
+            Err(error) if error.kind() == io::ErrorKind::InvalidData => Err(StateError::Seed { path }),
+            Err(source) => Err(StateError::Read { path, source }),
+        }
+    }
+
+    fn make_seed(&self, path: PathBuf) -> Result<Seed, StateError> {
+        let write = || {
+            let seed = seed::random()?;
+            let text = format!("{}\n", seed::to_hex(&seed));
+            self.complete(text.as_bytes())?.persist_noclobber(&path).map_err(|error| error.error)?;
+            self.sync()?;
+            Ok(seed)
+        };
+        write().map_err(|source| StateError::Write { path: path.clone(), source })
+    }
+
+    /// A file with all of `text` on the disk, of mode 0600, that has no name to be found by yet.
+    fn complete(&self, text: &[u8]) -> io::Result<NamedTempFile> {
+        let mut file = NamedTempFile::new_in(&self.0)?;
+        file.write_all(text)?;
+        file.as_file().sync_all()?;
+        Ok(file)
+    }
+
+    /// Makes a rename last.
+    fn sync(&self) -> io::Result<()> {
+        File::open(&self.0)?.sync_all()
+    }
+
+    fn keep_aside(&self, path: &Path) -> Result<PathBuf, StateError> {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let kept = self.0.join(format!("{OVERRIDES}.damaged-{now}"));
+        fs::rename(path, &kept).map_err(|source| StateError::Write { path: kept.clone(), source })?;
+        Ok(kept)
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct OverridesFile {
+    version: u32,
+    backends: Vec<Entry>,
+}
+
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Entry {
+    service: String,
+    address: SocketAddr,
+    #[serde(default)]
+    drain: bool,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    weight: Option<u32>,
+}
+
+impl From<(&BackendId, &Override)> for Entry {
+    fn from((id, set): (&BackendId, &Override)) -> Self {
+        Self { service: id.service.clone(), address: id.address, drain: set.drain, weight: set.weight }
+    }
+}
+
+fn understand(bytes: &[u8]) -> Result<Overrides, String> {
+    let file: OverridesFile = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+    if file.version != VERSION {
+        return Err(format!("version {}, not {VERSION}", file.version));
+    }
+    if let Some(entry) = file.backends.iter().find(|entry| entry.weight.is_some_and(|weight| weight > MAX_WEIGHT)) {
+        return Err(format!("a weight above {MAX_WEIGHT} for {}", entry.address));
+    }
+    let entry = |entry: Entry| {
+        let id = BackendId { service: entry.service, address: entry.address };
+        (id, Override { drain: entry.drain, weight: entry.weight })
+    };
+    Ok(file.backends.into_iter().map(entry).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    fn mode(path: &Path) -> u32 {
+        fs::metadata(path).unwrap().permissions().mode() & 0o777
+    }
+
+    fn some() -> Overrides {
+        let id = |address: &str| BackendId { service: "web".to_owned(), address: address.parse().unwrap() };
+        [
+            (id("10.0.0.1:80"), Override { drain: true, weight: None }),
+            (id("[fd02::1]:80"), Override { drain: false, weight: Some(0) }),
+        ]
+        .into_iter()
+        .collect()
+    }
+
+    #[test]
+    fn what_was_saved_is_there_again_and_for_root_alone() {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("lib/weir");
+        let state = StateDir::open(&path).unwrap();
+        assert_eq!(state.overrides().unwrap(), (Overrides::default(), None));
+        for overrides in [some(), Overrides::default(), some()] {
+            state.save(&overrides).unwrap();
+            assert_eq!(StateDir::open(&path).unwrap().overrides().unwrap(), (overrides, None));
+        }
+        assert_eq!((mode(&path), mode(&path.join(OVERRIDES))), (0o700, 0o600));
+        assert_eq!(fs::read_dir(&path).unwrap().count(), 1, "temporary files are left");
+    }
+
+    #[test]
+    fn a_damaged_file_is_kept_aside_and_named() {
+        for text in [
+            "",
+            "{",
+            "[]",
+            r#"{ "version": 2, "backends": [] }"#,
+            r#"{ "version": 1, "backends": [{ "service": "web", "address": "10.0.0.1" }] }"#,
+            r#"{ "version": 1, "backends": [{ "service": "web", "address": "10.0.0.1:80", "weight": 4000000000 }] }"#,
+        ] {
+            let folder = tempfile::tempdir().unwrap();
+            let state = StateDir::open(folder.path()).unwrap();
+            fs::write(folder.path().join(OVERRIDES), text).unwrap();
+            let (overrides, damaged) = state.overrides().unwrap();
+            assert_eq!(overrides, Overrides::default());
+            assert_eq!(fs::read_to_string(damaged.expect(text).kept).unwrap(), text);
+            state.save(&some()).unwrap();
+            assert_eq!(state.overrides().unwrap(), (some(), None));
+        }
+    }
+
+    #[test]
+    fn a_seed_is_made_once() {
+        let folder = tempfile::tempdir().unwrap();
+        let state = StateDir::open(folder.path()).unwrap();
+        let seed = state.hash_seed().unwrap();
+        assert_eq!(StateDir::open(folder.path()).unwrap().hash_seed().unwrap(), seed);
+        assert_eq!(mode(&folder.path().join(HASH_SEED)), 0o600);
+        let other = tempfile::tempdir().unwrap();
+        assert_ne!(StateDir::open(other.path()).unwrap().hash_seed().unwrap(), seed);
+    }
+
+    #[test]
+    fn a_damaged_seed_is_an_error_and_stays() {
+        for text in [&b""[..], b"8f1c\n", &[0xff, 0xfe]] {
+            let folder = tempfile::tempdir().unwrap();
+            let state = StateDir::open(folder.path()).unwrap();
+            fs::write(folder.path().join(HASH_SEED), text).unwrap();
+            assert!(matches!(state.hash_seed(), Err(StateError::Seed { .. })));
+            assert_eq!(fs::read(folder.path().join(HASH_SEED)).unwrap(), text);
+        }
+    }
+
+    #[test]
+    fn a_state_directory_that_cannot_be_names_itself() {
+        let folder = tempfile::tempdir().unwrap();
+        fs::write(folder.path().join("file"), "").unwrap();
+        let path = folder.path().join("file/weir");
+        let error = StateDir::open(&path).unwrap_err().to_string();
+        assert!(error.contains(path.to_str().unwrap()) && error.contains("--state-dir"), "{error}");
+    }
+}

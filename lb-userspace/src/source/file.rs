@@ -1,0 +1,254 @@
+//! Follows a configuration file: events of the directories that lead to it, a slow poll where events fail, and on demand.
+
+mod trail;
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    sync::{Arc, PoisonError, RwLock},
+    time::Duration,
+};
+
+use notify::{
+    EventKind, RecommendedWatcher, RecursiveMode, Watcher,
+    event::{AccessKind, AccessMode},
+};
+use sha2::{Digest, Sha256};
+use tokio::{
+    sync::{Notify, mpsc, oneshot, watch},
+    task::JoinHandle,
+    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
+};
+use tracing::warn;
+
+use self::trail::Trail;
+use crate::config::{self, Config, LoadError};
+
+/// The file as it was at one moment.
+#[derive(Clone, Debug)]
+pub struct Loaded {
+    pub result: Result<Config, LoadError>,
+    /// SHA-256 of the text in hex; `None` if it could not be read.
+    pub digest: Option<String>,
+}
+
+/// The way to a running source.
+#[derive(Clone, Debug)]
+pub struct FileSource {
+    loaded: watch::Receiver<Arc<Loaded>>,
+    reloads: mpsc::Sender<oneshot::Sender<Arc<Loaded>>>,
+}
+
+/// The source has ended with the agent.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
+#[error("the configuration file is no longer followed: the agent is stopping")]
+pub struct Stopped;
+
+/// How patient the source is.
+#[derive(Clone, Copy, Debug)]
+struct Pace {
+    /// The file is read when nothing has happened to it for so long: writers need not be atomic.
+    quiet: Duration,
+    /// It is read at the latest so long after the first event.
+    patience: Duration,
+    /// It is read and compared this often without any event: network file systems have none.
+    poll: Duration,
+}
+
+const PACE: Pace =
+    Pace { quiet: Duration::from_millis(100), patience: Duration::from_secs(1), poll: Duration::from_secs(5) };
+
+impl FileSource {
+    /// Reads the file, and follows it until `shutdown` is true or its sender is gone.
+    pub async fn start(path: &Path, shutdown: watch::Receiver<bool>) -> (Self, JoinHandle<()>) {
+        Self::start_at(path, shutdown, PACE).await
+    }
+
+    async fn start_at(path: &Path, shutdown: watch::Receiver<bool>, pace: Pace) -> (Self, JoinHandle<()>) {
+        let mut eyes = Eyes::new(path);
+        // Watched before it is read, so that no change falls between.
+        eyes.follow();
+        let first = Arc::new(read(path.to_owned()).await);
+        let (publish, loaded) = watch::channel(first);
+        let (reloads, requests) = mpsc::channel(16);
+        let follower = Follower { path: path.to_owned(), pace, eyes, publish, requests, shutdown };
+        (Self { loaded, reloads }, tokio::spawn(follower.run()))
+    }
+
+    /// What was read last; it changes whenever the file's content does.
+    pub fn loaded(&self) -> watch::Receiver<Arc<Loaded>> {
+        self.loaded.clone()
+    }
+
+    /// Reads the file now, whether it has changed or not.
+    pub async fn reload(&self) -> Result<Arc<Loaded>, Stopped> {
+        let (answer, answered) = oneshot::channel();
+        self.reloads.send(answer).await.map_err(|_| Stopped)?;
+        answered.await.map_err(|_| Stopped)
+    }
+}
+
+struct Follower {
+    path: PathBuf,
+    pace: Pace,
+    eyes: Eyes,
+    publish: watch::Sender<Arc<Loaded>>,
+    requests: mpsc::Receiver<oneshot::Sender<Arc<Loaded>>>,
+    shutdown: watch::Receiver<bool>,
+}
+
+impl Follower {
+    async fn run(mut self) {
+        let mut polls = interval(self.pace.poll);
+        polls.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut shutdown = self.shutdown.clone();
+        loop {
+            let answer = tokio::select! {
+                biased;
+                () = stopped(&mut shutdown) => return,
+                // All senders are gone: the file is followed all the same.
+                Some(answer) = self.requests.recv() => Some(answer),
+                () = self.eyes.changed.notified() => {
+                    tokio::select! {
+                        biased;
+                        () = stopped(&mut shutdown) => return,
+                        Some(answer) = self.requests.recv() => Some(answer),
+                        () = settle(&self.eyes.changed, self.pace) => None,
+                    }
+                }
+                _ = polls.tick() => None,
+            };
+            tokio::select! {
+                biased;
+                () = stopped(&mut shutdown) => return,
+                loaded = self.refresh() => {
+                    // Whoever asked may have gone away meanwhile.
+                    if let Some(Err(_)) = answer.map(|answer| answer.send(loaded)) {
+                        warn!(file = %self.path.display(), "whoever asked for the reload did not wait for it");
+                    }
+                }
+            }
+        }
+    }
+
+    /// Reads the file, and publishes it if it is another than before.
+    async fn refresh(&mut self) -> Arc<Loaded> {
+        self.eyes.follow();
+        let now = read(self.path.clone()).await;
+        let before = self.publish.borrow().clone();
+        if is_same(&before, &now) {
+            return before;
+        }
+        let now = Arc::new(now);
+        self.publish.send_replace(Arc::clone(&now));
+        now
+    }
+}
+
+/// Waits until nothing happens any more.
+async fn settle(changed: &Notify, pace: Pace) {
+    let deadline = Instant::now() + pace.patience;
+    while Instant::now() < deadline {
+        tokio::select! {
+            biased;
+            () = changed.notified() => {}
+            () = sleep(pace.quiet) => return,
+            () = sleep_until(deadline) => return,
+        }
+    }
+}
+
+fn is_same(before: &Loaded, now: &Loaded) -> bool {
+    match (&before.digest, &now.digest) {
+        (Some(before), Some(now)) => before == now,
+        // Unreadable as before, for the same reason.
+        (None, None) => {
+            before.result.as_ref().err().map(LoadError::messages) == now.result.as_ref().err().map(LoadError::messages)
+        }
+        (Some(_), None) | (None, Some(_)) => false,
+    }
+}
+
+async fn read(path: PathBuf) -> Loaded {
+    let unreadable = |path: &Path, error| Loaded { result: Err(LoadError::unreadable(path, error)), digest: None };
+    let reading = {
+        let path = path.clone();
+        tokio::task::spawn_blocking(move || match config::text(&path) {
+            Ok(text) => {
+                let digest = Sha256::digest(&text).iter().map(|byte| format!("{byte:02x}")).collect();
+                Loaded { result: config::parse(&text, &path).map_err(LoadError::from), digest: Some(digest) }
+            }
+            Err(error) => Loaded { result: Err(error), digest: None },
+        })
+    };
+    reading.await.unwrap_or_else(|error| unreadable(&path, std::io::Error::other(error)))
+}
+
+/// Returns when the agent stops.
+async fn stopped(shutdown: &mut watch::Receiver<bool>) {
+    // An error means that whoever could say so is gone, which is the same.
+    drop(shutdown.wait_for(|stop| *stop).await);
+}
+
+/// Watches the directories on the way to a file.
+struct Eyes {
+    path: PathBuf,
+    /// `None` where the kernel gives no watches: polling is left.
+    watcher: Option<RecommendedWatcher>,
+    watched: BTreeSet<PathBuf>,
+    /// The paths whose events matter.
+    names: Arc<RwLock<BTreeSet<PathBuf>>>,
+    changed: Arc<Notify>,
+}
+
+impl Eyes {
+    fn new(path: &Path) -> Self {
+        let changed = Arc::new(Notify::new());
+        let names = Arc::new(RwLock::new(BTreeSet::new()));
+        let watcher = notify::recommended_watcher({
+            let (changed, names) = (Arc::clone(&changed), Arc::clone(&names));
+            move |event: notify::Result<notify::Event>| {
+                let names = names.read().unwrap_or_else(PoisonError::into_inner);
+                if event.is_ok_and(|event| matters(&event, &names)) {
+                    changed.notify_one();
+                }
+            }
+        })
+        .inspect_err(|error| warn!(file = %path.display(), %error, poll_seconds = PACE.poll.as_secs(), "no events for the configuration file, it is polled"))
+        .ok();
+        Self { path: path.to_owned(), watcher, watched: BTreeSet::new(), names, changed }
+    }
+
+    /// Watches the way to the file as it is now; a directory that was made again needs a new watch.
+    fn follow(&mut self) {
+        let Some(watcher) = &mut self.watcher else { return };
+        let trail = Trail::of(&self.path);
+        for left in self.watched.difference(&trail.directories) {
+            // It may have gone by itself.
+            if let Err(error) = watcher.unwatch(left) {
+                tracing::debug!(directory = %left.display(), %error, "no longer watched");
+            }
+        }
+        self.watched = trail
+            .directories
+            .into_iter()
+            .filter(|directory| match watcher.watch(directory, RecursiveMode::NonRecursive) {
+                Ok(()) => true,
+                Err(error) => {
+                    tracing::debug!(directory = %directory.display(), %error, "can't be watched, it is polled");
+                    false
+                }
+            })
+            .collect();
+        *self.names.write().unwrap_or_else(PoisonError::into_inner) = trail.names;
+    }
+}
+
+/// Whether the file may be another one after `event`; reading it is an event as well, which must not begin a circle.
+fn matters(event: &notify::Event, names: &BTreeSet<PathBuf>) -> bool {
+    let is_read = matches!(event.kind, EventKind::Access(kind) if kind != AccessKind::Close(AccessMode::Write));
+    event.need_rescan() || (!is_read && event.paths.iter().any(|path| names.contains(path)))
+}
+
+#[cfg(test)]
+mod tests;
