@@ -17,7 +17,7 @@ use sha2::{Digest, Sha256};
 use tokio::{
     sync::{Notify, mpsc, oneshot, watch},
     task::JoinHandle,
-    time::{Instant, MissedTickBehavior, interval, sleep, sleep_until},
+    time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until},
 };
 use tracing::warn;
 
@@ -99,7 +99,7 @@ struct Follower {
 
 impl Follower {
     async fn run(mut self) {
-        let mut polls = interval(self.pace.poll);
+        let mut polls = interval_at(Instant::now() + self.pace.poll, self.pace.poll);
         polls.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut shutdown = self.shutdown.clone();
         loop {
