@@ -20,6 +20,8 @@ pub trait Addr: Copy + Eq + Hash + Debug + Sized {
     fn to_any(self) -> AnyAddr;
     /// The one's complement sum of its words, for checksums (see [`crate::checksum`]).
     fn sum(self) -> u64;
+    /// The same address, read word by word: from one map value to another, a copy as a whole becomes a call of `memmove`, byte by byte.
+    fn read(&self) -> Self;
 }
 
 /// An address of either family: an IPv4 address fills the first word, the others are zero.
@@ -110,11 +112,27 @@ pub struct Flow<A> {
 const _: () = assert!(size_of::<Flow<V4Addr>>() == 12);
 const _: () = assert!(size_of::<Flow<V6Addr>>() == 36);
 
-impl<A: Copy> Flow<A> {
+impl<A: Addr> Flow<A> {
+    /// The same flow, read word by word: see [`Addr::read`].
+    #[inline(always)]
+    pub fn read(&self) -> Self {
+        Self {
+            src: self.src.read(),
+            dst: self.dst.read(),
+            src_port_be: self.src_port_be,
+            dst_port_be: self.dst_port_be,
+        }
+    }
+
     /// The flow of the answering packets.
     #[inline(always)]
     pub fn reversed(&self) -> Self {
-        Self { src: self.dst, dst: self.src, src_port_be: self.dst_port_be, dst_port_be: self.src_port_be }
+        Self {
+            src: self.dst.read(),
+            dst: self.src.read(),
+            src_port_be: self.dst_port_be,
+            dst_port_be: self.src_port_be,
+        }
     }
 }
 
@@ -154,6 +172,11 @@ impl Addr for V4Addr {
     fn sum(self) -> u64 {
         self as u64
     }
+
+    #[inline(always)]
+    fn read(&self) -> Self {
+        *self
+    }
 }
 
 impl Addr for V6Addr {
@@ -171,7 +194,7 @@ impl Addr for V6Addr {
 
     #[inline(always)]
     fn from_any(any: &AnyAddr) -> Self {
-        *any
+        any.read()
     }
 
     #[inline(always)]
@@ -183,6 +206,12 @@ impl Addr for V6Addr {
     fn sum(self) -> u64 {
         let [a, b, c, d] = self;
         a as u64 + b as u64 + c as u64 + d as u64
+    }
+
+    #[inline(always)]
+    fn read(&self) -> Self {
+        let [a, b, c, d] = self;
+        [*a, *b, *c, *d]
     }
 }
 

@@ -3,7 +3,7 @@
 //! `NAT_HALF_OPEN_*` (LRU) holds flows whose handshake is under way, `NAT_ESTABLISHED_*` (a hash that refuses when full) the
 //! others: a flood fills the first and cannot touch the second. The entry of one direction finds that of the other by [`NatEntry::peer`].
 
-use crate::flow::{Flow, V4Addr, V6Addr};
+use crate::flow::{Addr, Flow, V4Addr, V6Addr};
 
 /// One direction of a flow: 48 bytes for IPv4, 72 for IPv6.
 #[repr(C)]
@@ -50,7 +50,13 @@ pub const fn is_closing(flags: u32) -> bool {
     flags & NAT_RESET != 0 || flags & (NAT_FIN_CLIENT | NAT_FIN_BACKEND) == NAT_FIN_CLIENT | NAT_FIN_BACKEND
 }
 
-impl<A: Copy> NatEntry<A> {
+impl<A: Addr> NatEntry<A> {
+    /// The same entry, read word by word: see [`Addr::read`].
+    #[inline(always)]
+    pub fn read(&self) -> Self {
+        Self { to: self.to.read(), ..*self }
+    }
+
     /// The key of the entry of the other direction.
     #[inline(always)]
     pub fn peer(&self) -> Flow<A> {

@@ -1,13 +1,244 @@
-//! Entry points of Weir's programs.
+//! Entry points of Weir's programs, and the only place where a verdict becomes an action.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![deny(
+    clippy::indexing_slicing,
+    clippy::arithmetic_side_effects,
+    clippy::panic,
+    reason = "a panic cannot be in the kernel"
+)]
 
 #[cfg(target_arch = "bpf")]
 mod programs {
-    use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
+    use aya_ebpf::{
+        EbpfContext,
+        bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
+        helpers::generated::{bpf_redirect, bpf_xdp_get_buff_len},
+        macros::{classifier, xdp},
+        programs::{TcContext, XdpContext},
+    };
+    use aya_log_ebpf::debug;
+    use lb_common::verdict::{Kind, Reason};
+    use lb_ebpf::{
+        answer,
+        decide::decide,
+        family::{Family, V4, V6},
+        forward::{self, Out, Verdict},
+        maps,
+        packet::Frame,
+        parse::{self, ETHER_IPV4, ETHER_IPV6, Link},
+        work::{self, Program},
+    };
 
+    /// XDP, on every interface of the configuration.
     #[xdp(frags)]
-    pub fn weir_xdp(_ctx: XdpContext) -> u32 {
-        xdp_action::XDP_PASS
+    pub fn weir_xdp(context: XdpContext) -> u32 {
+        let frame = XdpFrame(context);
+        let ifindex = frame.0.ingress_ifindex() as u32;
+        match parse::link(&frame) {
+            Some(link) if link.ether_type_be == ETHER_IPV4 => xdp_packet::<V4>(&frame, &link, ifindex),
+            Some(link) if link.ether_type_be == ETHER_IPV6 => xdp_packet::<V6>(&frame, &link, ifindex),
+            _ => {
+                maps::count(ifindex, Reason::NotIp);
+                xdp_action::XDP_PASS
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn xdp_packet<V: Family>(frame: &XdpFrame, link: &Link, ifindex: u32) -> u32 {
+        let Some(work) = work::place::<V::Addr>(Program::Xdp) else { return xdp_action::XDP_PASS };
+        let mut verdict = match decide::<V, _>(frame, link, ifindex, work) {
+            Ok(()) => forward::at_xdp::<V, _>(frame, ifindex, work),
+            Err(reason) => Verdict::of(reason),
+        };
+        if verdict.reason.kind() == Kind::Reject {
+            let answered = match verdict.reason {
+                Reason::Echo => answer::echo::<V, _>(frame, work),
+                _ => answer::reset::<V, _>(frame, work),
+            };
+            verdict = match answered {
+                Some(()) => Verdict { reason: verdict.reason, out: Out::Tx },
+                None => Verdict::of(Reason::Rewrite),
+            };
+        }
+        maps::count(ifindex, verdict.reason);
+        if forward::is_drop(verdict.reason) {
+            debug!(&frame.0, "if {} dropped: reason {}", ifindex, verdict.reason as u32);
+        }
+        match verdict.out {
+            Out::Tx => xdp_action::XDP_TX,
+            // SAFETY: a helper that takes numbers.
+            Out::Redirect(to) => unsafe { bpf_redirect(to, 0) as u32 },
+            Out::Helper(_) => xdp_action::XDP_ABORTED,
+            Out::None if verdict.reason.kind() == Kind::Pass => xdp_action::XDP_PASS,
+            Out::None => xdp_action::XDP_DROP,
+        }
+    }
+
+    /// TC ingress: forwards what XDP passed because it could not.
+    #[classifier]
+    pub fn weir_ingress(context: TcContext) -> i32 {
+        let Some((frame, link)) = SkbFrame::reach(context) else { return TC_ACT_UNSPEC };
+        let ifindex = frame.ingress();
+        match link.ether_type_be {
+            ETHER_IPV4 => tc_ingress::<V4>(&frame, &link, ifindex),
+            ETHER_IPV6 => tc_ingress::<V6>(&frame, &link, ifindex),
+            _ => TC_ACT_UNSPEC,
+        }
+    }
+
+    #[inline(always)]
+    fn tc_ingress<V: Family>(frame: &SkbFrame, link: &Link, ifindex: u32) -> i32 {
+        let Some(work) = work::place::<V::Addr>(Program::Ingress) else { return TC_ACT_UNSPEC };
+        let verdict = match decide::<V, _>(frame, link, ifindex, work) {
+            Ok(()) => forward::at_tc::<V, _>(frame, ifindex, work),
+            Err(reason) => Verdict::of(reason),
+        };
+        match (verdict.reason.kind(), verdict.out) {
+            // XDP has counted it.
+            (Kind::Pass, _) => TC_ACT_UNSPEC,
+            (Kind::Forward, Out::Helper(action)) => {
+                maps::count(ifindex, verdict.reason);
+                action
+            }
+            (Kind::Drop, _) => {
+                maps::count(ifindex, verdict.reason);
+                TC_ACT_SHOT as i32
+            }
+            // XDP would have answered: what it saw has changed since.
+            (Kind::Forward | Kind::Reject, _) => {
+                maps::count(ifindex, Reason::Raced);
+                TC_ACT_SHOT as i32
+            }
+        }
+    }
+
+    /// TC egress: what a backend on this node, or behind it, answers, comes from the VIP again.
+    #[classifier]
+    pub fn weir_egress(context: TcContext) -> i32 {
+        let Some((frame, link)) = SkbFrame::reach(context) else { return TC_ACT_UNSPEC };
+        if link.tagged {
+            return TC_ACT_UNSPEC;
+        }
+        match link.ether_type_be {
+            ETHER_IPV4 => tc_egress::<V4>(&frame),
+            ETHER_IPV6 => tc_egress::<V6>(&frame),
+            _ => TC_ACT_UNSPEC,
+        }
+    }
+
+    #[inline(always)]
+    fn tc_egress<V: Family>(frame: &SkbFrame) -> i32 {
+        let ifindex = frame.interface();
+        let Some(work) = work::place::<V::Addr>(Program::Egress) else { return TC_ACT_UNSPEC };
+        if !forward::is_answer_of_kept::<V, _>(frame, ifindex, work) {
+            return TC_ACT_UNSPEC;
+        }
+        let verdict = forward::at_egress::<V>(&frame.0, work);
+        match verdict.reason.kind() {
+            Kind::Pass => TC_ACT_UNSPEC,
+            Kind::Forward => {
+                maps::count(ifindex, verdict.reason);
+                TC_ACT_UNSPEC
+            }
+            Kind::Drop | Kind::Reject => {
+                maps::count(ifindex, verdict.reason);
+                TC_ACT_SHOT as i32
+            }
+        }
+    }
+
+    /// A packet at XDP.
+    pub struct XdpFrame(XdpContext);
+
+    impl Frame for XdpFrame {
+        const AT_TC: bool = false;
+
+        #[inline(always)]
+        fn start(&self) -> usize {
+            // SAFETY: the context is this program's. Read each time anew: a copy that the compiler keeps loses what the verifier
+            // knows of it.
+            unsafe { (&raw const (*self.0.ctx).data).read_volatile() as usize }
+        }
+
+        #[inline(always)]
+        fn end(&self) -> usize {
+            // SAFETY: as above.
+            unsafe { (&raw const (*self.0.ctx).data_end).read_volatile() as usize }
+        }
+
+        #[inline(always)]
+        fn whole_len(&self) -> usize {
+            // SAFETY: the context is this program's.
+            unsafe { bpf_xdp_get_buff_len(self.0.as_ptr().cast()) as usize }
+        }
+    }
+
+    impl EbpfContext for XdpFrame {
+        #[inline(always)]
+        fn as_ptr(&self) -> *mut core::ffi::c_void {
+            self.0.as_ptr()
+        }
+    }
+
+    /// A packet at TC.
+    pub struct SkbFrame(TcContext);
+
+    /// Headers must be reachable: Ethernet, IPv6 with some extensions or a quoted packet, TCP with options.
+    const REACH: u32 = 192;
+
+    impl SkbFrame {
+        /// Makes the headers reachable, and reads the link's.
+        #[inline(always)]
+        fn reach(context: TcContext) -> Option<(Self, Link)> {
+            let frame = Self(context);
+            let wanted = frame.0.len().min(REACH);
+            if frame.reachable() < wanted as usize {
+                frame.0.pull_data(wanted).ok()?;
+            }
+            let link = parse::link(&frame)?;
+            Some((frame, link))
+        }
+
+        #[inline(always)]
+        fn ingress(&self) -> u32 {
+            // SAFETY: the context is this program's.
+            unsafe { (*self.0.skb.skb).ingress_ifindex }
+        }
+
+        #[inline(always)]
+        fn interface(&self) -> u32 {
+            // SAFETY: the context is this program's.
+            unsafe { (*self.0.skb.skb).ifindex }
+        }
+    }
+
+    impl Frame for SkbFrame {
+        const AT_TC: bool = true;
+
+        #[inline(always)]
+        fn start(&self) -> usize {
+            // SAFETY: as for XDP.
+            unsafe { (&raw const (*self.0.skb.skb).data).read_volatile() as usize }
+        }
+
+        #[inline(always)]
+        fn end(&self) -> usize {
+            // SAFETY: as for XDP.
+            unsafe { (&raw const (*self.0.skb.skb).data_end).read_volatile() as usize }
+        }
+
+        #[inline(always)]
+        fn whole_len(&self) -> usize {
+            self.0.len() as usize
+        }
+    }
+
+    impl forward::SkbFrame for SkbFrame {
+        #[inline(always)]
+        fn skb(&self) -> &TcContext {
+            &self.0
+        }
     }
 
     #[panic_handler]

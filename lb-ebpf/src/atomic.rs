@@ -1,0 +1,45 @@
+//! Atomic read-modify-write on map values. The BPF target has it only as compiler intrinsics (`core::sync::atomic` has none there).
+
+#[cfg(target_arch = "bpf")]
+use core::intrinsics::{AtomicOrdering, atomic_and, atomic_or, atomic_xadd};
+
+/// # Safety
+/// `word` must point at a live map value.
+#[inline(always)]
+pub unsafe fn or(word: *mut u32, bits: u32) {
+    // SAFETY: the caller's.
+    unsafe {
+        #[cfg(target_arch = "bpf")]
+        let _old = atomic_or::<u32, u32, { AtomicOrdering::Relaxed }>(word, bits);
+        #[cfg(not(target_arch = "bpf"))]
+        let _old = core::sync::atomic::AtomicU32::from_ptr(word).fetch_or(bits, core::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+/// # Safety
+/// `word` must point at a live map value.
+#[inline(always)]
+pub unsafe fn and(word: *mut u32, bits: u32) {
+    // SAFETY: the caller's.
+    unsafe {
+        #[cfg(target_arch = "bpf")]
+        let _old = atomic_and::<u32, u32, { AtomicOrdering::Relaxed }>(word, bits);
+        #[cfg(not(target_arch = "bpf"))]
+        let _old = core::sync::atomic::AtomicU32::from_ptr(word).fetch_and(bits, core::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+/// The value before one was added.
+///
+/// # Safety
+/// `word` must point at a live map value.
+#[inline(always)]
+pub unsafe fn count_up(word: *mut u64) -> u64 {
+    // SAFETY: the caller's.
+    unsafe {
+        #[cfg(target_arch = "bpf")]
+        return atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(word, 1);
+        #[cfg(not(target_arch = "bpf"))]
+        return core::sync::atomic::AtomicU64::from_ptr(word).fetch_add(1, core::sync::atomic::Ordering::Relaxed);
+    }
+}

@@ -1,0 +1,181 @@
+//! The maps, and their counters' arithmetic. docs/architecture.md has the table of who writes what.
+
+use aya_ebpf::{
+    bindings::{BPF_F_MMAPABLE, BPF_NOEXIST},
+    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    macros::btf_map,
+};
+use lb_common::{
+    backend::Backend,
+    flow::{AnyAddr, Flow, V4Addr, V6Addr},
+    limits::{
+        MAX_ADDRESSES, MAX_BACKENDS, MAX_INTERFACES, MAX_NAT_ESTABLISHED, MAX_NAT_HALF_OPEN, MAX_SNAT_ADDRESSES,
+        MAX_VIP_PORTS, RING_ARENA_SLOTS,
+    },
+    nat::NatEntry,
+    service::{Service, Stats, VipKey},
+    settings::Settings,
+    slot::Slot,
+    verdict::{Reason, VERDICTS_LEN, verdict_index},
+};
+
+/// Every VIP:port of both families has its counters.
+const MAX_SERVICE_STATS: usize = 2 * MAX_VIP_PORTS as usize;
+
+pub type Table<K, V, const N: usize> = HashMap<K, V, N>;
+pub type Established<A> = HashMap<Flow<A>, NatEntry<A>, { MAX_NAT_ESTABLISHED as usize }>;
+pub type HalfOpen<A> = LruHashMap<Flow<A>, NatEntry<A>, { MAX_NAT_HALF_OPEN as usize }>;
+
+/// One entry: what the agent tells the programs as a whole.
+#[btf_map]
+pub static SETTINGS: Array<Settings, 1> = Array::new();
+
+/// Address → bits of `lb_common::service::address`.
+#[btf_map]
+pub static ADDRESSES_V4: Table<V4Addr, u32, { MAX_ADDRESSES as usize }> = HashMap::new();
+#[btf_map]
+pub static ADDRESSES_V6: Table<V6Addr, u32, { MAX_ADDRESSES as usize }> = HashMap::new();
+
+/// VIP, port, protocol → service.
+#[btf_map]
+pub static SERVICES_V4: Table<VipKey<V4Addr>, Service, { MAX_VIP_PORTS as usize }> = HashMap::new();
+#[btf_map]
+pub static SERVICES_V6: Table<VipKey<V6Addr>, Service, { MAX_VIP_PORTS as usize }> = HashMap::new();
+
+/// The arena of slots; every service owns a range for each family.
+#[btf_map]
+pub static RINGS: Array<u64, { RING_ARENA_SLOTS as usize }, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+/// Index → backend; 0 is `reject`.
+#[btf_map]
+pub static BACKENDS: Array<Backend, { MAX_BACKENDS as usize }> = Array::new();
+
+/// The addresses that SNAT uses; a backend names a range of them.
+#[btf_map]
+pub static SNAT_ADDRESSES: Array<AnyAddr, { MAX_SNAT_ADDRESSES as usize }> = Array::new();
+
+/// Backend index → how far its walk of the port pool has come.
+#[btf_map]
+pub static SNAT_CURSORS: Array<u64, { MAX_BACKENDS as usize }> = Array::new();
+
+/// `nat` flows whose handshake is complete, both directions.
+#[btf_map]
+pub static NAT_ESTABLISHED_V4: Established<V4Addr> = HashMap::new();
+#[btf_map]
+pub static NAT_ESTABLISHED_V6: Established<V6Addr> = HashMap::new();
+
+/// `nat` flows whose handshake is under way, both directions.
+#[btf_map]
+pub static NAT_HALF_OPEN_V4: HalfOpen<V4Addr> = LruHashMap::new();
+#[btf_map]
+pub static NAT_HALF_OPEN_V6: HalfOpen<V6Addr> = LruHashMap::new();
+
+/// Counters of each VIP and port.
+#[btf_map]
+pub static SERVICE_STATS: PerCpuArray<Stats, MAX_SERVICE_STATS> = PerCpuArray::new();
+
+/// Counters of each backend.
+#[btf_map]
+pub static BACKEND_STATS: PerCpuArray<Stats, { MAX_BACKENDS as usize }> = PerCpuArray::new();
+
+/// Counters of each verdict and event, for each interface: see `verdict_index`.
+#[btf_map]
+pub static VERDICTS: PerCpuArray<u64, { VERDICTS_LEN as usize }> = PerCpuArray::new();
+
+/// The interfaces to which XDP may redirect: ifindex → 1.
+#[btf_map]
+pub static WAYS_OUT: Table<u32, u32, { MAX_INTERFACES as usize }> = HashMap::new();
+
+/// Counts a verdict on an interface.
+#[inline(always)]
+pub fn count(ifindex: u32, reason: Reason) {
+    count_event(ifindex, reason as u32);
+}
+
+/// Counts an `EVENT_*` on an interface.
+#[inline(always)]
+pub fn count_event(ifindex: u32, place: u32) {
+    if let Some(counter) = VERDICTS.get_ptr_mut(verdict_index(ifindex, place)) {
+        // SAFETY: a per-CPU value: nobody else writes it while this program runs.
+        unsafe { *counter = (*counter).wrapping_add(1) };
+    }
+}
+
+/// Lets `change` add to the counters of a VIP and of a backend.
+#[inline(always)]
+pub fn count_stats(service: u32, backend: u32, change: impl Fn(&mut Stats)) {
+    if let Some(stats) = SERVICE_STATS.get_ptr_mut(service) {
+        // SAFETY: as in `count_event`.
+        change(unsafe { &mut *stats });
+    }
+    if let Some(stats) = BACKEND_STATS.get_ptr_mut(backend) {
+        // SAFETY: as in `count_event`.
+        change(unsafe { &mut *stats });
+    }
+}
+
+/// A packet of a client that was reset or dropped.
+#[inline(always)]
+pub fn count_refused(service: u32) {
+    if let Some(stats) = SERVICE_STATS.get_ptr_mut(service) {
+        // SAFETY: as in `count_event`.
+        let stats = unsafe { &mut *stats };
+        stats.refused = stats.refused.wrapping_add(1);
+    }
+}
+
+/// The slot at `index` of the arena.
+#[inline(always)]
+pub fn slot(index: u32) -> Option<Slot> {
+    let word = RINGS.get_ptr(index)?;
+    // SAFETY: an aligned word of a live array; the agent changes it at any time, so it is read once.
+    Some(Slot(unsafe { word.read_volatile() }))
+}
+
+/// The backend at `index`.
+#[inline(always)]
+pub fn backend(index: u32) -> Option<&'static Backend> {
+    BACKENDS.get(index)
+}
+
+/// A flow table, whichever kind it is.
+pub trait FlowTable<A> {
+    fn find(&self, flow: &Flow<A>) -> Option<*mut NatEntry<A>>;
+    /// Inserts an entry if there is none; false if there is one, or no room.
+    #[must_use]
+    fn claim(&self, flow: &Flow<A>, entry: &NatEntry<A>) -> bool;
+    /// Inserts or replaces an entry; false if there is no room.
+    #[must_use]
+    fn put(&self, flow: &Flow<A>, entry: &NatEntry<A>) -> bool;
+    fn forget(&self, flow: &Flow<A>);
+}
+
+macro_rules! flow_table {
+    ($table:ident) => {
+        impl<A> FlowTable<A> for $table<A> {
+            #[inline(always)]
+            fn find(&self, flow: &Flow<A>) -> Option<*mut NatEntry<A>> {
+                self.get_ptr_mut(flow)
+            }
+
+            #[inline(always)]
+            fn claim(&self, flow: &Flow<A>, entry: &NatEntry<A>) -> bool {
+                self.insert(flow, entry, BPF_NOEXIST as u64).is_ok()
+            }
+
+            #[inline(always)]
+            fn put(&self, flow: &Flow<A>, entry: &NatEntry<A>) -> bool {
+                self.insert(flow, entry, 0).is_ok()
+            }
+
+            #[inline(always)]
+            fn forget(&self, flow: &Flow<A>) {
+                // Already gone is as good.
+                let _gone = self.remove(flow).is_ok();
+            }
+        }
+    };
+}
+
+flow_table!(Established);
+flow_table!(HalfOpen);

@@ -1,0 +1,301 @@
+//! The flows of mode `nat`: finding them, following their state. Opening one is in [`crate::ports`].
+
+use lb_common::{
+    backend::Backend,
+    flow::Addr,
+    nat::{
+        NAT_ANSWERED, NAT_ESTABLISHED, NAT_FIN_BACKEND, NAT_FIN_CLIENT, NAT_FORWARD, NAT_RESET, NatEntry, is_closing,
+    },
+    service::Service,
+    settings::Settings,
+    verdict::{EVENT_ESTABLISHED_FULL, Reason},
+};
+
+use crate::{
+    atomic,
+    family::Family,
+    maps::{self, FlowTable},
+    packet::Frame,
+    parse::{self, ACK, FIN, RST, SYN},
+    select,
+    work::{Direction, Via, Work},
+};
+
+/// What every step needs to know.
+#[derive(Clone, Copy)]
+pub struct Now {
+    pub settings: &'static Settings,
+    pub ifindex: u32,
+    /// CLOCK_BOOTTIME.
+    pub time_ns: u64,
+}
+
+/// `last_seen_ns` is written once in this time, not for each packet.
+const TOUCH_NS: u64 = 1_000_000_000;
+/// How far the acknowledgement that ends a handshake may be ahead of the expected one: data of a backend that speaks first. A guess hits it once in 65,536 times.
+const HANDSHAKE_WINDOW: u32 = 1 << 16;
+
+/// A packet of a client to a VIP.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum FromClient {
+    /// It belongs to a flow; `Work` says where it goes.
+    Known,
+    /// A SYN that wants a flow.
+    Opens,
+    /// The same, and the client has used this port before: `Work::{to, backend}` and `entry.generation` say for what.
+    OpensAgain,
+}
+
+/// Finds the flow of a client's packet.
+#[inline(always)]
+pub fn from_client<V: Family, F: Frame>(
+    now: &Now,
+    frame: &F,
+    service: &Service,
+    work: &mut Work<V::Addr>,
+) -> Result<FromClient, Reason> {
+    if let Some(entry) = V::established().find(&work.from)
+        && is_alive::<V>(now, entry, work)
+    {
+        // SAFETY: RCU keeps the value until this program returns.
+        let seen = unsafe { &*entry };
+        let serving = select::is_serving(seen.backend, seen.generation);
+        if work.tcp.opens() && (is_closing(seen.flags) || serving.is_none()) {
+            work.to = seen.to.read();
+            work.backend = seen.backend;
+            work.entry.generation = seen.generation;
+            return Ok(if serving.is_some() { FromClient::OpensAgain } else { FromClient::Opens });
+        }
+        follow_route(seen, serving.ok_or(Reason::BackendGone)?, work);
+        follow::<V, F>(now, frame, V::established(), entry, work);
+        return Ok(FromClient::Known);
+    }
+    if let Some(entry) = V::half_open().find(&work.from) {
+        // SAFETY: as above; of an LRU entry that is evicted just now another flow may use the memory: its packets are then
+        // taken for lost by TCP.
+        if is_fresh(now, unsafe { &*entry }) {
+            return half_open::<V, F>(now, frame, service, entry, work);
+        }
+    }
+    if work.tcp.opens() { Ok(FromClient::Opens) } else { Err(Reason::UnknownFlow) }
+}
+
+#[inline(always)]
+fn half_open<V: Family, F: Frame>(
+    now: &Now,
+    frame: &F,
+    service: &Service,
+    entry: *mut NatEntry<V::Addr>,
+    work: &mut Work<V::Addr>,
+) -> Result<FromClient, Reason> {
+    // SAFETY: as in `from_client`.
+    let seen = unsafe { &mut *entry };
+    let serving = select::is_serving(seen.backend, seen.generation);
+    if work.tcp.opens() {
+        // Nobody has answered, and the slot has a new owner: no use in asking the old one again.
+        let moved = seen.flags & NAT_ANSWERED == 0
+            && select::owner(now.settings, service, &work.from).is_none_or(|owner| owner.index != seen.backend);
+        if moved || serving.is_none() {
+            work.back = seen.peer();
+            forget_pair::<V>(V::half_open(), work);
+            return Ok(FromClient::Opens);
+        }
+        seen.sequence = work.tcp.sequence;
+    }
+    follow_route(seen, serving.ok_or(Reason::BackendGone)?, work);
+    follow::<V, F>(now, frame, V::half_open(), entry, work);
+    if !work.tcp.opens() && work.tcp.has(ACK) && seen.flags & NAT_ANSWERED != 0 {
+        confirm::<V>(now, entry, work);
+    }
+    Ok(FromClient::Known)
+}
+
+/// Moves both entries to ESTABLISHED if this packet ends the handshake.
+#[inline(never)]
+fn confirm<V: Family>(now: &Now, entry: *mut NatEntry<V::Addr>, work: &mut Work<V::Addr>) {
+    // SAFETY: as in `from_client`.
+    let seen = unsafe { &*entry };
+    work.back = seen.peer();
+    let Some(peer) = V::half_open().find(&work.back) else { return };
+    // SAFETY: as in `from_client`.
+    work.entry = unsafe { &*peer }.read();
+    let ahead = work.tcp.acknowledgement.wrapping_sub(work.entry.sequence);
+    if work.entry.peer() != work.from || ahead >= HANDSHAKE_WINDOW {
+        return;
+    }
+    work.entry.flags |= NAT_ESTABLISHED;
+    work.entry.sequence = 0;
+    work.entry.last_seen_ns = now.time_ns;
+    if !V::established().claim(&work.back, &work.entry) {
+        maps::count_event(now.ifindex, EVENT_ESTABLISHED_FULL);
+        return;
+    }
+    work.entry = seen.read();
+    work.entry.flags |= NAT_ESTABLISHED;
+    work.entry.last_seen_ns = now.time_ns;
+    if !V::established().put(&work.from, &work.entry) {
+        V::established().forget(&work.back);
+        maps::count_event(now.ifindex, EVENT_ESTABLISHED_FULL);
+        return;
+    }
+    maps::count_stats(work.stats, work.backend, |stats| stats.connections = stats.connections.wrapping_add(1));
+    forget_pair::<V>(V::half_open(), work);
+}
+
+/// Finds the flow of a packet that may be a backend's answer; false: not one of ours.
+#[inline(always)]
+pub fn from_backend<V: Family, F: Frame>(now: &Now, frame: &F, work: &mut Work<V::Addr>) -> Result<bool, Reason> {
+    if let Some(entry) = V::established().find(&work.from)
+        && is_alive::<V>(now, entry, work)
+    {
+        // SAFETY: as in `from_client`.
+        let seen = unsafe { &*entry };
+        if seen.flags & NAT_FORWARD != 0 {
+            return Ok(false);
+        }
+        let backend = select::is_serving(seen.backend, seen.generation).ok_or(Reason::BackendGone)?;
+        follow_route(seen, backend, work);
+        follow::<V, F>(now, frame, V::established(), entry, work);
+        return Ok(true);
+    }
+    let Some(entry) = V::half_open().find(&work.from) else { return Ok(false) };
+    // SAFETY: as in `from_client`.
+    let seen = unsafe { &mut *entry };
+    if seen.flags & NAT_FORWARD != 0 || !is_fresh(now, seen) {
+        return Ok(false);
+    }
+    let backend = select::is_serving(seen.backend, seen.generation).ok_or(Reason::BackendGone)?;
+    follow_route(seen, backend, work);
+    follow::<V, F>(now, frame, V::half_open(), entry, work);
+    if work.tcp.has(RST) {
+        // Refused: the port is free at once, for a reset leaves no TIME_WAIT.
+        work.back = seen.peer();
+        forget_pair::<V>(V::half_open(), work);
+    } else if work.tcp.has(SYN) && work.tcp.has(ACK) {
+        seen.sequence = work.tcp.sequence.wrapping_add(1);
+        mark::<V>(V::half_open(), entry, NAT_ANSWERED, work);
+    }
+    Ok(true)
+}
+
+/// Sends the packet where an entry of either direction says.
+#[inline(always)]
+fn follow_route<A: Addr>(entry: &NatEntry<A>, backend: &Backend, work: &mut Work<A>) {
+    let to_backend = entry.flags & NAT_FORWARD != 0;
+    work.to = entry.to.read();
+    work.stats = entry.stats;
+    work.direction = if to_backend { Direction::ToBackend } else { Direction::ToClient };
+    send(entry.backend, to_backend && backend.flags & Backend::FLAG_LOCAL != 0, work);
+}
+
+/// Sends the packet to `work.to`, on behalf of a backend.
+#[inline(always)]
+pub fn send<A: Addr>(backend: u32, is_local: bool, work: &mut Work<A>) {
+    work.next = work.to.dst.read();
+    work.backend = backend;
+    work.via = if is_local { Via::Local } else { Via::Nat };
+    work.quoted = 0;
+}
+
+/// Notes in an entry that the packet passed.
+#[inline(always)]
+fn follow<V: Family, F: Frame>(
+    now: &Now,
+    frame: &F,
+    table: &impl FlowTable<V::Addr>,
+    entry: *mut NatEntry<V::Addr>,
+    work: &mut Work<V::Addr>,
+) {
+    // SAFETY: as in `from_client`; a word that two CPUs write holds either's time.
+    let seen = unsafe { &mut *entry };
+    if now.time_ns.wrapping_sub(seen.last_seen_ns) > TOUCH_NS {
+        seen.last_seen_ns = now.time_ns;
+    }
+    if work.tcp.has(RST) {
+        mark::<V>(table, entry, NAT_RESET, work);
+    } else if work.tcp.has(FIN) {
+        match work.direction {
+            Direction::ToClient => mark::<V>(table, entry, NAT_FIN_BACKEND, work),
+            Direction::ToBackend => {
+                mark::<V>(table, entry, NAT_FIN_CLIENT, work);
+                // What a new SYN must exceed stands where a search for a free port looks: in the entry of the way back.
+                work.back = seen.peer();
+                if let Some(peer) = table.find(&work.back) {
+                    // SAFETY: as in `from_client`.
+                    let peer = unsafe { &mut *peer };
+                    peer.sequence = work.tcp.sequence_end();
+                    peer.timestamp = parse::tcp_timestamp(frame, &work.tcp);
+                }
+            }
+        }
+    } else if seen.flags & NAT_RESET != 0 {
+        unmark::<V>(table, entry, NAT_RESET, work);
+    }
+}
+
+/// Sets `bits` in an entry and in that of the other direction.
+#[inline(always)]
+fn mark<V: Family>(
+    table: &impl FlowTable<V::Addr>,
+    entry: *mut NatEntry<V::Addr>,
+    bits: u32,
+    work: &mut Work<V::Addr>,
+) {
+    // SAFETY: as in `from_client`.
+    unsafe {
+        if (*entry).flags & bits == bits {
+            return;
+        }
+        atomic::or(&raw mut (*entry).flags, bits);
+        work.back = (*entry).peer();
+        if let Some(peer) = table.find(&work.back) {
+            atomic::or(&raw mut (*peer).flags, bits);
+        }
+    }
+}
+
+/// Clears `bits` in an entry and in that of the other direction.
+#[inline(always)]
+fn unmark<V: Family>(
+    table: &impl FlowTable<V::Addr>,
+    entry: *mut NatEntry<V::Addr>,
+    bits: u32,
+    work: &mut Work<V::Addr>,
+) {
+    // SAFETY: as in `from_client`.
+    unsafe {
+        atomic::and(&raw mut (*entry).flags, !bits);
+        work.back = (*entry).peer();
+        if let Some(peer) = table.find(&work.back) {
+            atomic::and(&raw mut (*peer).flags, !bits);
+        }
+    }
+}
+
+/// Whether an established entry has been idle for less than its state allows, in one direction at least. Uses `work.entry.to`.
+#[inline(always)]
+pub fn is_alive<V: Family>(now: &Now, entry: *mut NatEntry<V::Addr>, work: &mut Work<V::Addr>) -> bool {
+    // SAFETY: as in `from_client`.
+    let seen = unsafe { &*entry };
+    let allowed = now.settings.nat_timeouts.of(seen.flags);
+    if now.time_ns.wrapping_sub(seen.last_seen_ns) <= allowed {
+        return true;
+    }
+    work.entry.to = seen.peer();
+    let Some(peer) = V::established().find(&work.entry.to) else { return false };
+    // SAFETY: as above.
+    now.time_ns.wrapping_sub(unsafe { (*peer).last_seen_ns }) <= allowed
+}
+
+/// Whether a half-open entry still counts.
+#[inline(always)]
+pub fn is_fresh<A>(now: &Now, entry: &NatEntry<A>) -> bool {
+    now.time_ns.wrapping_sub(entry.last_seen_ns) <= now.settings.nat_timeouts.half_open_ns
+}
+
+/// Removes the entries of both directions: `work.from` and `work.back`.
+#[inline(always)]
+pub fn forget_pair<V: Family>(table: &impl FlowTable<V::Addr>, work: &Work<V::Addr>) {
+    table.forget(&work.from);
+    table.forget(&work.back);
+}

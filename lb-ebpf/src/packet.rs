@@ -1,0 +1,121 @@
+//! The only pointer arithmetic: checked views of headers in the directly reachable part of a packet.
+
+use core::marker::PhantomData;
+
+/// Where a packet comes from: XDP, TC, or a test.
+pub trait Frame {
+    /// At TC checksums may be partial, lengths those of a GRO super-packet, and resets can't be sent.
+    const AT_TC: bool;
+
+    /// Address of the first byte.
+    fn start(&self) -> usize;
+    /// Address behind the last byte that can be reached directly.
+    fn end(&self) -> usize;
+    /// Bytes from the Ethernet header on, with those that cannot be reached directly.
+    fn whole_len(&self) -> usize;
+
+    /// Bytes that can be reached directly.
+    #[inline(always)]
+    fn reachable(&self) -> usize {
+        self.end().wrapping_sub(self.start())
+    }
+}
+
+/// A header of type `T` that lies whole in the packet. Fields are named by their offset, which is checked at compile time, and come as they lie in memory: network order.
+pub struct Header<T>(*mut u8, PhantomData<T>);
+
+/// No header of a packet that we serve begins farther in. The verifier wants a bound where an offset has lain in a map.
+const MAX_OFFSET: usize = 4096;
+
+/// The `T` at `offset`, if the packet reaches that far.
+#[inline(always)]
+pub fn header<T, F: Frame>(frame: &F, offset: usize) -> Option<Header<T>> {
+    if offset > MAX_OFFSET {
+        return None;
+    }
+    let at = frame.start().wrapping_add(offset);
+    if at.wrapping_add(size_of::<T>()) > frame.end() {
+        return None;
+    }
+    Some(Header(at as *mut u8, PhantomData))
+}
+
+impl<T> Header<T> {
+    #[inline(always)]
+    pub fn u8<const AT: usize>(&self) -> u8 {
+        self.load::<u8, AT>()
+    }
+
+    #[inline(always)]
+    pub fn u16<const AT: usize>(&self) -> u16 {
+        self.load::<u16, AT>()
+    }
+
+    #[inline(always)]
+    pub fn u32<const AT: usize>(&self) -> u32 {
+        self.load::<u32, AT>()
+    }
+
+    /// Four words: an IPv6 address.
+    #[inline(always)]
+    pub fn words<const AT: usize>(&self) -> [u32; 4] {
+        self.load::<[u32; 4], AT>()
+    }
+
+    #[inline(always)]
+    pub fn bytes<const N: usize, const AT: usize>(&self) -> [u8; N] {
+        self.load::<[u8; N], AT>()
+    }
+
+    #[inline(always)]
+    pub fn set<V: Field, const AT: usize>(&self, value: V) {
+        const { assert!(AT + size_of::<V>() <= size_of::<T>()) };
+        // SAFETY: `header` saw the whole T inside the packet, and the assertion that this field is inside T. The packet
+        // gives no alignment; BPF machines with Weir's other needs (x86-64, arm64) have none to give.
+        unsafe { write(self.0.wrapping_add(AT), value) }
+    }
+
+    #[inline(always)]
+    fn load<V: Field, const AT: usize>(&self) -> V {
+        const { assert!(AT + size_of::<V>() <= size_of::<T>()) };
+        // SAFETY: as in `set`.
+        unsafe { read(self.0.wrapping_add(AT)) }
+    }
+}
+
+/// What a header is made of: any bits will do.
+pub trait Field: Copy {}
+impl Field for u8 {}
+impl Field for u16 {}
+impl Field for u32 {}
+impl Field for [u32; 4] {}
+impl<const N: usize> Field for [u8; N] {}
+
+/// # Safety
+/// `at` must point at `size_of::<V>()` readable bytes.
+#[inline(always)]
+unsafe fn read<V: Field>(at: *const u8) -> V {
+    // `read_unaligned` becomes single bytes on the BPF target.
+    // SAFETY: the caller's.
+    #[cfg(target_arch = "bpf")]
+    return unsafe { *at.cast::<V>() };
+    // SAFETY: the caller's.
+    #[cfg(not(target_arch = "bpf"))]
+    return unsafe { at.cast::<V>().read_unaligned() };
+}
+
+/// # Safety
+/// `at` must point at `size_of::<V>()` writable bytes.
+#[inline(always)]
+unsafe fn write<V: Field>(at: *mut u8, value: V) {
+    #[cfg(target_arch = "bpf")]
+    // SAFETY: the caller's.
+    unsafe {
+        *at.cast::<V>() = value;
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    // SAFETY: the caller's.
+    unsafe {
+        at.cast::<V>().write_unaligned(value);
+    }
+}

@@ -1,0 +1,42 @@
+//! From a flow to the backend that its slot names.
+
+use lb_common::{
+    backend::Backend,
+    flow::{Addr, Flow},
+    hash::slot_of,
+    service::Service,
+    settings::Settings,
+    slot::REJECT,
+};
+
+use crate::maps;
+
+/// A backend that may get new flows, and its index.
+#[derive(Clone, Copy)]
+pub struct Owner {
+    pub index: u32,
+    pub backend: &'static Backend,
+}
+
+/// The owner of the slot that `flow` hashes to; `None` if the slot rejects.
+#[inline(always)]
+pub fn owner<A: Addr>(settings: &Settings, service: &Service, flow: &Flow<A>) -> Option<Owner> {
+    let hash = if service.flags & Service::FLAG_CLIENT_AFFINITY != 0 {
+        A::hash_client(&settings.hash_key, &flow.src)
+    } else {
+        A::hash_flow(&settings.hash_key, flow)
+    };
+    let slot = maps::slot(service.ring_offset.wrapping_add(slot_of(hash, service.ring_len)))?;
+    let index = slot.current();
+    if index == REJECT {
+        return None;
+    }
+    let backend = maps::backend(index)?;
+    backend.is_serving().then_some(Owner { index, backend })
+}
+
+/// Whether flows of the backend that had this generation of `index` may go on.
+#[inline(always)]
+pub fn is_serving(index: u32, generation: u32) -> Option<&'static Backend> {
+    maps::backend(index).filter(|backend| backend.is_serving() && backend.generation == generation)
+}
