@@ -55,9 +55,10 @@ pub fn from_client<V: Family, F: Frame>(
     work: &mut Work<V::Addr>,
 ) -> Result<FromClient, Reason> {
     if let Some(entry) = V::established().find(&work.from)
-        && is_alive::<V>(now, entry, work)
-    {
         // SAFETY: RCU keeps the value until this program returns.
+        && is_alive::<V>(now, unsafe { &*entry }, work)
+    {
+        // SAFETY: as above.
         let seen = unsafe { &*entry };
         let serving = select::is_serving(seen.backend, seen.generation);
         if work.tcp.opens() && (is_closing(seen.flags) || serving.is_none()) {
@@ -146,9 +147,10 @@ fn confirm<V: Family>(now: &Now, entry: *mut NatEntry<V::Addr>, work: &mut Work<
 #[inline(always)]
 pub fn from_backend<V: Family, F: Frame>(now: &Now, frame: &F, work: &mut Work<V::Addr>) -> Result<bool, Reason> {
     if let Some(entry) = V::established().find(&work.from)
-        && is_alive::<V>(now, entry, work)
-    {
         // SAFETY: as in `from_client`.
+        && is_alive::<V>(now, unsafe { &*entry }, work)
+    {
+        // SAFETY: as above.
         let seen = unsafe { &*entry };
         if seen.flags & NAT_FORWARD != 0 {
             return Ok(false);
@@ -274,16 +276,14 @@ fn unmark<V: Family>(
 
 /// Whether an established entry has been idle for less than its state allows, in one direction at least. Uses `work.entry.to`.
 #[inline(always)]
-pub fn is_alive<V: Family>(now: &Now, entry: *mut NatEntry<V::Addr>, work: &mut Work<V::Addr>) -> bool {
-    // SAFETY: as in `from_client`.
-    let seen = unsafe { &*entry };
+pub fn is_alive<V: Family>(now: &Now, seen: &NatEntry<V::Addr>, work: &mut Work<V::Addr>) -> bool {
     let allowed = now.settings.nat_timeouts.of(seen.flags);
     if now.time_ns.wrapping_sub(seen.last_seen_ns) <= allowed {
         return true;
     }
     work.entry.to = seen.peer();
     let Some(peer) = V::established().find(&work.entry.to) else { return false };
-    // SAFETY: as above.
+    // SAFETY: as in `from_client`.
     now.time_ns.wrapping_sub(unsafe { (*peer).last_seen_ns }) <= allowed
 }
 

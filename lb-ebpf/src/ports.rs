@@ -155,9 +155,9 @@ const FLOW: u32 = 3;
 #[inline(never)]
 fn look_up<V: Family>(now: &Now, work: &mut Work<V::Addr>) -> u32 {
     if let Some(entry) = V::established().find(&work.back) {
-        if nat::is_alive::<V>(now, entry, work) {
-            // SAFETY: RCU keeps the value until this program returns.
-            let seen = unsafe { &*entry };
+        // SAFETY: RCU keeps the value until this program returns.
+        let seen = unsafe { &*entry };
+        if nat::is_alive::<V>(now, seen, work) {
             work.entry.last_seen_ns = seen.last_seen_ns;
             work.entry.sequence = seen.sequence;
             work.entry.timestamp = seen.timestamp;

@@ -78,7 +78,7 @@ pub fn by_helpers<V: Family>(
     }
     skb.store(l3.wrapping_add(V::SRC), &to.src, 0).ok()?;
     skb.store(l3.wrapping_add(V::DST), &to.dst, 0).ok()?;
-    let ports = |flow: &Flow<V::Addr>| fold(flow.src_port_be as u64 + flow.dst_port_be as u64);
+    let ports = |flow: &Flow<V::Addr>| fold((flow.src_port_be as u64).wrapping_add(flow.dst_port_be as u64));
     let ports = difference(Delta::new().replace16(ports(from), ports(to)));
     skb.l4_csum_replace(checksum, 0, ports, 0).ok()?;
     skb.store(l4, &[to.src_port_be, to.dst_port_be], 0).ok()
