@@ -121,6 +121,9 @@ impl Maps {
                 clear(&mut self.service_stats, self.cpus, *index).map_err(failed(map::SERVICE_STATS, index))
             }
             Write::Slot { at, from, to } => self.write_slot(*at, *from, *to),
+            Write::Ring { offset, slots } => {
+                if self.rings.fill(*offset, slots) { Ok(()) } else { Err(MapsError::NoSuchSlot { at: *offset }) }
+            }
             Write::Service { vip, service } => match vip.ip() {
                 IpAddr::V4(v4) => self
                     .services_v4

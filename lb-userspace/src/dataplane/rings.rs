@@ -30,6 +30,15 @@ impl Rings {
         words.map(|word| Slot(word.load(Ordering::Relaxed))).collect()
     }
 
+    /// Fills the range from `offset` on, which no service names; false if the arena ends before it does.
+    pub fn fill(&self, offset: u32, slots: &[Slot]) -> bool {
+        let words = self.0.as_slice().get(offset as usize..).unwrap_or_default();
+        for (word, slot) in words.iter().zip(slots) {
+            word.store(slot.0, Ordering::Release);
+        }
+        words.len() >= slots.len()
+    }
+
     /// Replaces the slot at `at` if it still holds `from`; the program may have set a flag meanwhile. Otherwise what it holds is the error.
     pub fn compare_exchange(&self, at: u32, from: Slot, to: Slot) -> Result<(), Slot> {
         let Some(word) = self.0.as_slice().get(at as usize) else { return Err(from) };
