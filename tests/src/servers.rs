@@ -42,6 +42,13 @@ impl Nginx {
         self.running.take().map_or(Ok(()), |mut running| running.kill())
     }
 
+    /// Leaves it running when this value goes.
+    pub fn keep(mut self) {
+        if let Some(running) = self.running.take() {
+            std::mem::forget(running);
+        }
+    }
+
     /// Starts it again, and waits until it answers.
     pub fn restart(&mut self) -> Result<()> {
         self.kill()?;
