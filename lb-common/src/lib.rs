@@ -4,7 +4,10 @@
 //! ending in `_be` is in network byte order, and so is every address: an address is the words of the header as they lie in
 //! memory ([`flow::V4Addr`], [`flow::V6Addr`]). Times end in `_ns` and are nanoseconds of CLOCK_BOOTTIME.
 #![cfg_attr(not(test), no_std)]
-#![deny(clippy::indexing_slicing, reason = "this code also runs in the kernel, where a panic cannot be")]
+#![cfg_attr(
+    not(test),
+    deny(clippy::indexing_slicing, reason = "this code also runs in the kernel, where a panic cannot be")
+)]
 
 pub mod backend;
 pub mod checksum;
