@@ -5,6 +5,7 @@ mod check;
 mod document;
 mod example;
 mod fields;
+mod health;
 pub mod incompatible;
 pub mod model;
 mod prime;

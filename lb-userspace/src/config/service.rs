@@ -9,9 +9,10 @@ use std::{
 use super::{
     address,
     fields::{Fields, Value},
+    health,
     model::{
-        Affinity, Backend, DEFAULT_RING_SIZE, HealthCheck, HttpProbe, MAX_RING_SIZE, MAX_WEIGHT, Mode, Probe,
-        SLOTS_PER_BACKEND, Service, SourceAddress,
+        Affinity, Backend, DEFAULT_RING_SIZE, MAX_RING_SIZE, MAX_WEIGHT, Mode, SLOTS_PER_BACKEND, Service,
+        SourceAddress,
     },
     prime::{is_prime, next_prime, previous_prime},
 };
@@ -20,8 +21,6 @@ use crate::state::AdminState;
 pub const KEYS: [&str; 10] =
     ["name", "vips", "port", "mode", "source", "affinity", "ringSize", "drainTimeout", "health", "backends"];
 pub const BACKEND_KEYS: [&str; 5] = ["address", "port", "weight", "zone", "state"];
-pub const HEALTH_KEYS: [&str; 6] = ["http", "tcp", "interval", "timeout", "fall", "rise"];
-pub const HTTP_KEYS: [&str; 3] = ["path", "host", "expect"];
 pub const MODES: [(&str, Mode); 2] = [("nat", Mode::Nat), ("dsr-l2", Mode::DsrL2)];
 pub const SOURCES: [(&str, SourceAddress); 2] =
     [("translate", SourceAddress::Translate), ("keep", SourceAddress::Keep)];
@@ -33,7 +32,6 @@ const LATER_MODES: [&str; 2] = ["dsr-ipip", "dsr-gue"];
 const DEFAULT_DRAIN: Duration = Duration::from_secs(15 * 60);
 const MAX_NAME: usize = 63;
 const MAX_DRAIN: Duration = Duration::from_secs(30 * 24 * 3600);
-const PROBE_TIMES: std::ops::RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(3600);
 
 /// A service as far as it could be read, so that what is left is checked all the same.
 pub struct Read<'a> {
@@ -80,7 +78,7 @@ fn read<'a>(fields: &Fields<'a>) -> Read<'a> {
     let source = source(fields, mode);
     let affinity = fields.or("affinity", Affinity::None, |value| value.word(&AFFINITIES));
     let drain_timeout = fields.or("drainTimeout", DEFAULT_DRAIN, |value| value.duration(Duration::ZERO..=MAX_DRAIN));
-    let health = fields.or("health", None, |value| health(value).map(Some));
+    let health = fields.or("health", None, |value| health::read(value).map(Some));
     let (vips, all_vips) = fields.required("vips").map(|value| vips(&value)).unwrap_or_default();
     let backends_at = fields.required("backends");
     let (backends, all_backends) = backends_at.as_ref().map(backends).unwrap_or_default();
@@ -245,61 +243,4 @@ fn ring_fits(size: u32, backends: &[(Backend, Value<'_>)], at: &Value<'_>) {
             "a ringSize of {size} is too small for {largest} backends of one family, each needs {SLOTS_PER_BACKEND} slots: {advice}"
         ));
     }
-}
-
-fn health(value: &Value<'_>) -> Option<HealthCheck> {
-    let fields = value.fields(&HEALTH_KEYS)?;
-    let probe = match (fields.given("http"), fields.given("tcp")) {
-        (Some(http), None) => http_probe(&http).map(Probe::Http),
-        (None, Some(tcp)) => tcp.fields_or_empty(&[]).map(|_| Probe::Tcp),
-        (None, None) => value.problem("must say how to probe: http: {...} or tcp: {}"),
-        (Some(_), Some(tcp)) => tcp.problem("probe by http or by tcp, not by both"),
-    };
-    let interval = fields.or("interval", Duration::from_secs(2), |value| value.duration(PROBE_TIMES));
-    let timeout = match (fields.optional("timeout"), interval) {
-        (Some(value), interval) => value.duration(PROBE_TIMES).and_then(|timeout| match interval {
-            Some(interval) if timeout > interval => value.problem(format!(
-                "must not be longer than the interval, {}, is {}",
-                humantime::format_duration(interval),
-                humantime::format_duration(timeout)
-            )),
-            _ => Some(timeout),
-        }),
-        (None, interval) => interval.map(|interval| interval.min(Duration::from_secs(1))),
-    };
-    let fall = fields.or("fall", 3, |value| value.integer(1..=100));
-    let rise = fields.or("rise", 2, |value| value.integer(1..=100));
-    Some(HealthCheck { probe: probe?, interval: interval?, timeout: timeout?, fall: fall?, rise: rise? })
-}
-
-fn http_probe(value: &Value<'_>) -> Option<HttpProbe> {
-    let fields = value.fields_or_empty(&HTTP_KEYS)?;
-    let path = fields.or("path", "/".to_owned(), |value| {
-        let text = value.text()?;
-        let plain = text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
-        if text.starts_with('/') && plain {
-            Some(text.to_owned())
-        } else {
-            value.problem(format!(
-                "must begin with / and hold no spaces or #, others than ASCII percent-encoded, is {text:?}"
-            ))
-        }
-    });
-    let host = fields.or("host", None, |value| {
-        let text = value.text()?;
-        if !text.is_empty() && text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'/') {
-            return Some(Some(text.to_owned()));
-        }
-        value.problem(format!("must be a host name, with or without a port, is {text:?}"))
-    });
-    let expect = fields.or("expect", (200, 399), |value| {
-        let text = value.text()?;
-        match super::document::range(text).filter(|(first, last)| (100..=599).contains(first) && *last <= 599) {
-            Some(range) => Some(range),
-            None => {
-                value.problem(format!("must be a status of 100 to 599 or a range of them, as in 200-399, is {text}"))
-            }
-        }
-    });
-    Some(HttpProbe { path: path?, host: host?, expect: expect? })
 }

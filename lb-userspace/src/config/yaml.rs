@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, rc::Rc};
 
-use saphyr_parser::{Event, Marker, Parser, ScalarStyle, Tag};
+use saphyr_parser::{Event, Marker, Parser, ScalarStyle, ScanError, Tag};
 
 /// Deeper than any configuration.
 const MAX_DEPTH: usize = 32;
@@ -69,13 +69,16 @@ pub fn parse(text: &str) -> Result<Rc<Node>, SyntaxError> {
     let mut builder = Builder::default();
     let mut parser = Parser::new_from_str(text);
     while let Some(event) = parser.next_event() {
-        let (event, span) = event.map_err(|error| SyntaxError {
-            at: mark(*error.marker()),
-            reason: format!("not YAML: {}", error.info()),
-        })?;
+        let (event, span) = event.map_err(not_yaml)?;
         builder.event(event, mark(span.start))?;
     }
     Ok(builder.root.unwrap_or_else(|| Rc::new(Node { at: Mark { line: 1, column: 1 }, data: Data::Null, size: 1 })))
+}
+
+fn not_yaml(error: ScanError) -> SyntaxError {
+    // What begins with a star is an alias: the usual slip with a glob.
+    let hint = if error.info().contains("unknown anchor") { "; quote a glob that begins with *" } else { "" };
+    SyntaxError { at: mark(*error.marker()), reason: format!("not YAML: {}{hint}", error.info()) }
 }
 
 fn mark(marker: Marker) -> Mark {

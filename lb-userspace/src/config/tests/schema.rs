@@ -1,6 +1,6 @@
 use serde_json::Value;
 
-use super::super::{document, example, schema, service};
+use super::super::{document, example, health, schema, service};
 
 /// The words of a schema, which schemars keeps in `enum` without and in `const` with a description.
 fn words(of: &Value) -> Vec<&str> {
@@ -69,8 +69,8 @@ fn the_schema_names_the_keys_and_words_that_the_reader_knows() {
         (&schema["$defs"]["Admin"], &document::ADMIN_KEYS),
         (&schema["$defs"]["Service"], &service::KEYS),
         (&schema["$defs"]["Backend"], &service::BACKEND_KEYS),
-        (&schema["$defs"]["Health"], &service::HEALTH_KEYS),
-        (&schema["$defs"]["Http"], &service::HTTP_KEYS),
+        (&schema["$defs"]["Health"], &health::KEYS),
+        (&schema["$defs"]["Http"], &health::HTTP_KEYS),
     ] {
         let mut known = keys.to_vec();
         known.sort_unstable();
