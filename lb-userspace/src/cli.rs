@@ -1,6 +1,128 @@
-//! The command line.
+//! The command line: asks the agent over its socket and shows what it answers, or is the agent.
+
+mod change;
+mod client;
+mod completion;
+mod diff;
+mod get;
+mod lookup;
+mod output;
+mod status;
+mod table;
+mod text;
+mod wait;
+
+use std::{path::PathBuf, process::ExitCode};
+
+use anyhow::Context as _;
+use clap::{Parser, Subcommand};
+
+use crate::api::DEFAULT_SOCKET;
+use client::Client;
 
 /// Runs the command that the process was started with.
-pub fn main() -> std::process::ExitCode {
-    std::process::ExitCode::SUCCESS
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let failure = cli.command.failure_status();
+    match cli.run() {
+        Ok(status) => status,
+        // Whoever read our output has seen enough.
+        Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("weir: {error:#}");
+            ExitCode::from(failure)
+        }
+    }
+}
+
+/// Weir, a TCP load balancer whose data path is an XDP program.
+#[derive(Debug, Parser)]
+#[command(name = "weir", version, after_help = EXAMPLES)]
+struct Cli {
+    /// The socket of the agent's API
+    #[arg(long, global = true, env = "WEIR_SOCKET", value_name = "PATH", default_value = DEFAULT_SOCKET)]
+    socket: PathBuf,
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  weir config init > /etc/weir/weir.yaml      a commented configuration to begin with
+  weir doctor                                 what this machine lacks, and how to mend it
+  weir status                                 is all well? exits with 0, 1 or 2: ok, degraded, down
+  weir get backends web --watch               the backends of a service, every 2 seconds
+  weir drain web/10.2.0.11:8080 --wait        take a backend out without losing a connection
+
+Every flag with [env: WEIR_...] can be set by that variable.";
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    Status(status::Status),
+    Get(get::Get),
+    Lookup(lookup::Lookup),
+    Drain(change::Drain),
+    Undrain(change::Undrain),
+    Set(change::Set),
+    Reload(change::Reload),
+    Diff(diff::Diff),
+    Completion(completion::Completion),
+}
+
+impl Command {
+    /// What a failure exits with: `status` and `diff` already say something else with 1.
+    fn failure_status(&self) -> u8 {
+        match self {
+            Command::Status(_) | Command::Diff(_) => 2,
+            _ => 1,
+        }
+    }
+}
+
+impl Cli {
+    fn run(self) -> anyhow::Result<ExitCode> {
+        let client = Client::new(self.socket);
+        match self.command {
+            Command::Status(command) => asking(command.run(&client)),
+            Command::Get(command) => asking(command.run(&client)),
+            Command::Lookup(command) => asking(command.run(&client)),
+            Command::Drain(command) => asking(command.run(&client)),
+            Command::Undrain(command) => asking(command.run(&client)),
+            Command::Set(command) => asking(command.run(&client)),
+            Command::Reload(command) => asking(command.run(&client)),
+            Command::Diff(command) => asking(command.run(&client)),
+            Command::Completion(command) => command.run(),
+        }
+    }
+}
+
+/// Runs a command that talks to the agent.
+fn asking(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Result<ExitCode> {
+    tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the command's event loop")?
+        .block_on(command)
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_shows_examples_in_its_help() {
+        fn check(command: &clap::Command) {
+            let leaf = !command.has_subcommands();
+            assert!(!leaf || command.get_after_help().is_some(), "{} has no examples", command.get_name());
+            command.get_subcommands().filter(|sub| sub.get_name() != "help").for_each(check);
+        }
+        check(&Cli::command());
+    }
 }

@@ -1,0 +1,132 @@
+//! Asks the agent: HTTP over its unix socket.
+
+use std::{io, path::PathBuf, time::Duration};
+
+use bytes::Bytes;
+use http_body_util::{BodyExt, Full};
+use hyper::{Method, Request, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::net::UnixStream;
+
+use crate::api::types::{ApiError, ErrorCode};
+
+/// An agent that takes longer does not answer at all.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+const START: &str = "start it with `systemctl start weir`, or `weir agent --config /etc/weir/weir.yaml`";
+
+/// Why there is no answer.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error("the agent isn't running: there is no {path}\n{START}; if it uses another socket, name that with --socket")]
+    NoSocket { path: String },
+    #[error("the agent isn't running: nobody answers on {path}, which an agent that was killed left behind\n{START}")]
+    Dead { path: String },
+    #[error("permission denied on {path}: the API is for root only; try again with sudo")]
+    Denied { path: String },
+    #[error("cannot connect to the agent at {path}: {source}")]
+    Unreachable { path: String, source: io::Error },
+    #[error("the agent at {path} does not answer within {PATIENCE:?}; its log says why (`journalctl -u weir`)")]
+    Silent { path: String },
+    #[error("the agent at {path} broke off: {source}")]
+    Broken { path: String, source: hyper::Error },
+    #[error("what answers at {path} is not this version's agent: {why}")]
+    Foreign { path: String, why: String },
+    #[error(transparent)]
+    Refused(ApiError),
+}
+
+impl Failure {
+    /// Whether another agent, or the same one later, could answer.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Failure::Refused(error) => error.code == ErrorCode::Unavailable,
+            Failure::Denied { .. } | Failure::Foreign { .. } => false,
+            _ => true,
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+pub struct Client {
+    socket: PathBuf,
+}
+
+impl Client {
+    pub fn new(socket: PathBuf) -> Self {
+        Self { socket }
+    }
+
+    pub async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Failure> {
+        self.ask(Method::GET, path, Bytes::new()).await
+    }
+
+    /// Like [`Client::get`], with parameters; those that are `None` are left out.
+    pub async fn get_with<T: DeserializeOwned>(&self, path: &str, parameters: &impl Serialize) -> Result<T, Failure> {
+        let query = serde_urlencoded::to_string(parameters).map_err(|error| self.foreign(error))?;
+        self.ask(Method::GET, &format!("{path}?{query}"), Bytes::new()).await
+    }
+
+    pub async fn post<T: DeserializeOwned>(&self, path: &str, body: &impl Serialize) -> Result<T, Failure> {
+        let body = serde_json::to_vec(body).map_err(|error| self.foreign(error))?;
+        self.ask(Method::POST, path, Bytes::from(body)).await
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T, Failure> {
+        match tokio::time::timeout(PATIENCE, self.exchange(method, path, body)).await {
+            Ok(answer) => answer,
+            Err(_) => Err(Failure::Silent { path: self.path() }),
+        }
+    }
+
+    async fn exchange<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T, Failure> {
+        let broken = |source| Failure::Broken { path: self.path(), source };
+        let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(error))?;
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(hyper::header::HOST, "weir")
+            .header(hyper::header::CONTENT_TYPE, "application/json")
+            .body(Full::new(body))
+            .map_err(|error| self.foreign(error))?;
+        let answer = async {
+            let response = sender.send_request(request).await?;
+            let status = response.status();
+            Ok((status, response.into_body().collect().await?.to_bytes()))
+        };
+        // The connection does the work; it ends by itself only if the agent closes it.
+        let (status, body) = tokio::select! {
+            biased;
+            answered = answer => answered.map_err(broken)?,
+            Err(error) = connection => return Err(broken(error)),
+        };
+        if status.is_success() {
+            serde_json::from_slice(&body).map_err(|error| self.foreign(error))
+        } else {
+            match serde_json::from_slice(&body) {
+                Ok(refusal) => Err(Failure::Refused(refusal)),
+                Err(_) => Err(self.foreign(format!("it answers {status}"))),
+            }
+        }
+    }
+
+    fn unreachable(&self, source: io::Error) -> Failure {
+        let path = self.path();
+        match source.kind() {
+            io::ErrorKind::NotFound => Failure::NoSocket { path },
+            io::ErrorKind::ConnectionRefused => Failure::Dead { path },
+            io::ErrorKind::PermissionDenied => Failure::Denied { path },
+            _ => Failure::Unreachable { path, source },
+        }
+    }
+
+    fn foreign(&self, why: impl ToString) -> Failure {
+        Failure::Foreign { path: self.path(), why: why.to_string() }
+    }
+
+    pub fn path(&self) -> String {
+        self.socket.display().to_string()
+    }
+}

@@ -1,0 +1,47 @@
+//! `weir diff`: what is wanted against what is in the kernel.
+
+use std::process::ExitCode;
+
+use clap::Args;
+
+use super::{
+    client::Client,
+    output::{self, View, Watch},
+    table::{self, Column},
+};
+use crate::api::types::DiffView;
+
+/// Show how the kernel's maps differ from what is wanted
+///
+/// Exits with 0 when they are equal, 1 when they differ, 2 when that cannot be told. The agent mends differences by itself
+/// within seconds; one that stays is worth a look at its log.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  weir diff
+  weir diff -o json && echo in step")]
+pub struct Diff {
+    #[command(flatten)]
+    view: View,
+    #[command(flatten)]
+    watch: Watch,
+}
+
+impl Diff {
+    pub async fn run(self, client: &Client) -> anyhow::Result<ExitCode> {
+        let fetch = async || client.get::<Vec<DiffView>>("/v1/diff").await;
+        let differences = output::show(&self.view, &self.watch, fetch, |rows, style| match rows.as_slice() {
+            [] => "equal: the kernel's maps hold what is wanted\n".to_owned(),
+            rows => table::table(COLUMNS, rows, style),
+        })
+        .await?;
+        Ok(if differences.is_empty() { ExitCode::SUCCESS } else { ExitCode::from(1) })
+    }
+}
+
+const COLUMNS: &[Column<DiffView>] = &[
+    Column::new("MAP", |diff, _| diff.map.clone()),
+    Column::new("KEY", |diff, _| diff.key.clone()),
+    Column::new("DESIRED", |diff, _| diff.desired.clone()),
+    Column::new("PROGRAMMED", |diff, _| diff.programmed.clone()),
+];

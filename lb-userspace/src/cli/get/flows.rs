@@ -1,0 +1,87 @@
+use std::net::IpAddr;
+
+use clap::Args;
+
+use super::{Listing, super::{client::Client, table::Column, text}};
+use crate::api::types::{BackendSelector, FlowFilter, FlowView};
+
+/// List flows that have an entry of their own
+///
+/// WHY says why a flow has an entry: in mode `nat` every flow has one (`nat`). Flows of settled slots in DSR modes have none:
+/// `weir lookup` says where they go.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  weir get flows --backend web/10.2.0.11:8080
+  weir get flows --client 198.51.100.7 -o wide
+  weir get flows --vip 2001:db8::10 --limit 20")]
+pub struct Flows {
+    /// Only those of this client
+    #[arg(long, value_name = "ADDRESS")]
+    client: Option<IpAddr>,
+    /// Only those to this backend: SERVICE/ADDRESS:PORT, ADDRESS:PORT or ADDRESS
+    #[arg(long, value_name = "BACKEND")]
+    backend: Option<String>,
+    /// Only those to this VIP
+    #[arg(long, value_name = "ADDRESS")]
+    vip: Option<IpAddr>,
+    /// At most so many
+    #[arg(long, env = "WEIR_LIMIT", default_value_t = 1000)]
+    limit: usize,
+    #[command(flatten)]
+    listing: Listing,
+}
+
+impl Flows {
+    pub async fn run(self, client: &Client) -> anyhow::Result<()> {
+        let filter = FlowFilter {
+            client: self.client,
+            backend: self.backend.map(BackendSelector),
+            vip: self.vip,
+            limit: Some(self.limit),
+        };
+        let fetch = async || client.get_with("/v1/flows", &filter).await;
+        let flows = self.listing.show(COLUMNS, "no flow fits", fetch).await?;
+        if flows.len() == self.limit {
+            eprintln!("these are the first {}; --limit shows more", self.limit);
+        }
+        Ok(())
+    }
+}
+
+const COLUMNS: &[Column<FlowView>] = &[
+    Column::new("CLIENT", |flow, _| flow.client.to_string()),
+    Column::new("VIP", |flow, _| flow.vip.to_string()),
+    Column::new("BACKEND", |flow, _| flow.backend.to_string()),
+    Column::new("WHY", |flow, _| flow.why.clone()),
+    Column::new("AGE", |flow, _| text::known(flow.age_seconds.map(text::duration))),
+    Column::new("IDLE", |flow, _| text::duration(flow.idle_seconds)),
+    Column::wide("SERVICE", |flow, _| flow.service.clone()),
+    Column::wide("STATE", |flow, _| flow.state.clone()),
+    Column::wide("SOURCE", |flow, _| flow.source.to_string()),
+];
+
+#[cfg(test)]
+mod tests {
+    use super::{super::super::{output::Style, table::table}, *};
+
+    #[test]
+    fn flows_have_the_columns_that_are_promised() {
+        let flow = FlowView {
+            client: "198.51.100.7:40000".parse().unwrap(),
+            vip: "192.0.2.10:80".parse().unwrap(),
+            service: "web".to_owned(),
+            backend: "10.2.0.11:8080".parse().unwrap(),
+            source: "10.2.0.1:40000".parse().unwrap(),
+            state: "established".to_owned(),
+            why: "nat".to_owned(),
+            age_seconds: None,
+            idle_seconds: 4.0,
+        };
+        let expected = "\
+CLIENT               VIP             BACKEND          WHY   AGE       IDLE   SERVICE   STATE         SOURCE
+198.51.100.7:40000   192.0.2.10:80   10.2.0.11:8080   nat   unknown   4s     web       established   10.2.0.1:40000
+";
+        assert_eq!(table(COLUMNS, &[flow], Style { wide: true, headers: true, now: 0.0 }), expected);
+    }
+}

@@ -1,0 +1,138 @@
+//! How commands show what they know: a table or a document, once or again and again.
+
+use std::{
+    io::{self, IsTerminal, Write},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use anyhow::Context as _;
+use clap::{Args, ValueEnum, builder::FalseyValueParser};
+use serde::Serialize;
+
+use super::client::Failure;
+
+/// The flags of every command that shows something.
+#[derive(Args, Clone, Debug)]
+pub struct View {
+    /// How to show it; json and yaml are the documents of the API
+    #[arg(short, long, value_enum, env = "WEIR_OUTPUT", default_value_t)]
+    pub output: Format,
+    /// Leave out the line of headers
+    #[arg(long, env = "WEIR_NO_HEADERS", value_parser = FalseyValueParser::new())]
+    pub no_headers: bool,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, ValueEnum)]
+pub enum Format {
+    #[default]
+    Table,
+    /// A table with more columns
+    Wide,
+    Json,
+    Yaml,
+}
+
+#[derive(Args, Clone, Debug)]
+pub struct Watch {
+    /// Show it again and again, every 2 seconds unless said otherwise (500ms, 10s)
+    #[arg(short, long, value_name = "INTERVAL", num_args = 0..=1, default_missing_value = "2s", value_parser = interval)]
+    pub watch: Option<Duration>,
+}
+
+/// What a rendering needs to know beside its subject.
+#[derive(Clone, Copy, Debug)]
+pub struct Style {
+    pub wide: bool,
+    pub headers: bool,
+    /// Seconds since 1970.
+    pub now: f64,
+}
+
+impl View {
+    /// The text of `document`: rendered for people by `render`, or as it is.
+    pub fn text<T: Serialize>(&self, document: &T, render: impl Fn(&T, Style) -> String) -> anyhow::Result<String> {
+        Ok(match self.output {
+            Format::Table | Format::Wide => render(document, self.style()),
+            Format::Json => serde_json::to_string_pretty(document).context("cannot write it as JSON")? + "\n",
+            Format::Yaml => ended(serde_saphyr::to_string(document).context("cannot write it as YAML")?),
+        })
+    }
+
+    pub fn is_for_people(&self) -> bool {
+        matches!(self.output, Format::Table | Format::Wide)
+    }
+
+    fn style(&self) -> Style {
+        Style { wide: self.output == Format::Wide, headers: !self.no_headers, now: now() }
+    }
+}
+
+/// Shows what `fetch` brings, again and again if `watch` says so. Returns what was shown last.
+pub async fn show<T: Serialize>(
+    view: &View,
+    watch: &Watch,
+    fetch: impl AsyncFn() -> Result<T, Failure>,
+    render: impl Fn(&T, Style) -> String,
+) -> anyhow::Result<T> {
+    let shown = fetch().await?;
+    print(&view.text(&shown, &render)?)?;
+    let Some(interval) = watch.watch else { return Ok(shown) };
+    loop {
+        tokio::time::sleep(interval).await;
+        match fetch().await {
+            Ok(shown) => print(&format!("{}{}", separator(view), view.text(&shown, &render)?))?,
+            // It may be restarting; who watches wants to see it come back.
+            Err(failure) if failure.may_pass() => eprintln!("weir: {failure}"),
+            Err(failure) => return Err(failure.into()),
+        }
+    }
+}
+
+/// What stands before each round but the first: a terminal shows the newest alone, a file keeps them apart.
+fn separator(view: &View) -> &'static str {
+    match view.output {
+        Format::Json => "",
+        Format::Yaml => "---\n",
+        Format::Table | Format::Wide if io::stdout().is_terminal() => "\x1b[H\x1b[2J",
+        Format::Table | Format::Wide => "\n",
+    }
+}
+
+/// Writes to standard output at once.
+pub fn print(text: &str) -> anyhow::Result<()> {
+    let mut stdout = io::stdout().lock();
+    stdout.write_all(text.as_bytes())?;
+    stdout.flush()?;
+    Ok(())
+}
+
+pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    error.chain().any(|cause| {
+        cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
+    })
+}
+
+/// Seconds since 1970.
+pub fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
+}
+
+/// `2s`, `500ms`, `1m30s`, or a bare number of seconds.
+pub fn interval(text: &str) -> Result<Duration, String> {
+    let parsed = match text.parse::<f64>() {
+        Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string()),
+        Err(_) => humantime::parse_duration(text).map_err(|error| error.to_string()),
+    };
+    match parsed {
+        Ok(duration) if duration >= Duration::from_millis(10) => Ok(duration),
+        Ok(_) => Err(format!("{text} is too short; 10ms is the least")),
+        Err(error) => Err(format!("{error}; write it like 2s, 500ms or 10m, behind the other arguments or as --flag=2s")),
+    }
+}
+
+fn ended(mut text: String) -> String {
+    if !text.ends_with('\n') {
+        text.push('\n');
+    }
+    text
+}

@@ -1,0 +1,203 @@
+//! Waits until backends are drained, or serve again.
+
+use std::{
+    io::{self, IsTerminal},
+    time::{Duration, Instant},
+};
+
+use super::{client::Client, text};
+use crate::{api::types::BackendView, state::AdminState};
+
+const PACE: Duration = Duration::from_millis(500);
+/// What a drain that has run out is given to end the connections that are left.
+const GRACE: Duration = Duration::from_secs(5);
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Goal {
+    /// No connections are left.
+    Drained,
+    /// It gets new connections.
+    Serving,
+}
+
+pub struct Waited {
+    pub done: bool,
+    pub message: String,
+    /// As they are at the end; those that are gone are left out.
+    pub backends: Vec<BackendView>,
+}
+
+/// Waits for `goal` on all of `chosen`, for `timeout` at most.
+pub async fn until(
+    client: &Client,
+    goal: Goal,
+    chosen: &[BackendView],
+    timeout: Option<Duration>,
+) -> anyhow::Result<Waited> {
+    let begun = Instant::now();
+    let mut progress = Progress::default();
+    let mut run_out_since: Option<Instant> = None;
+    loop {
+        let all: Vec<BackendView> = client.get("/v1/backends").await?;
+        let backends: Vec<BackendView> = all.into_iter().filter(|now| chosen.iter().any(|then| same(now, then))).collect();
+        let took = text::duration(begun.elapsed().as_secs_f64());
+        let ended = |done, message| Ok(Waited { done, message, backends: backends.clone() });
+        let remaining = match outcome(goal, &backends) {
+            Outcome::Done(what) => {
+                progress.clear();
+                return ended(true, format!("{what} after {took}"));
+            }
+            Outcome::Hopeless(why) => {
+                progress.clear();
+                return ended(false, why);
+            }
+            Outcome::RunOut(remaining) => {
+                if run_out_since.get_or_insert_with(Instant::now).elapsed() > GRACE {
+                    progress.clear();
+                    return ended(false, format!("the drain has ended, but there remain {remaining}"));
+                }
+                remaining
+            }
+            Outcome::Wait(remaining) => remaining,
+        };
+        if timeout.is_some_and(|timeout| begun.elapsed() >= timeout) {
+            progress.clear();
+            return ended(false, format!("not done after {took}: there remain {remaining}"));
+        }
+        progress.show(&remaining);
+        tokio::time::sleep(PACE).await;
+    }
+}
+
+fn same(one: &BackendView, other: &BackendView) -> bool {
+    (&one.namespace, &one.service, one.address) == (&other.namespace, &other.service, other.address)
+}
+
+#[derive(PartialEq, Debug)]
+enum Outcome {
+    Done(&'static str),
+    /// What is still there.
+    Wait(String),
+    /// Every drain has reached its end, and something is still there.
+    RunOut(String),
+    Hopeless(String),
+}
+
+fn outcome(goal: Goal, backends: &[BackendView]) -> Outcome {
+    match goal {
+        Goal::Drained => drained(backends),
+        Goal::Serving => serving(backends),
+    }
+}
+
+fn drained(backends: &[BackendView]) -> Outcome {
+    if let Some(back) = backends.iter().find(|backend| backend.admin == AdminState::Active && !backend.removed) {
+        return Outcome::Hopeless(format!("{} drains no longer: somebody took it back", name(back)));
+    }
+    let left = |backend: &BackendView| backend.drain_remaining_seconds.is_none_or(|seconds| seconds > 0.0);
+    // In DSR modes nobody counts connections here: such a backend is drained when its time is over.
+    let busy = |backend: &&BackendView| match backend.connections_active {
+        Some(connections) => connections > 0,
+        None => left(backend),
+    };
+    let busy: Vec<&BackendView> = backends.iter().filter(busy).collect();
+    if busy.is_empty() {
+        return Outcome::Done("drained: no connections are left");
+    }
+    let remaining = busy.iter().map(|backend| what_remains(backend)).collect::<Vec<_>>().join(", ");
+    if busy.iter().any(|backend| left(backend)) { Outcome::Wait(remaining) } else { Outcome::RunOut(remaining) }
+}
+
+fn serving(backends: &[BackendView]) -> Outcome {
+    if backends.is_empty() {
+        return Outcome::Hopeless("the backend has left the configuration".to_owned());
+    }
+    if let Some(stays) = backends.iter().find(|backend| backend.admin != AdminState::Active) {
+        let (state, from) = (stays.admin.name(), stays.admin_from.name());
+        return Outcome::Hopeless(format!("{} stays {state} by the {from}; change it there", name(stays)));
+    }
+    let waiting: Vec<&BackendView> = backends.iter().filter(|backend| !backend.eligible).collect();
+    if waiting.is_empty() {
+        return Outcome::Done("it gets new connections");
+    }
+    let not_yet = |backend: &&BackendView| format!("{} (health {}: {})", name(backend), backend.health.name(), text::or_none(&backend.reason));
+    Outcome::Wait(waiting.iter().map(not_yet).collect::<Vec<_>>().join(", "))
+}
+
+fn what_remains(backend: &BackendView) -> String {
+    let connections = match backend.connections_active {
+        Some(count) => text::counted(count, "connection"),
+        None => "connections that nobody counts (DSR)".to_owned(),
+    };
+    match backend.drain_remaining_seconds {
+        Some(seconds) => format!("{connections} of {} ({} left)", name(backend), text::duration(seconds)),
+        None => format!("{connections} of {}", name(backend)),
+    }
+}
+
+fn name(backend: &BackendView) -> String {
+    format!("{}/{}", backend.service, backend.address)
+}
+
+/// One line on a terminal that is written over again and again; nothing elsewhere.
+#[derive(Default)]
+struct Progress {
+    shown: bool,
+}
+
+impl Progress {
+    fn show(&mut self, remaining: &str) {
+        if io::stderr().is_terminal() {
+            eprint!("\r\x1b[Kwaiting for {remaining}");
+            self.shown = true;
+        }
+    }
+
+    fn clear(&mut self) {
+        if std::mem::take(&mut self.shown) {
+            eprint!("\r\x1b[K");
+        }
+    }
+}
+
+impl Drop for Progress {
+    fn drop(&mut self) {
+        self.clear();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{super::get::backends::tests::backend, *};
+
+    fn draining(connections: Option<u64>, left: Option<f64>) -> BackendView {
+        BackendView {
+            admin: AdminState::Draining,
+            eligible: false,
+            connections_active: connections,
+            drain_remaining_seconds: left,
+            ..backend("10.2.0.11:8080")
+        }
+    }
+
+    #[test]
+    fn drain_is_done_when_no_connection_or_no_backend_is_left() {
+        assert!(matches!(drained(&[]), Outcome::Done(_)));
+        assert!(matches!(drained(&[draining(Some(0), Some(60.0))]), Outcome::Done(_)));
+        let waiting = drained(&[draining(Some(1), Some(60.0)), draining(Some(0), Some(60.0))]);
+        assert_eq!(waiting, Outcome::Wait("1 connection of web/10.2.0.11:8080 (1m left)".to_owned()));
+    }
+
+    #[test]
+    fn drain_whose_time_is_over_says_what_remains() {
+        assert!(matches!(drained(&[draining(Some(3), Some(0.0))]), Outcome::RunOut(remains) if remains.starts_with("3 ")));
+        assert!(matches!(drained(&[draining(None, Some(9.0))]), Outcome::Wait(_)));
+        assert!(matches!(drained(&[draining(None, Some(0.0))]), Outcome::Done(_)));
+    }
+
+    #[test]
+    fn waiting_ends_when_it_has_become_pointless() {
+        assert!(matches!(drained(&[backend("10.2.0.11:8080")]), Outcome::Hopeless(_)));
+        assert!(matches!(serving(&[draining(None, None)]), Outcome::Hopeless(why) if why.contains("by the file")));
+    }
+}
