@@ -3,6 +3,7 @@
 mod change;
 mod client;
 mod completion;
+mod config;
 mod diff;
 mod get;
 mod lookup;
@@ -66,6 +67,7 @@ enum Command {
     Set(change::Set),
     Reload(change::Reload),
     Diff(diff::Diff),
+    Config(config::Config),
     Completion(completion::Completion),
 }
 
@@ -91,6 +93,7 @@ impl Cli {
             Command::Set(command) => asking(command.run(&client)),
             Command::Reload(command) => asking(command.run(&client)),
             Command::Diff(command) => asking(command.run(&client)),
+            Command::Config(command) => command.run(),
             Command::Completion(command) => command.run(),
         }
     }

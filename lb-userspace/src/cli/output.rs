@@ -107,9 +107,9 @@ pub fn print(text: &str) -> anyhow::Result<()> {
 }
 
 pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| {
-        cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe)
-    })
+    error
+        .chain()
+        .any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe))
 }
 
 /// Seconds since 1970.
@@ -126,7 +126,9 @@ pub fn interval(text: &str) -> Result<Duration, String> {
     match parsed {
         Ok(duration) if duration >= Duration::from_millis(10) => Ok(duration),
         Ok(_) => Err(format!("{text} is too short; 10ms is the least")),
-        Err(error) => Err(format!("{error}; write it like 2s, 500ms or 10m, behind the other arguments or as --flag=2s")),
+        Err(error) => {
+            Err(format!("{error}; write it like 2s, 500ms or 10m, behind the other arguments or as --flag=2s"))
+        }
     }
 }
 

@@ -167,7 +167,14 @@ fn sync(lines: &mut Lines, status: &Document, now: f64) {
     let sync = &status.sync;
     if sync.last_success_at > 0.0 {
         let took = text::duration(sync.last_duration_seconds);
-        lines.add("sync", format!("last {}, took {took}; {}", text::ago(sync.last_success_at, now), text::counted(sync.errors, "error")));
+        lines.add(
+            "sync",
+            format!(
+                "last {}, took {took}; {}",
+                text::ago(sync.last_success_at, now),
+                text::counted(sync.errors, "error")
+            ),
+        );
     } else {
         lines.add("sync", format!("never succeeded; {}", text::counted(sync.errors, "error")));
     }
@@ -214,7 +221,12 @@ mod tests {
             backends: BackendTotals { all: 3, up: 2, down: 1, ..BackendTotals::default() },
             tables: vec![
                 TableView { map: "NAT_HALF_OPEN_V4".to_owned(), entries: 3, max_entries: 131_072, insert_failures: 0 },
-                TableView { map: "NAT_ESTABLISHED_V4".to_owned(), entries: 131_072, max_entries: 262_144, insert_failures: 1 },
+                TableView {
+                    map: "NAT_ESTABLISHED_V4".to_owned(),
+                    entries: 131_072,
+                    max_entries: 262_144,
+                    insert_failures: 1,
+                },
             ],
             nat: NatStatus {
                 addresses: vec!["10.2.0.1".parse::<IpAddr>().unwrap()],
@@ -223,7 +235,11 @@ mod tests {
                 fullest: Some(("web/10.2.0.11:8080".to_owned(), 0.004)),
                 exhausted: 2,
             },
-            sync: SyncStatus { last_success_at: 1_700_000_058.0, last_duration_seconds: 0.0021, ..SyncStatus::default() },
+            sync: SyncStatus {
+                last_success_at: 1_700_000_058.0,
+                last_duration_seconds: 0.0021,
+                ..SyncStatus::default()
+            },
             findings: vec![
                 Finding {
                     severity: Severity::Ok,

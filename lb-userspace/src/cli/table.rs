@@ -36,7 +36,7 @@ pub fn table<T>(columns: &[Column<T>], rows: &[T], style: Style) -> String {
 /// Lines of cells, aligned in columns.
 pub fn aligned(header: Option<Vec<String>>, rows: impl IntoIterator<Item = Vec<String>>) -> String {
     let mut table = Table::new();
-    table.load_style(TableStyle::new()).set_content_arrangement(ContentArrangement::Disabled).force_no_tty();
+    table.load_style(TableStyle::new()).set_content_arrangement(ContentArrangement::Disabled);
     if let Some(header) = header {
         table.add_row(header);
     }

@@ -39,7 +39,8 @@ pub async fn until(
     let mut run_out_since: Option<Instant> = None;
     loop {
         let all: Vec<BackendView> = client.get("/v1/backends").await?;
-        let backends: Vec<BackendView> = all.into_iter().filter(|now| chosen.iter().any(|then| same(now, then))).collect();
+        let backends: Vec<BackendView> =
+            all.into_iter().filter(|now| chosen.iter().any(|then| same(now, then))).collect();
         let took = text::duration(begun.elapsed().as_secs_f64());
         let ended = |done, message| Ok(Waited { done, message, backends: backends.clone() });
         let remaining = match outcome(goal, &backends) {
@@ -120,7 +121,9 @@ fn serving(backends: &[BackendView]) -> Outcome {
     if waiting.is_empty() {
         return Outcome::Done("it gets new connections");
     }
-    let not_yet = |backend: &&BackendView| format!("{} (health {}: {})", name(backend), backend.health.name(), text::or_none(&backend.reason));
+    let not_yet = |backend: &&BackendView| {
+        format!("{} (health {}: {})", name(backend), backend.health.name(), text::or_none(&backend.reason))
+    };
     Outcome::Wait(waiting.iter().map(not_yet).collect::<Vec<_>>().join(", "))
 }
 
@@ -190,7 +193,9 @@ mod tests {
 
     #[test]
     fn drain_whose_time_is_over_says_what_remains() {
-        assert!(matches!(drained(&[draining(Some(3), Some(0.0))]), Outcome::RunOut(remains) if remains.starts_with("3 ")));
+        assert!(
+            matches!(drained(&[draining(Some(3), Some(0.0))]), Outcome::RunOut(remains) if remains.starts_with("3 "))
+        );
         assert!(matches!(drained(&[draining(None, Some(9.0))]), Outcome::Wait(_)));
         assert!(matches!(drained(&[draining(None, Some(0.0))]), Outcome::Done(_)));
     }

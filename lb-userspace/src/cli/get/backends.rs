@@ -1,7 +1,10 @@
 use clap::Args;
 use serde::Serialize;
 
-use super::{Listing, super::{client::Client, table::Column, text}};
+use super::{
+    super::{client::Client, table::Column, text},
+    Listing,
+};
 use crate::{
     api::types::BackendView,
     state::{AdminState, Health},
@@ -83,7 +86,10 @@ fn state(backend: &BackendView) -> String {
 
 #[cfg(test)]
 pub(in crate::cli) mod tests {
-    use super::{super::super::{output::Style, table::table}, *};
+    use super::{
+        super::super::{output::Style, table::table},
+        *,
+    };
     use crate::state::Origin;
 
     /// A backend that serves.
@@ -145,9 +151,13 @@ web       [fd02::11]:8080   unknown   unknown   1        draining   up       dra
     fn wide_says_where_weight_and_admin_state_came_from() {
         let shown = table(COLUMNS, &[backend("10.2.0.11:8080")], Style { wide: true, headers: true, now: 1000.0 });
         let (header, row) = shown.split_once('\n').unwrap();
-        let expected = "BYTES-IN   BYTES-OUT   LAST-CHANGE   LAST-CHECK   REASON   SLOTS%   WEIGHT-FROM   ADMIN-FROM   NAT-PORTS";
+        let expected =
+            "BYTES-IN   BYTES-OUT   LAST-CHANGE   LAST-CHECK   REASON   SLOTS%   WEIGHT-FROM   ADMIN-FROM   NAT-PORTS";
         assert!(header.ends_with(expected), "{header}");
-        assert!(row.contains("2.0Ki      4.0Ki       1m ago        unknown      none     33.3%    file          file"), "{row}");
+        assert!(
+            row.contains("2.0Ki      4.0Ki       1m ago        unknown      none     33.3%    file          file"),
+            "{row}"
+        );
     }
 
     #[test]

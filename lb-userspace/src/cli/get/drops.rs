@@ -1,6 +1,9 @@
 use clap::Args;
 
-use super::{Listing, super::{client::Client, table::Column, text}};
+use super::{
+    super::{client::Client, table::Column, text},
+    Listing,
+};
 use crate::api::types::ReasonView;
 
 /// List why packets were dropped, rejected, passed or forwarded, and how many
@@ -50,7 +53,10 @@ const COLUMNS: &[Column<ReasonView>] = &[
 mod tests {
     use lb_common::verdict::Reason;
 
-    use super::{super::super::{output::Style, table::table}, *};
+    use super::{
+        super::super::{output::Style, table::table},
+        *,
+    };
 
     fn seen(reason: Reason, packets_total: u64) -> ReasonView {
         ReasonView {
@@ -65,8 +71,12 @@ mod tests {
 
     #[test]
     fn drops_come_first_and_what_never_occurred_not_at_all() {
-        let reasons =
-            vec![seen(Reason::NotVip, 9), seen(Reason::ToBackend, 5), seen(Reason::NoRoute, 1), seen(Reason::TooBig, 0)];
+        let reasons = vec![
+            seen(Reason::NotVip, 9),
+            seen(Reason::ToBackend, 5),
+            seen(Reason::NoRoute, 1),
+            seen(Reason::TooBig, 0),
+        ];
         let expected = "\
 INTERFACE   KIND      REASON       PACKETS   PACKETS/S   HELP
 eth0        drop      no_route     1         0.5         No route to the backend or the client.

@@ -2,7 +2,10 @@ use std::net::IpAddr;
 
 use clap::Args;
 
-use super::{Listing, super::{client::Client, table::Column, text}};
+use super::{
+    super::{client::Client, table::Column, text},
+    Listing,
+};
 use crate::api::types::{BackendSelector, FlowFilter, FlowView};
 
 /// List flows that have an entry of their own
@@ -63,7 +66,10 @@ const COLUMNS: &[Column<FlowView>] = &[
 
 #[cfg(test)]
 mod tests {
-    use super::{super::super::{output::Style, table::table}, *};
+    use super::{
+        super::super::{output::Style, table::table},
+        *,
+    };
 
     #[test]
     fn flows_have_the_columns_that_are_promised() {

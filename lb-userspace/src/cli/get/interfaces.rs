@@ -1,6 +1,9 @@
 use clap::Args;
 
-use super::{Listing, super::{client::Client, table::Column, text}};
+use super::{
+    super::{client::Client, table::Column, text},
+    Listing,
+};
 use crate::api::types::InterfaceView;
 
 /// List the interfaces that Weir is attached to
@@ -44,7 +47,10 @@ fn packets(interface: &InterfaceView, action: &str) -> String {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::super::{output::Style, table::table}, *};
+    use super::{
+        super::super::{output::Style, table::table},
+        *,
+    };
 
     #[test]
     fn interfaces_show_mode_counts_and_trouble() {

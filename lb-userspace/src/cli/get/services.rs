@@ -1,6 +1,9 @@
 use clap::Args;
 
-use super::{Listing, super::{client::Client, table::Column, text}};
+use super::{
+    super::{client::Client, table::Column, text},
+    Listing,
+};
 use crate::api::types::ServiceView;
 
 /// List services, a line for each VIP and port
@@ -48,7 +51,10 @@ const COLUMNS: &[Column<ServiceView>] = &[
 
 #[cfg(test)]
 mod tests {
-    use super::{super::super::{output::Style, table::table}, *};
+    use super::{
+        super::super::{output::Style, table::table},
+        *,
+    };
 
     #[test]
     fn services_have_the_columns_that_are_promised() {

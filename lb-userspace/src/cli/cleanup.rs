@@ -1,0 +1,52 @@
+//! `weir cleanup`: the only command that takes Weir off the machine.
+
+use std::{path::PathBuf, process::ExitCode};
+
+use clap::Args;
+
+use super::{
+    client::{Client, Failure},
+    output,
+};
+use crate::{api::types::Status, dataplane};
+
+/// Detach the programs and remove the maps; every connection through Weir ends
+///
+/// Stopping the agent does not do that: the data path outlives it. Refused while an agent runs.
+#[derive(Args, Debug)]
+#[command(after_help = "\
+Examples:
+  systemctl stop weir && weir cleanup")]
+pub struct Cleanup {
+    /// Where the maps and links are pinned
+    #[arg(long, env = "WEIR_PIN_DIR", value_name = "DIR", default_value = dataplane::load::PIN_DIR)]
+    pin_dir: PathBuf,
+    /// Also if the agent on --socket answers
+    #[arg(long)]
+    force: bool,
+}
+
+impl Cleanup {
+    pub async fn run(self, client: &Client) -> anyhow::Result<ExitCode> {
+        if !self.force {
+            refuse_beside_an_agent(client).await?;
+        }
+        let done = dataplane::cleanup(&self.pin_dir)?;
+        if done.is_empty() {
+            output::print(&format!("nothing to clean up in {}\n", self.pin_dir.display()))?;
+        }
+        done.iter().try_for_each(|line| output::print(&format!("{line}\n")))?;
+        Ok(ExitCode::SUCCESS)
+    }
+}
+
+async fn refuse_beside_an_agent(client: &Client) -> anyhow::Result<()> {
+    match client.get::<Status>("/v1/status").await {
+        Err(Failure::NoSocket { .. } | Failure::Dead { .. }) => Ok(()),
+        Ok(_) => anyhow::bail!(
+            "an agent runs on {}, and would attach everything again; stop it first (`systemctl stop weir`), or use --force",
+            client.path()
+        ),
+        Err(other) => anyhow::bail!("whether an agent runs cannot be told, use --force if none does: {other}"),
+    }
+}

@@ -1,0 +1,247 @@
+//! A fake agent: the real API servers, behind which a task answers canned snapshots instead of owning a data path, which
+//! needs root and a kernel. It drains in steps: each look at a draining backend ends one of its connections.
+
+use std::{net::SocketAddr, path::PathBuf};
+
+use lb_userspace::{
+    api::{
+        HttpServer, SocketServer,
+        handle::{AgentHandle, Command},
+        types::{
+            ApiError, BackendTotals, BackendView, Changed, ErrorCode, FlowView, InterfaceView, LookupView, Overall,
+            ReasonView, ServiceView, Snapshot,
+        },
+    },
+    state::{AdminState, Health, Origin},
+};
+use tempfile::TempDir;
+use tokio::{
+    sync::{mpsc, watch},
+    task::JoinHandle,
+};
+
+pub struct FakeAgent {
+    pub socket: PathBuf,
+    pub http: SocketAddr,
+    stop: watch::Sender<bool>,
+    servers: Vec<JoinHandle<()>>,
+    _directory: TempDir,
+}
+
+impl FakeAgent {
+    pub async fn start(snapshot: Snapshot) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("run/agent.sock");
+        let (stop, stopped) = watch::channel(false);
+        let (handle, commands) = AgentHandle::new();
+        let server = SocketServer::bind(&socket).unwrap();
+        let http = HttpServer::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
+        let address = http.address;
+        let encode = |snapshot: &Snapshot| format!("weir_backends {}\n# EOF\n", snapshot.backends.len());
+        let servers = vec![
+            tokio::spawn(answer(commands, snapshot)),
+            tokio::spawn({
+                let (handle, stopped) = (handle.clone(), stopped.clone());
+                async move { server.serve(handle, stopped).await.unwrap() }
+            }),
+            tokio::spawn(async move { http.serve(handle, encode, stopped).await.unwrap() }),
+        ];
+        Self { socket, http: address, stop, servers, _directory: directory }
+    }
+
+    /// Ends the servers as a stopping agent does, and waits until they have.
+    pub async fn stop(self) -> PathBuf {
+        self.stop.send(true).unwrap();
+        for server in self.servers {
+            server.await.unwrap();
+        }
+        self.socket
+    }
+}
+
+async fn answer(mut commands: mpsc::Receiver<Command>, mut snapshot: Snapshot) {
+    while let Some(command) = commands.recv().await {
+        match command {
+            Command::Snapshot(answer) => {
+                answer.send(snapshot.clone()).ok();
+                for backend in snapshot.backends.iter_mut().filter(|backend| backend.admin == AdminState::Draining) {
+                    backend.connections_active = backend.connections_active.map(|count| count.saturating_sub(1));
+                }
+            }
+            Command::Flows(filter, answer) => {
+                let flows =
+                    flows().into_iter().filter(|flow| filter.client.is_none_or(|client| flow.client.ip() == client));
+                answer.send(Ok(flows.collect())).ok();
+            }
+            Command::Lookup(client, vip, answer) => {
+                answer.send(Ok(lookup(client, vip))).ok();
+            }
+            Command::Drain(of, answer) => {
+                answer.send(change(&mut snapshot, &of.0, |backend| set_admin(backend, AdminState::Draining))).ok();
+            }
+            Command::Undrain(of, answer) => {
+                answer.send(change(&mut snapshot, &of.0, |backend| set_admin(backend, AdminState::Active))).ok();
+            }
+            Command::SetWeight(of, weight, answer) => {
+                answer
+                    .send(change(&mut snapshot, &of.0, |backend| {
+                        backend.weight = weight.unwrap_or(1);
+                        format!("weight of {} is {}", backend.address, backend.weight)
+                    }))
+                    .ok();
+            }
+            Command::Diff(answer) => {
+                answer.send(Ok(Vec::new())).ok();
+            }
+            Command::Reload { accept_loss, answer } => {
+                let message = format!("reloaded, accept loss: {accept_loss}");
+                answer.send(Ok(Changed { messages: vec![message], backends: Vec::new() })).ok();
+            }
+        }
+    }
+}
+
+fn set_admin(backend: &mut BackendView, admin: AdminState) -> String {
+    backend.admin = admin;
+    backend.admin_from = Origin::Cli;
+    backend.eligible = admin == AdminState::Active;
+    backend.drain_remaining_seconds = (admin == AdminState::Draining).then_some(900.0);
+    format!("{}/{} is {} now", backend.service, backend.address, admin.name())
+}
+
+fn change(
+    snapshot: &mut Snapshot,
+    selector: &str,
+    mut change: impl FnMut(&mut BackendView) -> String,
+) -> Result<Changed, ApiError> {
+    let mut changed = Changed { messages: Vec::new(), backends: Vec::new() };
+    for backend in &mut snapshot.backends {
+        if format!("{}/{}", backend.service, backend.address) == selector {
+            changed.messages.push(change(backend));
+            changed.backends.push(backend.clone());
+        }
+    }
+    if changed.backends.is_empty() {
+        return Err(ApiError { code: ErrorCode::NotFound, message: format!("no backend fits {selector:?}") });
+    }
+    Ok(changed)
+}
+
+fn lookup(client: SocketAddr, vip: SocketAddr) -> LookupView {
+    let served = vip.port() == 80;
+    LookupView {
+        client,
+        vip,
+        service: served.then(|| "web".to_owned()),
+        slot: served.then_some(7),
+        backend: served.then(|| "10.2.0.11:8080".parse().unwrap()),
+        why: if served { "ring" } else { "port not served" }.to_owned(),
+        explanation: "canned".to_owned(),
+    }
+}
+
+fn flows() -> Vec<FlowView> {
+    let flow = |client: &str| FlowView {
+        client: client.parse().unwrap(),
+        vip: "192.0.2.10:80".parse().unwrap(),
+        service: "web".to_owned(),
+        backend: "10.2.0.11:8080".parse().unwrap(),
+        source: "10.2.0.1:40000".parse().unwrap(),
+        state: "established".to_owned(),
+        why: "nat".to_owned(),
+        age_seconds: Some(65.0),
+        idle_seconds: 4.0,
+    };
+    vec![flow("198.51.100.7:40000"), flow("198.51.100.8:40000")]
+}
+
+/// One service on two VIPs with a backend of each family; all is well.
+pub fn snapshot() -> Snapshot {
+    let mut snapshot = Snapshot {
+        services: vec![service("192.0.2.10"), service("2001:db8::10")],
+        backends: vec![backend("10.2.0.11:8080"), backend("[fd02::11]:8080")],
+        drops: vec![ReasonView {
+            interface: "eth0".to_owned(),
+            kind: "drop".to_owned(),
+            reason: "no_route".to_owned(),
+            help: "No route to the backend or the client.".to_owned(),
+            packets_total: 3,
+            packets_per_second: 0.5,
+        }],
+        interfaces: vec![InterfaceView {
+            name: "eth0".to_owned(),
+            ifindex: 2,
+            xdp_mode: "native".to_owned(),
+            tc: "tcx".to_owned(),
+            mtu: 1500,
+            actions: vec![("drop".to_owned(), 3)],
+            problem: String::new(),
+        }],
+        ..Snapshot::default()
+    };
+    snapshot.status.version = "0.0.0-fake".to_owned();
+    snapshot.status.state = Overall::Ok;
+    snapshot.status.sync.last_success_at = 1.0;
+    snapshot.status.backends = BackendTotals { all: 2, up: 2, ..BackendTotals::default() };
+    snapshot
+}
+
+fn service(vip: &str) -> ServiceView {
+    ServiceView {
+        namespace: String::new(),
+        name: "web".to_owned(),
+        vip: vip.parse().unwrap(),
+        port: 80,
+        protocol: "TCP".to_owned(),
+        mode: "nat".to_owned(),
+        policy: "maglev".to_owned(),
+        backends_eligible: 1,
+        backends_all: 1,
+        connections_active: Some(3),
+        connections_total: 12,
+        connections_per_second: 0.5,
+        packets_total: 0,
+        bytes_total: 0,
+        reply_packets_total: 0,
+        reply_bytes_total: 0,
+        refused_total: 0,
+        age_seconds: 60.0,
+        ring_size: 16381,
+        slots_in_transition: 0,
+        ring_digest: "00ff".to_owned(),
+    }
+}
+
+fn backend(address: &str) -> BackendView {
+    BackendView {
+        namespace: String::new(),
+        service: "web".to_owned(),
+        address: address.parse().unwrap(),
+        node: None,
+        zone: None,
+        weight: 1,
+        weight_from: Origin::File,
+        admin: AdminState::Active,
+        admin_from: Origin::File,
+        health: Health::Up,
+        eligible: true,
+        removed: false,
+        drain_remaining_seconds: None,
+        connections_active: Some(3),
+        connections_total: 12,
+        connections_per_second: 0.5,
+        packets_total: 0,
+        bytes_total: 0,
+        reply_packets_total: 0,
+        reply_bytes_total: 0,
+        last_change_at: None,
+        last_check_at: None,
+        last_check_duration_seconds: None,
+        reason: String::new(),
+        check_failures: Vec::new(),
+        state_changes_total: 0,
+        slots_share: 1.0,
+        nat_ports_used: 3,
+        nat_ports_max: 64512,
+    }
+}
