@@ -1,6 +1,7 @@
 //! The command line: asks the agent over its socket and shows what it answers, or is the agent.
 
 mod change;
+mod cleanup;
 mod client;
 mod completion;
 mod config;
@@ -68,6 +69,7 @@ enum Command {
     Reload(change::Reload),
     Diff(diff::Diff),
     Config(config::Config),
+    Cleanup(cleanup::Cleanup),
     Completion(completion::Completion),
 }
 
@@ -93,6 +95,7 @@ impl Cli {
             Command::Set(command) => asking(command.run(&client)),
             Command::Reload(command) => asking(command.run(&client)),
             Command::Diff(command) => asking(command.run(&client)),
+            Command::Cleanup(command) => asking(command.run(&client)),
             Command::Config(command) => command.run(),
             Command::Completion(command) => command.run(),
         }

@@ -31,7 +31,7 @@ impl Cleanup {
         if !self.force {
             refuse_beside_an_agent(client).await?;
         }
-        let done = dataplane::cleanup(&self.pin_dir)?;
+        let done = dataplane::pins::cleanup(&self.pin_dir)?;
         if done.is_empty() {
             output::print(&format!("nothing to clean up in {}\n", self.pin_dir.display()))?;
         }
