@@ -17,6 +17,7 @@ use super::{
     types::{ApiError, ErrorCode, Snapshot},
     until_shutdown,
 };
+use crate::metrics::CONTENT_TYPE;
 
 /// An agent that needs longer for a snapshot is not healthy.
 const PATIENCE: Duration = Duration::from_secs(3);
@@ -80,9 +81,8 @@ impl Shared {
 }
 
 async fn metrics(State(shared): State<Shared>) -> Response {
-    const OPENMETRICS: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
     match shared.snapshot().await {
-        Ok(snapshot) => ([(header::CONTENT_TYPE, OPENMETRICS)], (shared.encode)(&snapshot)).into_response(),
+        Ok(snapshot) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], (shared.encode)(&snapshot)).into_response(),
         Err(error) => unavailable(&format!("the agent does not answer: {error}")),
     }
 }
