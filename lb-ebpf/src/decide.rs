@@ -37,7 +37,7 @@ pub fn decide<V: Family, F: Frame>(
         if link.tagged {
             return Err(Reason::VlanTag);
         }
-        return match to_vip::<V, F>(frame, ifindex, settings, work) {
+        return match to_vip::<V, F>(frame, ifindex, settings, bits, work) {
             // Where the VIP is the node's own address too, whatever is not served is the node's.
             Err(reason) if bits & address::NODE != 0 => Err(left_to_node(reason)),
             verdict => verdict,
@@ -69,6 +69,7 @@ fn to_vip<V: Family, F: Frame>(
     frame: &F,
     ifindex: u32,
     settings: &'static Settings,
+    bits: u32,
     work: &mut Work<V::Addr>,
 ) -> Result<(), Reason> {
     work.transport = V::walk(frame, L3)?;
@@ -81,6 +82,10 @@ fn to_vip<V: Family, F: Frame>(
     parse::tcp::<V, F>(frame, work)?;
     let key = VipKey::tcp(work.from.dst, work.from.dst_port_be);
     let Some(service) = V::service(&key) else {
+        // Where the node's only address is the VIP too, backends answer to it.
+        if bits & address::SNAT != 0 && answer::<V, F>(frame, ifindex, settings, work).is_ok() {
+            return Ok(());
+        }
         return Err(unless_reset(&work.tcp, Reason::PortNotServed));
     };
     work.stats = service.stats;
@@ -146,6 +151,17 @@ pub fn from_backend<V: Family, F: Frame>(
     if !keeps && !settings.ports.contains(u16::from_be(work.from.dst_port_be)) {
         return Err(Reason::NotVip);
     }
+    answer::<V, F>(frame, ifindex, settings, work)
+}
+
+/// A TCP packet that may be a backend's answer; `NotVip` if no flow knows it.
+#[inline(never)]
+fn answer<V: Family, F: Frame>(
+    frame: &F,
+    ifindex: u32,
+    settings: &'static Settings,
+    work: &mut Work<V::Addr>,
+) -> Result<(), Reason> {
     match nat::from_backend::<V, F>(&now(settings, ifindex), frame, work) {
         Ok(true) => Ok(()),
         Ok(false) => Err(Reason::NotVip),
