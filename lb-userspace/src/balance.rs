@@ -1,1 +1,47 @@
-//! To be written.
+//! Which backend owns which slot: pure functions of what is declared and of who is eligible. Nodes that are told the same decide the same.
+
+pub mod candidates;
+pub mod declared;
+pub mod digest;
+pub mod eligible;
+pub mod maglev;
+
+pub use declared::Declared;
+
+use self::declared::Keys;
+
+/// The ring of one service and family: its Maglev table, and what is needed to find the next candidate of a slot.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Ring {
+    declared: Declared,
+    keys: Vec<Keys>,
+    table: Vec<u32>,
+}
+
+impl Ring {
+    pub fn new(declared: Declared) -> Self {
+        let keys: Vec<Keys> = declared.backends.iter().map(|(address, _)| Keys::new(&declared.seed, address)).collect();
+        let table = maglev::table(&declared, &keys);
+        Self { declared, keys, table }
+    }
+
+    pub fn declared(&self) -> &Declared {
+        &self.declared
+    }
+
+    /// The owner of each slot, as an index into the declared backends; `None` where nobody is eligible.
+    ///
+    /// Only slots whose owner in the table is not eligible differ from the table; each goes to its own next candidate.
+    pub fn owners(&self, is_eligible: &[bool]) -> Vec<Option<u32>> {
+        let eligible = |backend: u32| is_eligible.get(backend as usize).copied().unwrap_or(false);
+        let candidates = candidates::Candidates::new(&self.declared, &self.keys, is_eligible);
+        let mut owners: Vec<Option<u32>> = vec![None; self.declared.ring_size as usize];
+        for (slot, (to, owner)) in (0..).zip(owners.iter_mut().zip(&self.table)) {
+            *to = if eligible(*owner) { Some(*owner) } else { candidates.next(slot) };
+        }
+        owners
+    }
+}
+
+#[cfg(test)]
+mod tests;

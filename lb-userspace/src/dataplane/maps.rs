@@ -122,7 +122,11 @@ impl Maps {
             }
             Write::Slot { at, from, to } => self.write_slot(*at, *from, *to),
             Write::Ring { offset, slots } => {
-                if self.rings.fill(*offset, slots) { Ok(()) } else { Err(MapsError::NoSuchSlot { at: *offset }) }
+                if self.rings.fill(*offset, slots) {
+                    Ok(())
+                } else {
+                    Err(MapsError::NoSuchSlot { at: *offset })
+                }
             }
             Write::Service { vip, service } => match vip.ip() {
                 IpAddr::V4(v4) => self

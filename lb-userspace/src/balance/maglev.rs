@@ -1,0 +1,77 @@
+//! Maglev hashing (Eisenbud et al., NSDI 2016, section 3.4), with weights.
+
+use std::{cmp::Ordering, collections::BinaryHeap};
+
+use super::declared::{Declared, Keys};
+
+/// The owner of each slot, as an index into the declared backends; empty if none has a weight.
+///
+/// As in the paper, backends take turns, and at its turn a backend takes the next free slot of its permutation. With weights, a backend's
+/// k-th turn comes at the time (2k − 1) / weight: so many turns in proportion to its weight as is possible in whole numbers (Webster).
+pub fn table(declared: &Declared, keys: &[Keys]) -> Vec<u32> {
+    const FREE: u32 = u32::MAX;
+    let size = u64::from(declared.ring_size);
+    let mut turns: BinaryHeap<Turn> = (0..)
+        .zip(declared.backends.iter().zip(keys))
+        .filter(|(_, ((_, weight), _))| *weight > 0)
+        .map(|(backend, ((_, weight), keys))| Turn {
+            number: 1,
+            weight: u64::from(*weight),
+            backend,
+            at: keys.offset % size,
+            skip: keys.skip % (size - 1) + 1,
+        })
+        .collect();
+    if turns.is_empty() {
+        return Vec::new();
+    }
+    let mut table = vec![FREE; declared.ring_size as usize];
+    for _ in 0..size {
+        let Some(mut turn) = turns.peek_mut() else { break };
+        // A prime size and a skip below it meet every slot, and one is free.
+        while let Some(slot) = table.get_mut(turn.at as usize) {
+            let is_free = *slot == FREE;
+            if is_free {
+                *slot = turn.backend;
+            }
+            turn.at = (turn.at + turn.skip) % size;
+            if is_free {
+                break;
+            }
+        }
+        turn.number += 2;
+    }
+    table
+}
+
+/// A backend's next turn.
+struct Turn {
+    /// 2k − 1 for the k-th.
+    number: u64,
+    weight: u64,
+    backend: u32,
+    /// Where it looks for a free slot first.
+    at: u64,
+    skip: u64,
+}
+
+impl Ord for Turn {
+    /// The greatest comes first: the earliest time, then the first backend.
+    fn cmp(&self, other: &Self) -> Ordering {
+        (other.number * self.weight).cmp(&(self.number * other.weight)).then_with(|| other.backend.cmp(&self.backend))
+    }
+}
+
+impl PartialOrd for Turn {
+    fn partial_cmp(&self, other: &Self) -> Option<Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl PartialEq for Turn {
+    fn eq(&self, other: &Self) -> bool {
+        self.cmp(other).is_eq()
+    }
+}
+
+impl Eq for Turn {}
