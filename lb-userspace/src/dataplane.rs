@@ -1,10 +1,16 @@
 //! The data path as the agent sees it: loading and attaching the programs, reading and writing their maps.
 
 pub mod attach;
+pub mod flows;
+pub mod genl;
 pub mod image;
 pub mod interfaces;
 pub mod load;
 pub mod maps;
+pub mod neighbours;
 pub mod pins;
 mod raw;
 pub mod rings;
+pub mod routes;
+pub mod stats;
+pub mod ways_out;

@@ -305,9 +305,16 @@ fn clear(table: &mut PerCpuArray<MapData, Stats>, cpus: usize, index: u32) -> Re
 /// To remove what is not there is no error.
 fn gone(removed: Result<(), MapError>) -> Result<(), MapError> {
     match removed {
-        Err(MapError::KeyNotFound) => Ok(()),
-        Err(MapError::SyscallError(error)) if error.io_error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        Err(error) if is_absent(&error) => Ok(()),
         result => result,
+    }
+}
+
+pub(super) fn is_absent(error: &MapError) -> bool {
+    match error {
+        MapError::KeyNotFound => true,
+        MapError::SyscallError(error) => error.io_error.raw_os_error() == Some(libc::ENOENT),
+        _ => false,
     }
 }
 

@@ -1,8 +1,9 @@
 //! A thread with a network namespace and a BPF file system of its own; both go with the thread, however the test ends.
 
 use std::{
+    fs,
     path::{Path, PathBuf},
-    process::Command,
+    process::{Child, Command},
     thread,
 };
 
@@ -36,6 +37,22 @@ pub fn sandbox(test: impl AsyncFnOnce(&Sandbox) + Send + 'static) {
     }
 }
 
+/// A process that keeps a network namespace; both end with it.
+pub struct Host(Child);
+
+impl Host {
+    pub fn run(&self, sandbox: &Sandbox, command: &str) -> String {
+        sandbox.run(&format!("nsenter -t {} -n {command}", self.0.id()))
+    }
+}
+
+impl Drop for Host {
+    fn drop(&mut self) {
+        self.0.kill().unwrap();
+        self.0.wait().unwrap();
+    }
+}
+
 impl Sandbox {
     /// The root of its BPF file system.
     pub fn bpffs(&self) -> &Path {
@@ -53,6 +70,22 @@ impl Sandbox {
         let (stdout, stderr) = (String::from_utf8_lossy(&output.stdout), String::from_utf8_lossy(&output.stderr));
         assert!(output.status.success(), "{command}: {stdout}{stderr}");
         stdout.into_owned()
+    }
+
+    /// Another network namespace, with one end of a veth pair in it, and its address there.
+    pub fn host_behind(&self, interface: &str, address: &str) -> Host {
+        let host = Host(Command::new("unshare").args(["-n", "sleep", "600"]).spawn().unwrap());
+        let pid = host.0.id();
+        while fs::read_link(format!("/proc/{pid}/ns/net")).unwrap()
+            == fs::read_link("/proc/thread-self/ns/net").unwrap()
+        {
+            thread::sleep(std::time::Duration::from_millis(1));
+        }
+        self.run(&format!("ip link add {interface} type veth peer name far netns {pid}"));
+        self.run(&format!("ip link set {interface} up"));
+        host.run(self, &format!("ip addr add {address} dev far nodad"));
+        host.run(self, "ip link set far up");
+        host
     }
 
     /// A veth pair, both ends up and in the sandbox.

@@ -1,0 +1,360 @@
+//! The flow tables `NAT_*`: counting, collecting what is over, listing. Handles of its own, so that it can run on a blocking thread while the
+//! owner of the maps goes on.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    path::Path,
+};
+
+use aya::{
+    Pod,
+    maps::{Array, HashMap, IterableMap, MapData, MapError},
+};
+use lb_common::{
+    backend::Backend,
+    flow::{Addr, Family, Flow, V4Addr, V6Addr, ip_addr},
+    limits::map,
+    nat::{NAT_ESTABLISHED, NAT_FORWARD, NatEntry, NatTimeouts, is_closing},
+};
+use nix::time::{ClockId, clock_gettime};
+
+use super::maps::{self, MapsError, scan_hash, unread};
+
+/// The tables of both families.
+pub struct FlowTables {
+    v4: Tables<V4Addr>,
+    v6: Tables<V6Addr>,
+    backends: Array<MapData, Backend>,
+}
+
+struct Tables<A> {
+    established: Table<A>,
+    half_open: Table<A>,
+}
+
+struct Table<A> {
+    entries: HashMap<MapData, Flow<A>, NatEntry<A>>,
+    map: &'static str,
+    max_entries: u32,
+}
+
+/// What a pass over the tables has found and done.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Census {
+    /// Flows of each backend, by its index.
+    pub flows: BTreeMap<u32, FlowCounts>,
+    /// The indexes of backends that some entry still names.
+    pub named: BTreeSet<u32>,
+    /// How full the tables are, two entries a flow.
+    pub tables: Vec<TableFill>,
+    /// Entries that were removed.
+    pub removed: u64,
+}
+
+/// Flows of one backend that are alive.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct FlowCounts {
+    pub half_open: u64,
+    pub established: u64,
+    pub closing: u64,
+}
+
+impl FlowCounts {
+    /// Each holds a SNAT port, where there is SNAT.
+    pub const fn all(&self) -> u64 {
+        self.half_open + self.established + self.closing
+    }
+}
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct TableFill {
+    pub map: &'static str,
+    pub entries: u64,
+    pub max_entries: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum FlowState {
+    HalfOpen,
+    Established,
+    Closing,
+}
+
+impl FlowState {
+    const fn of(flags: u32) -> Self {
+        if flags & NAT_ESTABLISHED == 0 {
+            FlowState::HalfOpen
+        } else if is_closing(flags) {
+            FlowState::Closing
+        } else {
+            FlowState::Established
+        }
+    }
+
+    /// As `FlowView::state` has it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            FlowState::HalfOpen => "half-open",
+            FlowState::Established => "established",
+            FlowState::Closing => "closing",
+        }
+    }
+}
+
+/// One flow, from its entry of the client's direction.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct RawFlow {
+    pub client: SocketAddr,
+    pub vip: SocketAddr,
+    /// How the backend sees the client.
+    pub source: SocketAddr,
+    pub backend: SocketAddr,
+    pub backend_index: u32,
+    pub generation: u32,
+    pub state: FlowState,
+    /// Since a packet last passed in either direction.
+    pub idle_ns: u64,
+}
+
+/// Which flows to list; what is `None` fits all.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct FlowQuery {
+    pub client: Option<IpAddr>,
+    pub vip: Option<IpAddr>,
+    /// Indexes of backends.
+    pub backends: Option<BTreeSet<u32>>,
+    pub limit: usize,
+}
+
+/// Nanoseconds of CLOCK_BOOTTIME, the clock of the tables.
+pub fn boottime_ns() -> u64 {
+    clock_gettime(ClockId::CLOCK_BOOTTIME)
+        .map(|time| time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
+        .unwrap_or(0)
+}
+
+impl FlowTables {
+    /// Opens what [`super::load::DataPath::open`] has pinned.
+    pub fn open(pin_dir: &Path) -> Result<Self, MapsError> {
+        Ok(Self {
+            v4: Tables {
+                established: Table::open(pin_dir, map::NAT_ESTABLISHED_V4)?,
+                half_open: Table::open(pin_dir, map::NAT_HALF_OPEN_V4)?,
+            },
+            v6: Tables {
+                established: Table::open(pin_dir, map::NAT_ESTABLISHED_V6)?,
+                half_open: Table::open(pin_dir, map::NAT_HALF_OPEN_V6)?,
+            },
+            backends: maps::open(pin_dir, map::BACKENDS)?,
+        })
+    }
+
+    /// Counts the flows, and removes the entries that are over: idle in both directions for longer than their time-out, or of a backend that
+    /// no longer serves. `now_ns` is [`boottime_ns`].
+    pub fn collect(&mut self, now_ns: u64, timeouts: &NatTimeouts) -> Result<Census, MapsError> {
+        let mut census = Census::default();
+        self.v4.collect(&self.backends, now_ns, timeouts, &mut census)?;
+        self.v6.collect(&self.backends, now_ns, timeouts, &mut census)?;
+        Ok(census)
+    }
+
+    /// The flows that `query` means, at most as many as it says, sorted by client; and how many there are in all.
+    pub fn list(&self, query: &FlowQuery, now_ns: u64) -> Result<(Vec<RawFlow>, usize), MapsError> {
+        let mut flows = Vec::new();
+        let mut all = self.v4.list(Family::V4, query, now_ns, &mut flows)?;
+        all += self.v6.list(Family::V6, query, now_ns, &mut flows)?;
+        flows.sort_unstable_by_key(|flow| (flow.client, flow.vip));
+        Ok((flows, all))
+    }
+}
+
+impl<A: Addr> Tables<A>
+where
+    Flow<A>: Pod,
+    NatEntry<A>: Pod,
+{
+    fn collect(
+        &mut self,
+        backends: &Array<MapData, Backend>,
+        now_ns: u64,
+        timeouts: &NatTimeouts,
+        census: &mut Census,
+    ) -> Result<(), MapsError> {
+        let mut suspects = Vec::new();
+        let mut fills = Vec::new();
+        let mut serving: BTreeMap<(u32, u32), bool> = BTreeMap::new();
+        for table in [&self.established, &self.half_open] {
+            let mut entries = 0;
+            let mut failure = Ok(());
+            scan_hash(&table.entries, table.map, |flow, entry: NatEntry<A>| {
+                entries += 1;
+                let serves = *serving.entry((entry.backend, entry.generation)).or_insert_with(|| {
+                    serves(backends, entry.backend, entry.generation).unwrap_or_else(|error| {
+                        failure = Err(error);
+                        true
+                    })
+                });
+                if serves && !is_idle(&entry, now_ns, timeouts) {
+                    census.count(&entry);
+                } else {
+                    suspects.push(*flow);
+                }
+            })?;
+            failure?;
+            fills.push(TableFill { map: table.map, entries, max_entries: table.max_entries as u64 });
+        }
+        for flow in suspects {
+            self.judge(&flow, backends, now_ns, timeouts, census, &mut fills)?;
+        }
+        census.tables.append(&mut fills);
+        Ok(())
+    }
+
+    /// Looks at an entry once more, with its other direction, and removes both if the flow is over. The program takes an entry that is over
+    /// for absent and does not wake it; what can come between this look and the removal is a new flow of the same tuple, within microseconds.
+    fn judge(
+        &mut self,
+        flow: &Flow<A>,
+        backends: &Array<MapData, Backend>,
+        now_ns: u64,
+        timeouts: &NatTimeouts,
+        census: &mut Census,
+        fills: &mut [TableFill],
+    ) -> Result<(), MapsError> {
+        let Some(entry) = self.find(flow)? else { return Ok(()) };
+        let peer = entry.peer();
+        let other_way = self.find(&peer)?.filter(|other| other.peer() == *flow);
+        let is_quiet = |entry: &NatEntry<A>| is_idle(entry, now_ns, timeouts);
+        let is_awake = !is_quiet(&entry) || other_way.as_ref().is_some_and(|other| !is_quiet(other));
+        if is_awake && serves(backends, entry.backend, entry.generation)? {
+            census.count(&entry);
+            return Ok(());
+        }
+        let over = [Some(*flow), other_way.map(|_| peer)];
+        for flow in over.iter().flatten() {
+            for (table, fill) in [&mut self.established, &mut self.half_open].into_iter().zip(fills.iter_mut()) {
+                if table.remove(flow)? {
+                    census.removed += 1;
+                    fill.entries = fill.entries.saturating_sub(1);
+                }
+            }
+        }
+        Ok(())
+    }
+
+    fn list(
+        &self,
+        family: Family,
+        query: &FlowQuery,
+        now_ns: u64,
+        flows: &mut Vec<RawFlow>,
+    ) -> Result<usize, MapsError> {
+        let mut found = Vec::new();
+        let mut all = 0;
+        for table in [&self.established, &self.half_open] {
+            scan_hash(&table.entries, table.map, |flow, entry: NatEntry<A>| {
+                if entry.flags & NAT_FORWARD == 0 || !query.fits(family, flow, &entry) {
+                    return;
+                }
+                all += 1;
+                if flows.len() + found.len() < query.limit {
+                    found.push((*flow, entry));
+                }
+            })?;
+        }
+        for (flow, entry) in found {
+            let answered = self.find(&entry.peer())?.map_or(0, |other| other.last_seen_ns);
+            let last_seen_ns = answered.max(entry.last_seen_ns);
+            flows.push(RawFlow {
+                client: address(family, flow.src, flow.src_port_be),
+                vip: address(family, flow.dst, flow.dst_port_be),
+                source: address(family, entry.to.src, entry.to.src_port_be),
+                backend: address(family, entry.to.dst, entry.to.dst_port_be),
+                backend_index: entry.backend,
+                generation: entry.generation,
+                state: FlowState::of(entry.flags),
+                idle_ns: now_ns.saturating_sub(last_seen_ns),
+            });
+        }
+        Ok(all)
+    }
+
+    fn find(&self, flow: &Flow<A>) -> Result<Option<NatEntry<A>>, MapsError> {
+        match self.established.find(flow)? {
+            Some(entry) => Ok(Some(entry)),
+            None => self.half_open.find(flow),
+        }
+    }
+}
+
+impl<A: Addr> Table<A>
+where
+    Flow<A>: Pod,
+    NatEntry<A>: Pod,
+{
+    fn open(pin_dir: &Path, map: &'static str) -> Result<Self, MapsError> {
+        let entries: HashMap<MapData, Flow<A>, NatEntry<A>> = maps::open(pin_dir, map)?;
+        let max_entries = IterableMap::map(&entries).info().map_err(unread(map))?.max_entries();
+        Ok(Self { entries, map, max_entries })
+    }
+
+    fn find(&self, flow: &Flow<A>) -> Result<Option<NatEntry<A>>, MapsError> {
+        match self.entries.get(flow, 0) {
+            Ok(entry) => Ok(Some(entry)),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(unread(self.map)(error)),
+        }
+    }
+
+    /// Whether there was one.
+    fn remove(&mut self, flow: &Flow<A>) -> Result<bool, MapsError> {
+        match self.entries.remove(flow) {
+            Ok(()) => Ok(true),
+            Err(error) if maps::is_absent(&error) => Ok(false),
+            Err(error) => Err(MapsError::Write { map: self.map, key: format!("{flow:?}"), source: error }),
+        }
+    }
+}
+
+impl Census {
+    fn count<A>(&mut self, entry: &NatEntry<A>) {
+        self.named.insert(entry.backend);
+        if entry.flags & NAT_FORWARD == 0 {
+            return;
+        }
+        let counts = self.flows.entry(entry.backend).or_default();
+        match FlowState::of(entry.flags) {
+            FlowState::HalfOpen => counts.half_open += 1,
+            FlowState::Established => counts.established += 1,
+            FlowState::Closing => counts.closing += 1,
+        }
+    }
+}
+
+impl FlowQuery {
+    fn fits<A: Addr>(&self, family: Family, flow: &Flow<A>, entry: &NatEntry<A>) -> bool {
+        let is =
+            |wanted: Option<IpAddr>, found: A| wanted.is_none_or(|wanted| ip_addr(family, found.to_any()) == wanted);
+        is(self.client, flow.src)
+            && is(self.vip, flow.dst)
+            && self.backends.as_ref().is_none_or(|backends| backends.contains(&entry.backend))
+    }
+}
+
+fn is_idle<A>(entry: &NatEntry<A>, now_ns: u64, timeouts: &NatTimeouts) -> bool {
+    now_ns.saturating_sub(entry.last_seen_ns) > timeouts.of(entry.flags)
+}
+
+/// Read from the map each time, because the owner of the maps may have added the backend a moment ago.
+fn serves(backends: &Array<MapData, Backend>, index: u32, generation: u32) -> Result<bool, MapsError> {
+    match backends.get(&index, 0) {
+        Ok(backend) => Ok(backend.is_serving() && backend.generation == generation),
+        Err(MapError::OutOfBounds { .. }) => Ok(false),
+        Err(error) => Err(unread(map::BACKENDS)(error)),
+    }
+}
+
+fn address<A: Addr>(family: Family, address: A, port_be: u16) -> SocketAddr {
+    SocketAddr::new(ip_addr(family, address.to_any()), u16::from_be(port_be))
+}

@@ -1,0 +1,135 @@
+//! The counters, summed over CPUs, and what they grew by between two samples.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    path::Path,
+    time::Instant,
+};
+
+use aya::maps::{MapData, PerCpuArray};
+use lb_common::{
+    limits::map,
+    service::Stats,
+    verdict::{EVENT_CLOSED_REUSED, EVENT_ESTABLISHED_FULL, EVENT_HALF_OPEN_STOLEN, Reason, verdict_index},
+};
+
+use super::maps::{self, MapsError, unread};
+
+/// Handles of its own, so that it can be read beside the owner of the maps.
+pub struct Counters {
+    services: PerCpuArray<MapData, Stats>,
+    backends: PerCpuArray<MapData, Stats>,
+    verdicts: PerCpuArray<MapData, u64>,
+}
+
+/// The counters at one moment.
+#[derive(Clone, PartialEq, Debug)]
+pub struct Sample {
+    pub at: Instant,
+    /// By index in `SERVICE_STATS`.
+    pub services: BTreeMap<u32, Stats>,
+    /// By index in `BACKEND_STATS`.
+    pub backends: BTreeMap<u32, Stats>,
+    /// By interface index and place (a `Reason` as a number, or an `EVENT_*`).
+    pub verdicts: BTreeMap<(u32, u32), u64>,
+}
+
+impl Counters {
+    /// Opens what [`super::load::DataPath::open`] has pinned.
+    pub fn open(pin_dir: &Path) -> Result<Self, MapsError> {
+        Ok(Self {
+            services: maps::open(pin_dir, map::SERVICE_STATS)?,
+            backends: maps::open(pin_dir, map::BACKEND_STATS)?,
+            verdicts: maps::open(pin_dir, map::VERDICTS)?,
+        })
+    }
+
+    /// Reads the counters of these services (their `stats`), backends and interfaces.
+    pub fn sample(
+        &self,
+        services: &BTreeSet<u32>,
+        backends: &BTreeSet<u32>,
+        interfaces: &BTreeSet<u32>,
+    ) -> Result<Sample, MapsError> {
+        let read = |table: &PerCpuArray<MapData, Stats>, name, indexes: &BTreeSet<u32>| {
+            let one = |index: &u32| Ok((*index, sum(&table.get(index, 0).map_err(unread(name))?)));
+            indexes.iter().map(one).collect::<Result<BTreeMap<u32, Stats>, MapsError>>()
+        };
+        let mut verdicts = BTreeMap::new();
+        for ifindex in interfaces {
+            let places = Reason::ALL.iter().map(|reason| *reason as u32).chain(EVENTS);
+            for place in places {
+                let values = self.verdicts.get(&verdict_index(*ifindex, place), 0).map_err(unread(map::VERDICTS))?;
+                verdicts.insert((*ifindex, place), values.iter().sum());
+            }
+        }
+        Ok(Sample {
+            at: Instant::now(),
+            services: read(&self.services, map::SERVICE_STATS, services)?,
+            backends: read(&self.backends, map::BACKEND_STATS, backends)?,
+            verdicts,
+        })
+    }
+}
+
+const EVENTS: [u32; 3] = [EVENT_ESTABLISHED_FULL, EVENT_HALF_OPEN_STOLEN, EVENT_CLOSED_REUSED];
+
+impl Sample {
+    pub fn service(&self, index: u32) -> Stats {
+        self.services.get(&index).copied().unwrap_or_default()
+    }
+
+    pub fn backend(&self, index: u32) -> Stats {
+        self.backends.get(&index).copied().unwrap_or_default()
+    }
+
+    pub fn verdict(&self, ifindex: u32, reason: Reason) -> u64 {
+        self.verdicts.get(&(ifindex, reason as u32)).copied().unwrap_or(0)
+    }
+
+    /// An `EVENT_*`, or a reason as a number, over all interfaces.
+    pub fn total(&self, place: u32) -> u64 {
+        self.verdicts.iter().filter(|((_, at), _)| *at == place).map(|(_, count)| count).sum()
+    }
+
+    /// How much `value` grew each second since `before`; 0 without one, or when the counter has begun anew.
+    pub fn per_second(&self, before: Option<&Sample>, value: impl Fn(&Sample) -> u64) -> f64 {
+        let Some(before) = before else { return 0.0 };
+        let seconds = self.at.saturating_duration_since(before.at).as_secs_f64();
+        if seconds <= 0.0 { 0.0 } else { value(self).saturating_sub(value(before)) as f64 / seconds }
+    }
+}
+
+fn sum(cpus: &[Stats]) -> Stats {
+    cpus.iter().fold(Stats::default(), |sum, one| Stats {
+        packets: sum.packets.wrapping_add(one.packets),
+        bytes: sum.bytes.wrapping_add(one.bytes),
+        connections: sum.connections.wrapping_add(one.connections),
+        reply_packets: sum.reply_packets.wrapping_add(one.reply_packets),
+        reply_bytes: sum.reply_bytes.wrapping_add(one.reply_bytes),
+        refused: sum.refused.wrapping_add(one.refused),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn sample(at: Instant, packets: u64) -> Sample {
+        let stats = Stats { packets, ..Stats::default() };
+        Sample { at, services: BTreeMap::from([(3, stats)]), backends: BTreeMap::new(), verdicts: BTreeMap::new() }
+    }
+
+    #[test]
+    fn rates_are_growth_over_time_and_zero_when_a_counter_begins_anew() {
+        let begun = Instant::now();
+        let (before, after) = (sample(begun, 100), sample(begun + Duration::from_secs(2), 150));
+        let rate = |after: &Sample, before| after.per_second(before, |sample| sample.service(3).packets);
+        assert_eq!(rate(&after, Some(&before)), 25.0);
+        assert_eq!(rate(&after, None), 0.0);
+        assert_eq!(rate(&sample(begun + Duration::from_secs(4), 7), Some(&after)), 0.0);
+        assert_eq!(rate(&before, Some(&before)), 0.0);
+    }
+}
