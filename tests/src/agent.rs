@@ -197,7 +197,8 @@ impl Agent {
     pub fn cleanup(&mut self) -> Result<()> {
         let stopped = self.stop();
         let mut cleanup = self.lb.command(weir_binary()?);
-        check(cleanup.args(["cleanup", "--pin-dir"]).arg(&self.pin_dir)).and(stopped.map(|()| String::new())).map(drop)
+        cleanup.arg("--socket").arg(&self.socket).args(["cleanup", "--pin-dir"]).arg(&self.pin_dir);
+        check(&mut cleanup).and(stopped.map(|()| String::new())).map(drop)
     }
 }
 

@@ -30,7 +30,7 @@ pub struct Arguments {
 enum Suite {
     /// What needs no root: pure logic, properties, command lines.
     Unit,
-    /// The programs, one packet at a time, by BPF_PROG_TEST_RUN. Needs root.
+    /// The programs, one packet at a time, by BPF_PROG_TEST_RUN; hooks and maps on this kernel. Needs root.
     Packet,
     /// Real connections to real servers in network namespaces. Needs root.
     E2e,
@@ -69,7 +69,9 @@ impl Suite {
     fn cargo(self) -> Command {
         match self {
             Suite::Unit => host_cargo(["test", "--workspace", "--lib", "--bins", "--no-fail-fast"]),
-            Suite::Packet => host_cargo(["test", "-p", "weir-tests", "--test", "packet"]),
+            Suite::Packet => {
+                host_cargo(["test", "-p", "weir-tests", "--test", "packet", "--test", "dataplane", "--no-fail-fast"])
+            }
             Suite::E2e => host_cargo(["test", "-p", "weir-tests", "--test", "e2e"]),
         }
     }

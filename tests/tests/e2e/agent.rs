@@ -134,6 +134,9 @@ fn what_a_person_set_persists_over_reload_and_restart_and_can_be_taken_back() ->
     scene.agent.cli(&["undrain", &format!("web/{drained}")])?;
     let view = scene.agent.backend(drained)?;
     assert_eq!((view.admin, view.admin_from), (AdminState::Active, Origin::File), "{view:?}");
+    scene.agent.cli(&["set", "weight", &format!("web/{weighted}"), "--reset"])?;
+    let view = scene.agent.backend(weighted)?;
+    assert_eq!((view.weight, view.weight_from), (2, Origin::File), "{view:?}");
     Ok(())
 }
 
