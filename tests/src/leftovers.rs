@@ -106,7 +106,8 @@ fn is_kept(id: &str) -> bool {
 fn remove_dead() {
     let dead = |id: &String| {
         let pid = id.trim_start_matches('t').split('x').next().unwrap_or_default();
-        !Path::new("/proc").join(pid).exists()
+        // A zombie has no executable any more.
+        fs::read_link(Path::new("/proc").join(pid).join("exe")).is_err()
     };
     for id in ids().into_iter().filter(|id| dead(id) && !is_kept(id)) {
         match remove(&id) {

@@ -3,7 +3,7 @@
 use std::{
     path::{Path, PathBuf},
     process::Command,
-    time::{Duration, SystemTime},
+    sync::Once,
 };
 
 use anyhow::{Context, Result, bail};
@@ -23,21 +23,10 @@ pub fn install(packages: &[&str], why: &str) -> Result<()> {
         bail!("{why} is missing; run as root: `apt-get update && {command}`, or `cargo xtask setup` as root");
     }
     let _quiet = NoServices::new()?;
-    if !lists_are_fresh() {
-        update()?;
-    }
-    let what = format!("install {}", packages.join(" "));
-    let log = tools().join("apt-install.log");
-    let install = || {
-        let mut apt = apt("install");
-        apt.args(["--yes", "--no-install-recommends"]).args(packages);
-        run_quietly(&what, &log, &mut apt)
-    };
-    if let Err(error) = install() {
-        exec::say("retry", format_args!("after `apt-get update`: {error:#}"));
-        update()?;
-        install()?;
-    }
+    update_once();
+    let mut install = apt("install");
+    install.args(["--yes", "--no-install-recommends"]).args(packages);
+    run_quietly(&format!("install {}", packages.join(" ")), &tools().join("apt-install.log"), &mut install)?;
     // Where systemd runs, installing nginx also enables it for the next boot; nobody asked for a web server on this machine.
     if packages.contains(&"nginx-light") && Path::new("/run/systemd/system").exists() {
         exec::run(Command::new("systemctl").args(["disable", "--quiet", "nginx"]))?;
@@ -45,13 +34,20 @@ pub fn install(packages: &[&str], why: &str) -> Result<()> {
     Ok(())
 }
 
+/// Always, however new the lists are: with those of an installation medium apt installs its old versions. A failure is not the end: what apt
+/// knows already may do.
+fn update_once() {
+    static UPDATED: Once = Once::new();
+    UPDATED.call_once(|| {
+        if let Err(error) = run_quietly("apt-get update", &tools().join("apt-update.log"), &mut apt("update")) {
+            exec::say("warning", format_args!("{error:#}"));
+        }
+    });
+}
+
 /// Whether apt is how this machine installs.
 pub fn is_debian() -> bool {
     Path::new("/etc/debian_version").exists() && Path::new("/usr/bin/apt-get").exists()
-}
-
-fn update() -> Result<()> {
-    run_quietly("apt-get update", &tools().join("apt-update.log"), &mut apt("update"))
 }
 
 fn apt(subcommand: &str) -> Command {
@@ -59,18 +55,6 @@ fn apt(subcommand: &str) -> Command {
     // Another apt may be at work on a machine that has just been started.
     apt.arg(subcommand).args(["-q", "-o", "DPkg::Lock::Timeout=120"]).env("DEBIAN_FRONTEND", "noninteractive");
     apt
-}
-
-fn lists_are_fresh() -> bool {
-    let newest = std::fs::read_dir("/var/lib/apt/lists")
-        .into_iter()
-        .flatten()
-        .flatten()
-        .filter(|entry| entry.file_name().to_string_lossy().contains("_Packages"))
-        .filter_map(|entry| entry.metadata().and_then(|metadata| metadata.modified()).ok())
-        .max();
-    let age = newest.and_then(|newest| SystemTime::now().duration_since(newest).ok());
-    age.is_some_and(|age| age < Duration::from_secs(24 * 3600))
 }
 
 /// While it lives, packages' scripts start no service: `policy-rc.d` is how Debian says that.
