@@ -103,6 +103,7 @@ Examples:
 struct SetWeight {
     #[arg(help = SELECTOR)]
     backend: String,
+    /// Its share of new connections, against the weights of the others
     #[arg(required_unless_present = "reset")]
     weight: Option<u32>,
     /// Take the file's weight again
