@@ -103,12 +103,12 @@ mod programs {
             }
             (Kind::Drop, _) => {
                 maps::count(ifindex, verdict.reason);
-                TC_ACT_SHOT as i32
+                TC_ACT_SHOT
             }
             // XDP would have answered: what it saw has changed since.
             (Kind::Forward | Kind::Reject, _) => {
                 maps::count(ifindex, Reason::Raced);
-                TC_ACT_SHOT as i32
+                TC_ACT_SHOT
             }
         }
     }
@@ -143,7 +143,7 @@ mod programs {
             }
             Kind::Drop | Kind::Reject => {
                 maps::count(ifindex, verdict.reason);
-                TC_ACT_SHOT as i32
+                TC_ACT_SHOT
             }
         }
     }
