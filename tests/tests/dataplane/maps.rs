@@ -37,6 +37,7 @@ fn service(ring_offset: u32) -> Service {
         flags: 0,
         mode: lb_common::service::MODE_NAT,
         reserved: [0; 3],
+        draining_since_ns: 8,
     }
 }
 
