@@ -1,6 +1,7 @@
 //! The data path as the agent sees it: loading and attaching the programs, reading and writing their maps.
 
 pub mod attach;
+pub mod doctor;
 pub mod flows;
 pub mod genl;
 pub mod image;

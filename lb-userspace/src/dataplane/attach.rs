@@ -400,7 +400,7 @@ fn program_id(
     info.map(|info| info.id()).map_err(|error| failed(interface, hook, error))
 }
 
-fn taken(interface: &Interface, found: XdpHook) -> AttachError {
+pub(super) fn taken(interface: &Interface, found: XdpHook) -> AttachError {
     let program = loaded_programs().filter_map(Result::ok).find(|info| info.id() == found.program);
     let program = program.as_ref().and_then(|info| info.name_as_str()).filter(|name| !name.is_empty());
     AttachError::Taken {

@@ -65,6 +65,13 @@ impl Netlink {
         Ok(found)
     }
 
+    /// Those of `wanted` that have no link-layer address now. Changes nothing.
+    pub async fn unresolved(&self, wanted: &BTreeSet<NextHop>) -> Result<BTreeSet<NextHop>, NetlinkError> {
+        let entries = self.neighbours().await?;
+        let is_resolved = |next_hop: &&NextHop| entries.get(next_hop).is_some_and(|entry| entry.is_resolved);
+        Ok(wanted.iter().filter(|next_hop| !is_resolved(next_hop)).copied().collect())
+    }
+
     async fn manage(&self, (ifindex, address): NextHop) -> Result<(), NetlinkError> {
         let mut add = self.handle.neighbours().add(ifindex, address).state(NeighbourState::None).replace();
         add.message_mut()

@@ -1,0 +1,55 @@
+//! What is wrong on this machine, and how to mend it. Reads only; changes nothing.
+
+mod backends;
+mod kernel;
+mod network;
+
+use std::path::Path;
+
+use super::{genl::Genl, interfaces::Netlink};
+use crate::{
+    api::types::{Finding, Severity},
+    config::Config,
+};
+
+/// Looks at everything that Weir needs: the kernel, and with a configuration also its interfaces and the ways to its backends. Worst first.
+pub async fn findings(config: Option<&Config>, pin_dir: &Path) -> Vec<Finding> {
+    let mut findings = kernel::findings(pin_dir);
+    if let Some(config) = config {
+        match network(config, pin_dir).await {
+            Ok(more) => findings.extend(more),
+            Err(reason) => {
+                findings.push(error("netlink", reason, "run it as root, in the network namespace of the agent"))
+            }
+        }
+    }
+    findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
+    findings
+}
+
+async fn network(config: &Config, pin_dir: &Path) -> Result<Vec<Finding>, String> {
+    let netlink = Netlink::connect().map_err(|error| error.to_string())?;
+    let genl = Genl::connect().map_err(|error| format!("cannot open a generic netlink socket: {error}"))?;
+    let interfaces = netlink.interfaces().await.map_err(|error| error.to_string())?;
+    let mut findings = network::findings(config, &interfaces, &genl, pin_dir);
+    findings.extend(backends::findings(config, &interfaces, &netlink).await.map_err(|error| error.to_string())?);
+    Ok(findings)
+}
+
+fn ok(check: impl Into<String>, message: impl Into<String>) -> Finding {
+    Finding { severity: Severity::Ok, check: check.into(), message: message.into(), remedy: String::new() }
+}
+
+fn warning(check: impl Into<String>, message: impl Into<String>, remedy: impl Into<String>) -> Finding {
+    Finding { severity: Severity::Warning, check: check.into(), message: message.into(), remedy: remedy.into() }
+}
+
+fn error(check: impl Into<String>, message: impl Into<String>, remedy: impl Into<String>) -> Finding {
+    Finding { severity: Severity::Error, check: check.into(), message: message.into(), remedy: remedy.into() }
+}
+
+/// A sysctl of the calling thread's network namespace; `None` where there is none of that name.
+fn sysctl(name: &str) -> Option<String> {
+    let value = std::fs::read_to_string(format!("/proc/sys/{name}")).ok()?;
+    Some(value.trim().to_owned())
+}

@@ -1,0 +1,84 @@
+//! The ways to the backends.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
+
+use super::{error, ok, warning};
+use crate::{
+    api::types::Finding,
+    config::{
+        Config,
+        model::{Mode, Service, SourceAddress},
+    },
+    dataplane::{
+        interfaces::{Interface, Netlink, NetlinkError, matching},
+        neighbours::NextHop,
+    },
+};
+
+pub(super) async fn findings(
+    config: &Config,
+    interfaces: &BTreeMap<u32, Interface>,
+    netlink: &Netlink,
+) -> Result<Vec<Finding>, NetlinkError> {
+    let ours: BTreeSet<u32> = matching(interfaces, &config.interfaces).0.iter().map(|link| link.index).collect();
+    let name = |ifindex: u32| interfaces.get(&ifindex).map_or("an interface that is gone", |link| link.name.as_str());
+    let mut findings = Vec::new();
+    let mut next_hops: BTreeMap<NextHop, String> = BTreeMap::new();
+    for (service, address) in backends(config) {
+        let check = format!("backend {}/{address}", service.name);
+        let Some(route) = netlink.route_to(address).await? else {
+            findings.push(error(check, format!("no route to {address}"), format!("ip route add {address} ...")));
+            continue;
+        };
+        let is_direct = service.mode == Mode::DsrL2;
+        if route.is_local {
+            if is_direct {
+                let message = format!("{address} is an address of this node, which `dsr-l2` cannot send to");
+                findings.push(error(check, message, "use mode `nat`"));
+            }
+            continue;
+        }
+        if is_direct && route.gateway.is_some() {
+            findings.push(error(
+                check,
+                format!("{address} is behind a router, and `dsr-l2` reaches only what is on the link (not_on_link)"),
+                "use mode `nat`, or put the balancer on the backend's network",
+            ));
+            continue;
+        }
+        if !is_direct && service.source == SourceAddress::Translate && !ours.contains(&route.ifindex) {
+            let out = name(route.ifindex);
+            findings.push(error(
+                check,
+                format!("{address} is reached by {out}, where Weir isn't: its answers would not be translated"),
+                format!("add {out} to `interfaces`"),
+            ));
+            continue;
+        }
+        next_hops.entry((route.ifindex, route.next_hop(address))).or_insert(check);
+    }
+    let unresolved = netlink.unresolved(&next_hops.keys().copied().collect()).await?;
+    for (next_hop, check) in next_hops {
+        let (ifindex, address) = next_hop;
+        let out = name(ifindex);
+        findings.push(if unresolved.contains(&next_hop) {
+            let message = format!(
+                "the next hop {address} on {out} is not resolved: nothing answers, or nothing was sent there yet"
+            );
+            warning(check, message, format!("ping -I {out} {address}"))
+        } else {
+            ok(check, format!("reached by {address} on {out}"))
+        });
+    }
+    Ok(findings)
+}
+
+/// Each address of each service once.
+fn backends(config: &Config) -> Vec<(&Service, IpAddr)> {
+    let addresses =
+        |service: &Service| service.backends.iter().map(|backend| backend.address.ip()).collect::<BTreeSet<IpAddr>>();
+    config.services.iter().flat_map(|service| addresses(service).into_iter().map(move |ip| (service, ip))).collect()
+}
