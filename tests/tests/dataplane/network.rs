@@ -18,7 +18,7 @@ use lb_userspace::{
 
 use crate::sandbox::sandbox;
 
-fn named<'a>(interfaces: &'a BTreeMap<u32, Interface>, name: &str) -> &'a Interface {
+pub fn named<'a>(interfaces: &'a BTreeMap<u32, Interface>, name: &str) -> &'a Interface {
     interfaces.values().find(|interface| interface.name == name).unwrap()
 }
 
@@ -27,7 +27,7 @@ fn ip(text: &str) -> IpAddr {
 }
 
 /// Asks until all of `wanted` are resolved, for at most ten seconds.
-async fn resolved(netlink: &Netlink, wanted: &BTreeSet<NextHop>) -> Neighbourhood {
+pub async fn resolved(netlink: &Netlink, wanted: &BTreeSet<NextHop>) -> Neighbourhood {
     for _ in 0..100 {
         let found = netlink.keep_neighbours(wanted).await.unwrap();
         if found.unresolved.is_empty() {
