@@ -1,5 +1,6 @@
 //! The data path as the agent sees it: loading and attaching the programs, reading and writing their maps.
 
+pub mod arena;
 pub mod attach;
 pub mod doctor;
 pub mod flows;
@@ -10,6 +11,7 @@ pub mod load;
 pub mod maps;
 pub mod neighbours;
 pub mod pins;
+pub mod plan;
 mod raw;
 pub mod rings;
 pub mod routes;

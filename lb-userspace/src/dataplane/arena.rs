@@ -1,0 +1,134 @@
+//! Which ring ranges, service ids, counters and backend indexes are free, out of what an image already uses.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lb_common::{
+    limits::{MAX_BACKENDS, MAX_VIP_PORTS, RING_ARENA_SLOTS},
+    slot::REJECT,
+};
+
+use super::image::Image;
+use crate::config::model::MAX_RING_SIZE;
+
+/// Places of `SERVICE_STATS`.
+pub const SERVICE_STATS_LEN: u32 = 2 * MAX_VIP_PORTS;
+
+/// Ring ranges that are taken, by offset.
+#[derive(Default)]
+pub struct Ranges(BTreeMap<u32, u32>);
+
+impl Ranges {
+    /// Every range that a service of `image` names, wanted or not: programs may be reading it. One that is longer than any ring is nobody's.
+    pub fn of(image: &Image) -> Self {
+        let mut ranges = Self::default();
+        for service in image.services.values().filter(|service| service.ring_len <= MAX_RING_SIZE) {
+            ranges.take(service.ring_offset, service.ring_len);
+        }
+        ranges
+    }
+
+    pub fn take(&mut self, offset: u32, len: u32) {
+        let taken = self.0.entry(offset).or_default();
+        *taken = len.max(*taken);
+    }
+
+    /// Takes the first range that is free; `None` if there is none of that length.
+    pub fn allocate(&mut self, len: u32) -> Option<u32> {
+        let mut free = 0_u32;
+        for (offset, taken) in &self.0 {
+            if offset.checked_sub(free).is_some_and(|gap| gap >= len) {
+                break;
+            }
+            free = free.max(offset.saturating_add(*taken));
+        }
+        let fits = free.checked_add(len).is_some_and(|end| end <= RING_ARENA_SLOTS);
+        fits.then(|| {
+            self.take(free, len);
+            free
+        })
+    }
+}
+
+/// Whether two ranges share a slot.
+pub fn overlap((a, a_len): (u32, u32), (b, b_len): (u32, u32)) -> bool {
+    u64::from(a) < u64::from(b) + u64::from(b_len) && u64::from(b) < u64::from(a) + u64::from(a_len)
+}
+
+/// Hands out the lowest numbers from `next` on that are not taken.
+pub struct Numbers {
+    taken: BTreeSet<u32>,
+    next: u32,
+    end: u32,
+}
+
+impl Numbers {
+    /// Ids of services.
+    pub fn service_ids(image: &Image) -> Self {
+        let services = image.services.values().map(|service| service.id);
+        let backends = image.backends.values().filter(|backend| backend.family != 0).map(|backend| backend.service);
+        Self { taken: services.chain(backends).collect(), next: 1, end: u32::MAX }
+    }
+
+    /// Indexes of `SERVICE_STATS`; `in_use` are those that flows still name.
+    pub fn service_stats(image: &Image, in_use: &BTreeSet<u32>) -> Self {
+        let services = image.services.values().map(|service| service.stats);
+        Self { taken: services.chain(in_use.iter().copied()).collect(), next: 0, end: SERVICE_STATS_LEN }
+    }
+
+    /// Indexes of `BACKENDS`: not in use, named by no slot and by no flow. A grace period must pass before they are written.
+    pub fn backends(image: &Image, in_use: &BTreeSet<u32>) -> Self {
+        let entries = image.backends.iter().filter(|(_, backend)| backend.family != 0).map(|(index, _)| *index);
+        let slots = image.rings.values().flatten().flat_map(|slot| [slot.current(), slot.previous()]);
+        let taken = entries.chain(slots).chain(in_use.iter().copied()).collect();
+        Self { taken, next: REJECT + 1, end: MAX_BACKENDS }
+    }
+
+    pub fn take(&mut self, number: u32) {
+        self.taken.insert(number);
+    }
+
+    pub fn allocate(&mut self) -> Option<u32> {
+        let number = (self.next..self.end).find(|number| !self.taken.contains(number))?;
+        self.next = number + 1;
+        Some(number)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use lb_common::{backend::Backend, slot::Slot};
+    use proptest::prelude::*;
+
+    use super::*;
+
+    proptest! {
+        #[test]
+        fn ranges_never_overlap_and_fill_gaps_first(lens in proptest::collection::vec(1..5000_u32, 1..60), freed in 0..60_usize) {
+            let mut ranges = Ranges::default();
+            let mut taken: Vec<(u32, u32)> = lens.iter().map(|len| (ranges.allocate(*len).unwrap(), *len)).collect();
+            for (at, one) in taken.iter().enumerate() {
+                prop_assert!(taken.iter().skip(at + 1).all(|other| !overlap(*one, *other)));
+            }
+            let (offset, len) = taken.remove(freed % taken.len());
+            ranges.0.remove(&offset);
+            prop_assert_eq!(ranges.allocate(len), Some(offset));
+        }
+    }
+
+    #[test]
+    fn full_arena_is_said() {
+        let mut ranges = Ranges::default();
+        assert_eq!(ranges.allocate(RING_ARENA_SLOTS), Some(0));
+        assert_eq!(ranges.allocate(1), None);
+    }
+
+    #[test]
+    fn index_that_a_slot_or_a_flow_still_names_is_not_given_again() {
+        let mut image = Image::default();
+        image.backends.insert(1, Backend { family: 4, ..Backend::FREE });
+        image.backends.insert(2, Backend { generation: 7, ..Backend::FREE });
+        image.rings.insert(0, vec![Slot::settled(3), Slot::new(1, 4, 0)]);
+        let mut numbers = Numbers::backends(&image, &BTreeSet::from([5]));
+        assert_eq!([numbers.allocate(), numbers.allocate()], [Some(2), Some(6)]);
+    }
+}

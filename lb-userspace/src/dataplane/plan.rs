@@ -1,0 +1,222 @@
+//! From what is wanted and what is programmed to the writes that make them equal, as a pure function.
+//!
+//! A first step makes the image that is wanted, keeping every index, range and counter of the programmed one that is still right; a second
+//! puts the differences in an order in which a packet sees at any instant either the old or the new state.
+
+mod backends;
+mod ids;
+mod recover;
+mod services;
+mod snat;
+mod writes;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use lb_common::{
+    backend::{self, Backend},
+    flow::Family,
+    service, settings,
+};
+
+pub use self::recover::{Recovered, recover};
+use super::image::{Image, Write};
+use crate::{
+    balance::Ring,
+    config::model::{Affinity, Mode},
+    state::{AdminState, BackendId, Health},
+};
+
+/// Everything that the maps are to say: configuration, overrides, health and what was found out about the node.
+#[derive(Clone, Debug)]
+pub struct Wanted {
+    /// Its flags are set by the plan.
+    pub settings: settings::Settings,
+    pub services: Vec<WantedService>,
+    pub node_addresses: BTreeSet<IpAddr>,
+    pub ways_out: BTreeMap<u32, u32>,
+    /// When what is wanted last changed in more than health; CLOCK_BOOTTIME.
+    pub since_ns: u64,
+}
+
+#[derive(Clone, Debug)]
+pub struct WantedService {
+    pub name: String,
+    pub vips: Vec<IpAddr>,
+    pub port: u16,
+    pub mode: Mode,
+    /// `nat` without SNAT.
+    pub keeps_source: bool,
+    pub affinity: Affinity,
+    pub drain_timeout: Duration,
+    /// One for each family of its VIPs.
+    pub rings: BTreeMap<Family, Arc<Ring>>,
+    /// Sorted by address, unique.
+    pub backends: Vec<WantedBackend>,
+}
+
+#[derive(Clone, Debug)]
+pub struct WantedBackend {
+    pub address: SocketAddr,
+    pub admin: AdminState,
+    pub health: Health,
+    /// Nanoseconds since 1970; 0 is never.
+    pub health_since_unix_ns: u64,
+    pub is_eligible: bool,
+    /// It is an address of this node.
+    pub is_local: bool,
+    /// The addresses that SNAT uses towards it; none where the client's is kept.
+    pub snat: Vec<IpAddr>,
+}
+
+/// What flows still use, as of the last whole pass over the flow tables.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct FlowUse {
+    /// When the pass began, in CLOCK_BOOTTIME; 0 if there was none.
+    pub scanned_at_ns: u64,
+    /// Indexes of backends.
+    pub backends: BTreeSet<u32>,
+    /// Indexes of the counters of VIPs.
+    pub vips: BTreeSet<u32>,
+    /// SNAT addresses.
+    pub snat: BTreeSet<IpAddr>,
+}
+
+impl FlowUse {
+    /// A SYN that saw the state before a change has become a flow by then, or has not.
+    const IN_FLIGHT_NS: u64 = 1_000_000_000;
+
+    /// Whether the pass would have seen every flow begun before `since_ns`.
+    fn is_after(&self, since_ns: u64) -> bool {
+        self.scanned_at_ns > since_ns.saturating_add(Self::IN_FLIGHT_NS)
+    }
+}
+
+/// What is to be written, and what was decided on the way.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Plan {
+    pub writes: Vec<Write>,
+    /// The maps as they will be.
+    pub target: Image,
+    /// Ids of the wanted services, by name.
+    pub services: BTreeMap<String, u32>,
+    /// Indexes of the wanted backends.
+    pub backends: BTreeMap<BackendId, u32>,
+    /// Backends that left, and drain.
+    pub leaving: Vec<Leaving>,
+    /// When the next drain ends, whatever its flows do; CLOCK_BOOTTIME.
+    pub next_ns: Option<u64>,
+}
+
+/// A backend that left what is declared and still has flows, or may have.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Leaving {
+    pub index: u32,
+    /// The id of its service, which may have left as well.
+    pub service: u32,
+    pub address: SocketAddr,
+    pub until_ns: u64,
+}
+
+/// Why there is no plan; nothing is written then.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum PlanError {
+    #[error(
+        "no room for the ring of service {service} ({len} slots): RINGS is full; use smaller rings or fewer services"
+    )]
+    Rings { service: String, len: u32 },
+    #[error("no index is free for backend {backend}: BACKENDS is full; use fewer backends, or wait for drains to end")]
+    Backends { backend: BackendId },
+    #[error("no counter is free for {vip} of service {service}: SERVICE_STATS is full; use fewer VIPs and ports")]
+    Stats { service: String, vip: SocketAddr },
+    #[error(
+        "no room for the SNAT addresses of backend {backend}: SNAT_ADDRESSES is full; use fewer addresses in snat.addresses"
+    )]
+    Snat { backend: BackendId },
+}
+
+/// What to write so that the maps say what is wanted. From any state of the maps, also one that somebody edited by hand; nothing if all is right.
+pub fn plan(wanted: &Wanted, programmed: &Image, in_use: &FlowUse, now_ns: u64) -> Result<Plan, PlanError> {
+    let mut plan = Plan { services: ids::assign(wanted, programmed), ..Plan::default() };
+    backends::place(wanted, programmed, in_use, now_ns, &mut plan)?;
+    services::place(wanted, programmed, in_use, now_ns, &mut plan)?;
+    plan.target.addresses = addresses(wanted, programmed, in_use, &plan.target);
+    plan.target.settings = Some(settings(wanted, &plan.target));
+    plan.target.ways_out = wanted.ways_out.clone();
+    plan.writes = writes::writes(programmed, &plan.target);
+    Ok(plan)
+}
+
+impl Plan {
+    /// That something ends at `at_ns`.
+    fn ends(&mut self, at_ns: u64) {
+        self.next_ns = Some(self.next_ns.map_or(at_ns, |next| next.min(at_ns)));
+    }
+}
+
+fn settings(wanted: &Wanted, target: &Image) -> settings::Settings {
+    let keeps_source = target.backends.values().any(|backend| backend.flags & Backend::FLAG_KEEP_SOURCE != 0);
+    let flags = if keeps_source { settings::Settings::FLAG_KEEP_SOURCE } else { 0 };
+    settings::Settings { flags, layout: settings::LAYOUT, ..wanted.settings }
+}
+
+fn addresses(wanted: &Wanted, programmed: &Image, in_use: &FlowUse, target: &Image) -> BTreeMap<IpAddr, u32> {
+    let mut addresses: BTreeMap<IpAddr, u32> = BTreeMap::new();
+    let mut set = |address: IpAddr, bits: u32| *addresses.entry(address).or_default() |= bits;
+    for vip in target.services.keys() {
+        set(vip.ip(), service::address::VIP);
+    }
+    for address in target.snat_addresses.iter().flatten() {
+        set(*address, service::address::SNAT);
+    }
+    // Answers of backends still come to addresses that SNAT no longer uses for new flows.
+    for (address, bits) in &programmed.addresses {
+        let may_be_used = !in_use.is_after(wanted.since_ns) || in_use.snat.contains(address);
+        if bits & service::address::SNAT != 0 && may_be_used {
+            set(*address, service::address::SNAT);
+        }
+    }
+    for backend in target.backends.values().filter(|backend| backend.flags & Backend::FLAG_KEEP_SOURCE != 0) {
+        if let Some(address) = address(backend) {
+            set(address.ip(), service::address::KEEP_SOURCE);
+        }
+    }
+    for (address, bits) in &mut addresses {
+        if wanted.node_addresses.contains(address) {
+            *bits |= service::address::NODE;
+        }
+    }
+    addresses
+}
+
+/// The address and port of an entry of `BACKENDS`; `None` if the entry is free or wrong.
+pub fn address(backend: &Backend) -> Option<SocketAddr> {
+    let family = Family::from_number(backend.family)?;
+    let ip = lb_common::flow::ip_addr(family, backend.address);
+    Some(SocketAddr::new(ip, u16::from_be(backend.port_be)))
+}
+
+const fn way(mode: Mode) -> u8 {
+    match mode {
+        Mode::Nat => backend::WAY_NAT,
+        Mode::DsrL2 => backend::WAY_DSR_L2,
+    }
+}
+
+const fn mode_number(mode: Mode) -> u8 {
+    match mode {
+        Mode::Nat => service::MODE_NAT,
+        Mode::DsrL2 => service::MODE_DSR_L2,
+    }
+}
+
+fn nanoseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests;

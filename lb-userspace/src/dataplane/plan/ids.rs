@@ -1,0 +1,57 @@
+//! Which id of the maps is which service of the configuration.
+
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
+
+use super::{Image, Wanted, address};
+use crate::dataplane::arena::Numbers;
+
+/// The id of each wanted service, by name: that of the programmed service with which it has the most VIPs in common, then the most backends.
+/// So a service that is renamed, or gets other addresses, keeps its id, its backends' indexes and with them its flows.
+pub fn assign(wanted: &Wanted, programmed: &Image) -> BTreeMap<String, u32> {
+    let mut by_vip: BTreeMap<SocketAddr, u32> = BTreeMap::new();
+    for (vip, service) in &programmed.services {
+        by_vip.insert(*vip, service.id);
+    }
+    let mut by_backend: BTreeMap<SocketAddr, BTreeSet<u32>> = BTreeMap::new();
+    for backend in programmed.backends.values() {
+        if let Some(address) = address(backend) {
+            by_backend.entry(address).or_default().insert(backend.service);
+        }
+    }
+    let mut pairs = Vec::new();
+    for service in &wanted.services {
+        let mut common: BTreeMap<u32, (u32, u32)> = BTreeMap::new();
+        for vip in &service.vips {
+            if let Some(id) = by_vip.get(&SocketAddr::new(*vip, service.port)) {
+                common.entry(*id).or_default().0 += 1;
+            }
+        }
+        for backend in &service.backends {
+            for id in by_backend.get(&backend.address).into_iter().flatten() {
+                common.entry(*id).or_default().1 += 1;
+            }
+        }
+        pairs.extend(common.into_iter().map(|(id, common)| (Reverse(common), service.name.as_str(), id)));
+    }
+    pairs.sort_unstable();
+    let mut ids: BTreeMap<String, u32> = BTreeMap::new();
+    let mut given = BTreeSet::from([0]);
+    for (_, name, id) in pairs {
+        if !ids.contains_key(name) && given.insert(id) {
+            ids.insert(name.to_owned(), id);
+        }
+    }
+    let mut numbers = Numbers::service_ids(programmed);
+    for service in &wanted.services {
+        if !ids.contains_key(&service.name)
+            && let Some(id) = numbers.allocate()
+        {
+            ids.insert(service.name.clone(), id);
+        }
+    }
+    ids
+}

@@ -1,0 +1,48 @@
+//! What a restarted agent takes from the maps.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use lb_common::backend::{self, Backend};
+
+use super::{Image, Wanted, address, backends::is_same, ids};
+use crate::state::{BackendId, Health};
+
+/// What the maps say of the wanted backends.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Recovered {
+    /// Health, and since when in nanoseconds since 1970 (0 is never).
+    pub health: BTreeMap<BackendId, (Health, u64)>,
+}
+
+/// Finds the wanted backends in the maps. Drains need no recovery: each plan reads them from the image.
+///
+/// A backend that had no probes and owned slots was up as far as anybody could tell: it is so now, if probes have come meanwhile, or its
+/// service would reject until the first of them is answered.
+pub fn recover(wanted: &Wanted, programmed: &Image) -> Recovered {
+    let ids = ids::assign(wanted, programmed);
+    let mut entries: BTreeMap<u32, Vec<(u32, &Backend)>> = BTreeMap::new();
+    for (index, backend) in programmed.backends.iter().filter(|(_, backend)| address(backend).is_some()) {
+        entries.entry(backend.service).or_default().push((*index, backend));
+    }
+    let owners: BTreeSet<u32> = programmed.rings.values().flatten().map(|slot| slot.current()).collect();
+    let mut recovered = Recovered::default();
+    for service in &wanted.services {
+        let of_service = ids.get(&service.name).and_then(|id| entries.get(id));
+        for wanted in &service.backends {
+            let found = of_service
+                .into_iter()
+                .flatten()
+                .find(|(_, backend)| is_same(backend, service, wanted) && backend.admin != backend::ADMIN_REMOVED);
+            let Some((index, backend)) = found else { continue };
+            let health = match backend.health {
+                backend::HEALTH_UP => Health::Up,
+                backend::HEALTH_DOWN => Health::Down,
+                _ if owners.contains(index) => Health::Up,
+                _ => Health::Unknown,
+            };
+            let id = BackendId { service: service.name.clone(), address: wanted.address };
+            recovered.health.insert(id, (health, backend.health_since_unix_ns));
+        }
+    }
+    recovered
+}

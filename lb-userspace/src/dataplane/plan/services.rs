@@ -1,0 +1,229 @@
+//! The entries of `SERVICES_*` and their rings: those that are wanted, and those that left and let their flows end.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
+
+use lb_common::{
+    flow::Family,
+    limits::RING_ARENA_SLOTS,
+    service::{MODE_NAT, Service},
+    slot::{REJECT, Slot},
+};
+
+use super::{FlowUse, Image, Plan, PlanError, Wanted, WantedService, mode_number, nanoseconds};
+use crate::{
+    config::model::Affinity,
+    dataplane::arena::{Numbers, Ranges, SERVICE_STATS_LEN, overlap},
+    state::BackendId,
+};
+
+/// The length of the ring of a VIP that left: it rejects, and serves all that left.
+const REJECTING: u32 = 1;
+
+pub fn place(
+    wanted: &Wanted,
+    programmed: &Image,
+    in_use: &FlowUse,
+    now_ns: u64,
+    plan: &mut Plan,
+) -> Result<(), PlanError> {
+    let leaving = leaving(wanted, programmed, in_use, now_ns, plan);
+    let mut ranges = Ranges::of(programmed);
+    let mut kept = kept_ranges(wanted, programmed, plan);
+    let mut stats = Stats::new(programmed, in_use);
+    for service in &wanted.services {
+        let Some(id) = plan.services.get(&service.name).copied() else { continue };
+        for (family, ring) in &service.rings {
+            let owners = owners(service, ring, plan);
+            let len = owners.len() as u32;
+            let offset = match kept.remove(&(id, *family)) {
+                Some(offset) => offset,
+                None => ranges.allocate(len).ok_or_else(|| PlanError::Rings { service: service.name.clone(), len })?,
+            };
+            let vips: Vec<SocketAddr> = service
+                .vips
+                .iter()
+                .filter(|vip| Family::of(vip) == *family)
+                .map(|vip| SocketAddr::new(*vip, service.port))
+                .collect();
+            let is_running =
+                programmed.services.values().any(|before| (before.ring_offset, before.ring_len) == (offset, len));
+            let slots = match programmed.rings.get(&offset).filter(|_| is_running) {
+                Some(before) => before.iter().zip(owners).map(|(slot, owner)| next_slot(*slot, owner)).collect(),
+                None => owners.into_iter().map(Slot::settled).collect(),
+            };
+            plan.target.rings.insert(offset, slots);
+            for vip in vips {
+                let stats = stats
+                    .place(vip, programmed)
+                    .ok_or_else(|| PlanError::Stats { service: service.name.clone(), vip })?;
+                let entry = Service {
+                    ring_offset: offset,
+                    ring_len: len,
+                    id,
+                    stats,
+                    flags: match service.affinity {
+                        Affinity::None => 0,
+                        Affinity::ClientIp => Service::FLAG_CLIENT_AFFINITY,
+                    },
+                    mode: mode_number(service.mode),
+                    reserved: [0; 3],
+                    draining_since_ns: 0,
+                };
+                plan.target.services.insert(vip, entry);
+            }
+        }
+    }
+    if leaving.is_empty() {
+        return Ok(());
+    }
+    let offset = match kept_rejecting(programmed, plan) {
+        Some(offset) => offset,
+        None => {
+            let full = || PlanError::Rings { service: "(those that left)".to_owned(), len: REJECTING };
+            ranges.allocate(REJECTING).ok_or_else(full)?
+        }
+    };
+    plan.target.rings.insert(offset, vec![Slot::settled(REJECT); REJECTING as usize]);
+    for (vip, before, since_ns) in leaving {
+        let Some(stats) = stats.place(vip, programmed) else { continue };
+        let entry = Service {
+            ring_offset: offset,
+            ring_len: REJECTING,
+            stats,
+            reserved: [0; 3],
+            draining_since_ns: since_ns,
+            ..before
+        };
+        plan.target.services.insert(vip, entry);
+    }
+    Ok(())
+}
+
+/// A slot of a running ring whose owner is to be `owner`. In `nat` every flow has its entry, so the slot settles at once; where flows have
+/// none, this is where the transition begins that keeps them (DESIGN.md section 1).
+fn next_slot(_before: Slot, owner: u32) -> Slot {
+    Slot::settled(owner)
+}
+
+/// The owner of each slot, as an index of `BACKENDS`.
+fn owners(service: &WantedService, ring: &crate::balance::Ring, plan: &Plan) -> Vec<u32> {
+    let declared = &ring.declared().backends;
+    let found = declared.iter().map(|(address, _)| {
+        let at = service.backends.binary_search_by_key(address, |backend| backend.address).ok()?;
+        let backend = service.backends.get(at).filter(|backend| backend.is_eligible)?;
+        let id = BackendId { service: service.name.clone(), address: backend.address };
+        plan.backends.get(&id).copied()
+    });
+    let indexes: Vec<Option<u32>> = found.collect();
+    let is_eligible: Vec<bool> = indexes.iter().map(Option::is_some).collect();
+    let index =
+        |owner: Option<u32>| owner.and_then(|owner| indexes.get(owner as usize).copied().flatten()).unwrap_or(REJECT);
+    ring.owners(&is_eligible).into_iter().map(index).collect()
+}
+
+/// The ranges that wanted services of a family have already, by id and family. Another mode or size takes a fresh range, so that ring and mode
+/// change in one write; two services in one range, which only a hand can have made, both get a fresh one.
+fn kept_ranges(wanted: &Wanted, programmed: &Image, plan: &Plan) -> BTreeMap<(u32, Family), u32> {
+    let mut kept: BTreeMap<(u32, Family), (u32, u32)> = BTreeMap::new();
+    for service in &wanted.services {
+        let Some(id) = plan.services.get(&service.name).copied() else { continue };
+        for vip in &service.vips {
+            let family = Family::of(vip);
+            let Some(ring) = service.rings.get(&family) else { continue };
+            let Some(before) = programmed.services.get(&SocketAddr::new(*vip, service.port)) else { continue };
+            let is_right = before.id == id
+                && before.mode == mode_number(service.mode)
+                && before.ring_len == ring.declared().ring_size
+                && before.draining_since_ns == 0
+                && is_whole(programmed, before);
+            if is_right {
+                kept.entry((id, family)).or_insert((before.ring_offset, before.ring_len));
+            }
+        }
+    }
+    let is_alone = |one: &(u32, Family), range: (u32, u32)| {
+        kept.iter().all(|(other, taken)| other == one || !overlap(range, *taken))
+    };
+    kept.iter().filter(|(one, range)| is_alone(one, **range)).map(|(one, (offset, _))| (*one, *offset)).collect()
+}
+
+fn kept_rejecting(programmed: &Image, plan: &Plan) -> Option<u32> {
+    programmed
+        .services
+        .values()
+        .filter(|service| service.ring_len == REJECTING && is_whole(programmed, service))
+        .map(|service| service.ring_offset)
+        .find(|offset| {
+            plan.target.rings.iter().all(|(other, slots)| !overlap((*offset, REJECTING), (*other, slots.len() as u32)))
+        })
+}
+
+/// Whether all its slots are in the arena, and were read.
+fn is_whole(programmed: &Image, service: &Service) -> bool {
+    service.ring_offset.checked_add(service.ring_len).is_some_and(|end| end <= RING_ARENA_SLOTS)
+        && programmed.rings.get(&service.ring_offset).is_some_and(|slots| slots.len() == service.ring_len as usize)
+}
+
+/// The programmed VIPs that are not wanted and still let flows end, and since when. New connections to them are reset.
+fn leaving(
+    wanted: &Wanted,
+    programmed: &Image,
+    in_use: &FlowUse,
+    now_ns: u64,
+    plan: &mut Plan,
+) -> Vec<(SocketAddr, Service, u64)> {
+    let wanted_vips: BTreeSet<SocketAddr> = wanted
+        .services
+        .iter()
+        .flat_map(|service| service.vips.iter().map(|vip| SocketAddr::new(*vip, service.port)))
+        .collect();
+    let mut leaving = Vec::new();
+    for (vip, before) in programmed.services.iter().filter(|(vip, _)| !wanted_vips.contains(vip)) {
+        // In DSR there is no flow entry by which a flow could go on.
+        if before.mode != MODE_NAT {
+            continue;
+        }
+        let since_ns = match before.draining_since_ns {
+            since_ns @ 1.. if since_ns <= now_ns => since_ns,
+            _ => now_ns,
+        };
+        let service = wanted.services.iter().find(|service| plan.services.get(&service.name) == Some(&before.id));
+        let until_ns = match service {
+            Some(service) => Some(since_ns.saturating_add(nanoseconds(service.drain_timeout))),
+            // The service left too: as long as its backends drain.
+            None => plan.leaving.iter().filter(|one| one.service == before.id).map(|one| one.until_ns).max(),
+        };
+        let has_no_flow =
+            before.draining_since_ns > 0 && in_use.is_after(since_ns) && !in_use.vips.contains(&before.stats);
+        if let Some(until_ns) = until_ns.filter(|until_ns| now_ns < *until_ns && !has_no_flow) {
+            plan.ends(until_ns);
+            leaving.push((*vip, *before, since_ns));
+        }
+    }
+    leaving
+}
+
+/// Hands out counters: the one that a VIP has, else a free one.
+struct Stats {
+    numbers: Numbers,
+    given: BTreeSet<u32>,
+}
+
+impl Stats {
+    fn new(programmed: &Image, in_use: &FlowUse) -> Self {
+        Self { numbers: Numbers::service_stats(programmed, &in_use.vips), given: BTreeSet::new() }
+    }
+
+    fn place(&mut self, vip: SocketAddr, programmed: &Image) -> Option<u32> {
+        let before = programmed.services.get(&vip).map(|before| before.stats);
+        let index = match before.filter(|index| *index < SERVICE_STATS_LEN && !self.given.contains(index)) {
+            Some(index) => index,
+            None => self.numbers.allocate()?,
+        };
+        self.given.insert(index);
+        Some(index)
+    }
+}

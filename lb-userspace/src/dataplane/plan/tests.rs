@@ -1,0 +1,547 @@
+mod fake;
+
+use lb_common::{
+    backend::{ADMIN_REMOVED, HEALTH_DOWN, WAY_NAT},
+    hash::HashKey,
+    nat::NatTimeouts,
+    ports::PortPool,
+    service::Service,
+    slot::Slot,
+};
+use proptest::prelude::*;
+
+use self::fake::Fake;
+use super::*;
+use crate::balance::Declared;
+
+const SECOND: u64 = 1_000_000_000;
+const NOW: u64 = 1000 * SECOND;
+const SEED: [u8; 16] = [7; 16];
+
+fn settings_of_test() -> settings::Settings {
+    settings::Settings {
+        hash_key: HashKey::from_seed(SEED),
+        nat_timeouts: NatTimeouts { half_open_ns: 1, established_ns: 2, closing_ns: 3 },
+        ports: PortPool::new([(1024, 2047)], 1),
+        flags: 0,
+        layout: 0,
+    }
+}
+
+fn wanted(services: Vec<WantedService>) -> Wanted {
+    Wanted {
+        settings: settings_of_test(),
+        services,
+        node_addresses: BTreeSet::from(["10.0.0.1".parse().unwrap()]),
+        ways_out: BTreeMap::from([(3, 1)]),
+        since_ns: 0,
+    }
+}
+
+fn up(address: &str) -> WantedBackend {
+    let address: SocketAddr = address.parse().unwrap();
+    let snat = if address.is_ipv4() { "10.0.0.1" } else { "fd00::1" };
+    WantedBackend {
+        address,
+        admin: AdminState::Active,
+        health: Health::Up,
+        health_since_unix_ns: 5,
+        is_eligible: true,
+        is_local: false,
+        snat: vec![snat.parse().unwrap()],
+    }
+}
+
+fn service(name: &str, vips: &[&str], mut backends: Vec<WantedBackend>, ring_size: u32) -> WantedService {
+    backends.sort_by_key(|backend| backend.address);
+    let vips: Vec<IpAddr> = vips.iter().map(|vip| vip.parse().unwrap()).collect();
+    let families: BTreeSet<Family> = vips.iter().map(Family::of).collect();
+    let ring = |family: Family| {
+        let of_family = backends.iter().filter(|backend| Family::of(&backend.address.ip()) == family);
+        Arc::new(Ring::new(Declared::new(SEED, ring_size, of_family.map(|backend| (backend.address, 1)))))
+    };
+    WantedService {
+        name: name.to_owned(),
+        port: 80,
+        mode: Mode::Nat,
+        keeps_source: false,
+        affinity: Affinity::None,
+        drain_timeout: Duration::from_secs(60),
+        rings: families.into_iter().map(|family| (family, ring(family))).collect(),
+        vips,
+        backends,
+    }
+}
+
+fn web(backends: &[&str]) -> WantedService {
+    service("web", &["192.0.2.10", "2001:db8::10"], backends.iter().map(|address| up(address)).collect(), 31)
+}
+
+const BOTH: [&str; 4] = ["10.2.0.11:80", "10.2.0.12:80", "[fd02::11]:80", "[fd02::12]:80"];
+
+/// Plans and applies until nothing is left to do; at most `rounds` times.
+fn converge(fake: &mut Fake, wanted: &Wanted, in_use: &FlowUse, now_ns: u64, rounds: usize) -> Plan {
+    for _ in 0..rounds {
+        for write in plan(wanted, &fake.image(), in_use, now_ns).unwrap().writes {
+            fake.apply(&write);
+        }
+    }
+    let plan = plan(wanted, &fake.image(), in_use, now_ns).unwrap();
+    assert_eq!(plan.writes, [], "not in step after {rounds} rounds");
+    assert_eq!(plan.target, fake.image());
+    plan
+}
+
+fn owners_seen(fake: &Fake, vip: &str) -> BTreeSet<String> {
+    let image = fake.image();
+    let service = image.services[&vip.parse().unwrap()];
+    image.rings[&service.ring_offset]
+        .iter()
+        .map(|slot| match image.backends.get(&slot.current()).and_then(address) {
+            Some(address) => address.to_string(),
+            None => "reject".to_owned(),
+        })
+        .collect()
+}
+
+fn strings(all: &[&str]) -> BTreeSet<String> {
+    all.iter().map(|one| (*one).to_owned()).collect()
+}
+
+#[test]
+fn vip_balances_over_the_backends_of_its_own_family() {
+    let mut fake = Fake::default();
+    converge(&mut fake, &wanted(vec![web(&BOTH)]), &FlowUse::default(), NOW, 1);
+    assert_eq!(owners_seen(&fake, "192.0.2.10:80"), strings(&BOTH[..2]));
+    assert_eq!(owners_seen(&fake, "[2001:db8::10]:80"), strings(&BOTH[2..]));
+    let image = fake.image();
+    assert_eq!(
+        image.addresses[&"10.0.0.1".parse::<IpAddr>().unwrap()],
+        service::address::SNAT | service::address::NODE
+    );
+    assert_eq!(image.addresses[&"192.0.2.10".parse::<IpAddr>().unwrap()], service::address::VIP);
+}
+
+#[test]
+fn writes_go_from_backends_to_slots_to_services_to_vips_and_back() {
+    let kind = |write: &Write| match write {
+        Write::Settings(_) | Write::WayOut { .. } | Write::RemoveWayOut { .. } | Write::GracePeriod => None,
+        Write::Address { address, .. } | Write::RemoveAddress { address } => {
+            ["192.0.2.10", "2001:db8::10"].contains(&address.to_string().as_str()).then_some("vip")
+        }
+        Write::SnatAddress { .. } => None,
+        Write::Backend { .. } | Write::ClearBackendStats { .. } => Some("backend"),
+        Write::Slot { .. } | Write::Ring { .. } => Some("slot"),
+        Write::Service { .. } | Write::RemoveService { .. } | Write::ClearServiceStats { .. } => Some("service"),
+    };
+    let order = |writes: &[Write]| {
+        let mut kinds: Vec<&str> = writes.iter().filter_map(kind).collect();
+        kinds.dedup();
+        kinds
+    };
+    let mut fake = Fake::default();
+    let mut all = wanted(vec![web(&BOTH)]);
+    assert_eq!(
+        order(&plan(&all, &fake.image(), &FlowUse::default(), NOW).unwrap().writes),
+        ["backend", "slot", "service", "vip"]
+    );
+    converge(&mut fake, &all, &FlowUse::default(), NOW, 1);
+    all.services.clear();
+    fake.make_all_drain_at_once();
+    assert_eq!(
+        order(&plan(&all, &fake.image(), &FlowUse::default(), NOW).unwrap().writes),
+        ["vip", "service", "backend"]
+    );
+}
+
+#[test]
+fn backend_taken_out_drains_until_its_last_flow_has_ended() {
+    let mut fake = Fake::default();
+    let before = converge(&mut fake, &wanted(vec![web(&BOTH)]), &FlowUse::default(), NOW, 1);
+    let index = before.backends[&BackendId { service: "web".to_owned(), address: BOTH[0].parse().unwrap() }];
+    let less = wanted(vec![web(&BOTH[1..])]);
+    let plan = converge(&mut fake, &less, &FlowUse::default(), NOW, 1);
+    assert_eq!(
+        plan.leaving.iter().map(|one| (one.index, one.until_ns)).collect::<Vec<_>>(),
+        [(index, NOW + 60 * SECOND)]
+    );
+    assert_eq!(plan.next_ns, Some(NOW + 60 * SECOND));
+    assert_eq!(owners_seen(&fake, "192.0.2.10:80"), strings(&BOTH[1..2]));
+    let entry = fake.image().backends[&index];
+    assert!(entry.is_serving() && entry.admin == ADMIN_REMOVED && entry.draining_since_ns == NOW);
+
+    // A pass over the flows that began too early proves nothing; one that found a flow keeps it.
+    let scan = |at, backends: &[u32]| FlowUse {
+        scanned_at_ns: at,
+        backends: backends.iter().copied().collect(),
+        ..FlowUse::default()
+    };
+    let later = NOW + 10 * SECOND;
+    assert_eq!(converge(&mut fake, &less, &scan(NOW, &[]), later, 1).leaving.len(), 1);
+    assert_eq!(converge(&mut fake, &less, &scan(later, &[index]), later, 1).leaving.len(), 1);
+    assert_eq!(converge(&mut fake, &less, &scan(later, &[]), later, 1).leaving, []);
+    let gone = fake.image().backends[&index];
+    assert_eq!(gone, Backend { generation: entry.generation, ..Backend::FREE });
+}
+
+#[test]
+fn drain_ends_with_its_timeout_and_at_once_if_that_is_zero() {
+    let mut fake = Fake::default();
+    converge(&mut fake, &wanted(vec![web(&BOTH)]), &FlowUse::default(), NOW, 1);
+    let mut less = wanted(vec![web(&BOTH[1..])]);
+    assert_eq!(converge(&mut fake, &less, &FlowUse::default(), NOW, 1).leaving.len(), 1);
+    assert_eq!(converge(&mut fake, &less, &FlowUse::default(), NOW + 59 * SECOND, 1).leaving.len(), 1);
+    assert_eq!(converge(&mut fake, &less, &FlowUse::default(), NOW + 60 * SECOND, 1).leaving.len(), 0);
+    less.services[0] = web(&BOTH[2..]);
+    less.services[0].drain_timeout = Duration::ZERO;
+    assert_eq!(converge(&mut fake, &less, &FlowUse::default(), NOW, 1).leaving.len(), 0);
+    assert_eq!(owners_seen(&fake, "192.0.2.10:80"), strings(&["reject"]));
+}
+
+#[test]
+fn backend_declared_again_while_it_drains_keeps_its_index_and_flows() {
+    let mut fake = Fake::default();
+    let all = wanted(vec![web(&BOTH)]);
+    let before = converge(&mut fake, &all, &FlowUse::default(), NOW, 1);
+    let image = fake.image();
+    converge(&mut fake, &wanted(vec![web(&BOTH[1..])]), &FlowUse::default(), NOW, 1);
+    let after = converge(&mut fake, &all, &FlowUse::default(), NOW + SECOND, 1);
+    assert_eq!(before.backends, after.backends);
+    assert_eq!(image, fake.image());
+}
+
+#[test]
+fn index_of_a_backend_that_is_gone_is_used_again_with_another_generation() {
+    let mut fake = Fake::default();
+    let mut first = web(&BOTH[..1]);
+    first.drain_timeout = Duration::ZERO;
+    let mut second = web(&BOTH[1..2]);
+    second.drain_timeout = Duration::ZERO;
+    converge(&mut fake, &wanted(vec![first.clone()]), &FlowUse::default(), NOW, 1);
+    let generations: Vec<(u32, u32)> = [&second, &first, &second]
+        .map(|service| {
+            let plan = converge(&mut fake, &wanted(vec![service.clone()]), &FlowUse::default(), NOW, 1);
+            let index = *plan.backends.values().next().unwrap();
+            (index, fake.image().backends[&index].generation)
+        })
+        .to_vec();
+    assert_eq!(generations, [(2, 1), (1, 2), (2, 2)]);
+}
+
+#[test]
+fn disabled_backend_ends_its_flows_at_once_and_gets_no_new_ones() {
+    let mut fake = Fake::default();
+    let mut all = wanted(vec![web(&BOTH)]);
+    converge(&mut fake, &all, &FlowUse::default(), NOW, 1);
+    let disabled = &mut all.services[0].backends[0];
+    (disabled.admin, disabled.is_eligible) = (AdminState::Disabled, false);
+    let plan = converge(&mut fake, &all, &FlowUse::default(), NOW, 1);
+    let index = plan.backends[&BackendId { service: "web".to_owned(), address: BOTH[0].parse().unwrap() }];
+    assert!(!fake.image().backends[&index].is_serving());
+    assert_eq!(owners_seen(&fake, "192.0.2.10:80"), strings(&BOTH[1..2]));
+}
+
+#[test]
+fn backend_that_goes_down_moves_its_slots_alone_and_keeps_its_flows() {
+    let mut fake = Fake::default();
+    let backends = ["10.2.0.11:80", "10.2.0.12:80", "10.2.0.13:80"];
+    let mut all = wanted(vec![service("web", &["192.0.2.10"], backends.map(up).to_vec(), 251)]);
+    let before = converge(&mut fake, &all, &FlowUse::default(), NOW, 1);
+    let down = &mut all.services[0].backends[0];
+    (down.health, down.is_eligible) = (Health::Down, false);
+    let plan = super::plan(&all, &fake.image(), &FlowUse::default(), NOW).unwrap();
+    let index = before.backends[&BackendId { service: "web".to_owned(), address: backends[0].parse().unwrap() }];
+    for write in &plan.writes {
+        match write {
+            Write::Slot { from, to, .. } => assert!(from.current() == index && to.current() != index),
+            Write::Backend { index: written, backend } => {
+                assert!(*written == index && backend.is_serving() && backend.health == HEALTH_DOWN);
+            }
+            other => panic!("{other:?} has nothing to do with it"),
+        }
+    }
+    let slots = plan.writes.iter().filter(|write| matches!(write, Write::Slot { .. })).count();
+    assert!((83..=84).contains(&slots), "{slots} slots were written");
+}
+
+#[test]
+fn service_taken_out_resets_new_connections_and_lets_old_ones_end() {
+    let mut fake = Fake::default();
+    converge(&mut fake, &wanted(vec![web(&BOTH)]), &FlowUse::default(), NOW, 1);
+    let none = wanted(vec![]);
+    let plan = converge(&mut fake, &none, &FlowUse::default(), NOW, 1);
+    assert_eq!(plan.leaving.len(), 4);
+    assert_eq!(owners_seen(&fake, "192.0.2.10:80"), strings(&["reject"]));
+    assert!(fake.image().addresses.contains_key(&"192.0.2.10".parse::<IpAddr>().unwrap()));
+
+    let plan = converge(&mut fake, &none, &FlowUse::default(), NOW + 60 * SECOND, 1);
+    assert_eq!(plan.leaving.len(), 0);
+    let image = fake.image();
+    assert!(image.services.is_empty() && image.backends.values().all(|backend| backend.family == 0));
+    assert!(!image.addresses.contains_key(&"192.0.2.10".parse::<IpAddr>().unwrap()));
+}
+
+#[test]
+fn vip_taken_out_lets_its_flows_end_while_its_service_goes_on() {
+    let mut fake = Fake::default();
+    let backends: Vec<WantedBackend> = BOTH[..2].iter().map(|address| up(address)).collect();
+    let two = service("web", &["192.0.2.10", "192.0.2.11"], backends.clone(), 31);
+    let one = wanted(vec![service("web", &["192.0.2.10"], backends, 31)]);
+    converge(&mut fake, &wanted(vec![two]), &FlowUse::default(), NOW, 1);
+    converge(&mut fake, &one, &FlowUse::default(), NOW, 1);
+    assert_eq!(owners_seen(&fake, "192.0.2.11:80"), strings(&["reject"]));
+    assert_eq!(owners_seen(&fake, "192.0.2.10:80"), strings(&BOTH[..2]));
+    let stats = fake.image().services[&"192.0.2.11:80".parse().unwrap()].stats;
+    let later = NOW + 9 * SECOND;
+    let scan = FlowUse { scanned_at_ns: later, vips: BTreeSet::from([stats]), ..FlowUse::default() };
+    converge(&mut fake, &one, &scan, later, 1);
+    assert_eq!(fake.image().services.len(), 2);
+    converge(&mut fake, &one, &FlowUse { vips: BTreeSet::new(), ..scan }, later, 1);
+    assert_eq!(fake.image().services.len(), 1);
+}
+
+#[test]
+fn service_under_another_name_keeps_its_backends_and_ring() {
+    let mut fake = Fake::default();
+    converge(&mut fake, &wanted(vec![web(&BOTH)]), &FlowUse::default(), NOW, 1);
+    let mut renamed = web(&BOTH);
+    renamed.name = "shop".to_owned();
+    assert_eq!(plan(&wanted(vec![renamed]), &fake.image(), &FlowUse::default(), NOW).unwrap().writes, []);
+}
+
+#[test]
+fn another_mode_is_another_ring_and_other_backends_and_old_flows_go_on() {
+    let mut fake = Fake::default();
+    let before = converge(&mut fake, &wanted(vec![web(&BOTH)]), &FlowUse::default(), NOW, 1);
+    let mut kept = web(&BOTH);
+    kept.keeps_source = true;
+    kept.backends.iter_mut().for_each(|backend| backend.snat.clear());
+    let after = converge(&mut fake, &wanted(vec![kept]), &FlowUse::default(), NOW, 1);
+    assert_eq!(after.leaving.len(), 4);
+    assert!(before.backends.values().all(|index| after.leaving.iter().any(|one| one.index == *index)));
+    assert_ne!(fake.image().settings.unwrap().flags & settings::Settings::FLAG_KEEP_SOURCE, 0);
+}
+
+#[test]
+fn snat_address_stays_known_until_no_flow_uses_it() {
+    let mut fake = Fake::default();
+    converge(&mut fake, &wanted(vec![web(&BOTH)]), &FlowUse::default(), NOW, 1);
+    let mut moved = wanted(vec![web(&BOTH)]);
+    moved.since_ns = NOW;
+    for backend in &mut moved.services[0].backends {
+        backend.snat = vec!["10.0.0.9".parse().unwrap()];
+    }
+    let old: IpAddr = "10.0.0.1".parse().unwrap();
+    let knows = |fake: &Fake| fake.image().addresses.get(&old).is_some_and(|bits| bits & service::address::SNAT != 0);
+    converge(&mut fake, &moved, &FlowUse::default(), NOW, 1);
+    assert!(knows(&fake));
+    let later = NOW + 9 * SECOND;
+    let scan = FlowUse { scanned_at_ns: later, snat: BTreeSet::from([old]), ..FlowUse::default() };
+    converge(&mut fake, &moved, &scan, later, 1);
+    assert!(knows(&fake));
+    converge(&mut fake, &moved, &FlowUse { snat: BTreeSet::new(), ..scan }, later, 1);
+    assert!(!knows(&fake));
+}
+
+#[test]
+fn restarted_agent_finds_health_and_drains_in_the_maps() {
+    let mut fake = Fake::default();
+    let mut all = wanted(vec![web(&BOTH)]);
+    let backends = &mut all.services[0].backends;
+    (backends[0].health, backends[0].is_eligible) = (Health::Down, false);
+    (backends[1].health, backends[1].health_since_unix_ns) = (Health::Unknown, 0);
+    (backends[3].admin, backends[3].is_eligible) = (AdminState::Draining, false);
+    converge(&mut fake, &all, &FlowUse::default(), NOW, 1);
+    let health = recover(&all, &fake.image()).health;
+    let of = |address: &str| health[&BackendId { service: "web".to_owned(), address: address.parse().unwrap() }];
+    assert_eq!(of(BOTH[0]), (Health::Down, 5));
+    // It owned slots without a verdict: nobody probed it, and it was taken for up.
+    assert_eq!(of(BOTH[1]), (Health::Up, 0));
+    assert_eq!(of(BOTH[2]), (Health::Up, 5));
+    // The drain goes on from where it was: a later plan finds nothing to write, and ends it in time.
+    assert_eq!(plan(&all, &fake.image(), &FlowUse::default(), NOW + 30 * SECOND).unwrap().writes, []);
+    let ended = converge(&mut fake, &all, &FlowUse::default(), NOW + 60 * SECOND, 1);
+    let index = ended.backends[&BackendId { service: "web".to_owned(), address: BOTH[3].parse().unwrap() }];
+    assert!(!fake.image().backends[&index].is_serving());
+}
+
+#[test]
+fn new_backend_has_no_health_to_recover() {
+    let all = wanted(vec![web(&BOTH)]);
+    assert_eq!(recover(&all, &Image::default()), Recovered::default());
+}
+
+#[test]
+fn too_large_rings_are_refused_by_name_and_nothing_is_planned() {
+    let huge = service("web", &["192.0.2.10"], vec![up(BOTH[0])], 4_194_319);
+    let error = plan(&wanted(vec![huge]), &Image::default(), &FlowUse::default(), NOW).unwrap_err();
+    assert!(error.to_string().contains("service web"), "{error}");
+}
+
+const VIPS: [&str; 6] = ["192.0.2.1", "192.0.2.2", "192.0.2.3", "2001:db8::1", "2001:db8::2", "2001:db8::3"];
+const BACKENDS: [&str; 6] =
+    ["10.2.0.1:80", "10.2.0.2:80", "10.2.0.3:80", "[fd02::1]:80", "[fd02::2]:80", "[fd02::3]:80"];
+
+fn any_backend() -> impl Strategy<Value = (usize, WantedBackend)> {
+    (0..BACKENDS.len(), 0..6_u8, any::<bool>()).prop_map(|(at, state, two)| {
+        let mut backend = up(BACKENDS[at]);
+        match state {
+            0 => (backend.admin, backend.is_eligible) = (AdminState::Draining, false),
+            1 => (backend.admin, backend.is_eligible) = (AdminState::Disabled, false),
+            2 => (backend.health, backend.is_eligible) = (Health::Down, false),
+            _ => {}
+        }
+        if two && backend.address.is_ipv4() {
+            backend.snat = vec!["10.0.0.1".parse().unwrap(), "10.0.0.2".parse().unwrap()];
+        }
+        (at, backend)
+    })
+}
+
+fn any_service(name: &'static str) -> impl Strategy<Value = WantedService> {
+    let backends = proptest::collection::vec(any_backend(), 0..6);
+    (backends, prop_oneof![Just(11_u32), Just(13)], 0..4_u8, prop_oneof![Just(0_u64), Just(60)]).prop_map(
+        move |(backends, ring_size, kind, drain)| {
+            let unique: BTreeMap<usize, WantedBackend> = backends.into_iter().collect();
+            let mut one = service(name, &["192.0.2.1", "2001:db8::1"], unique.into_values().collect(), ring_size);
+            one.mode = if kind == 0 { Mode::DsrL2 } else { Mode::Nat };
+            one.keeps_source = kind == 1;
+            one.drain_timeout = Duration::from_secs(drain);
+            if kind < 2 {
+                one.backends.iter_mut().for_each(|backend| backend.snat.clear());
+            }
+            one
+        },
+    )
+}
+
+/// Some of three services, each with the VIPs that chance gives it.
+fn any_wanted() -> impl Strategy<Value = Wanted> {
+    let owners = proptest::collection::vec(0..4_usize, VIPS.len());
+    (any_service("a"), any_service("b"), any_service("c"), owners).prop_map(|(a, b, c, owners)| {
+        let services = [a, b, c].into_iter().enumerate().filter_map(|(at, mut service)| {
+            service.vips = VIPS
+                .iter()
+                .zip(&owners)
+                .filter(|(_, owner)| **owner == at)
+                .map(|(vip, _)| vip.parse().unwrap())
+                .collect();
+            service.rings.retain(|family, _| service.vips.iter().any(|vip| Family::of(vip) == *family));
+            (!service.vips.is_empty()).then_some(service)
+        });
+        wanted(services.collect())
+    })
+}
+
+/// What a hand may have written.
+#[derive(Clone, Debug)]
+enum Damage {
+    Slot(u32, u64),
+    Backend(u32, u8, u32, u32),
+    FreeBackend(u32),
+    Service(usize, u32, u32, u32, u32),
+    RemoveService(usize),
+    Address(usize, u32),
+    RemoveAddress(usize),
+    Snat(u32),
+}
+
+fn any_damage() -> impl Strategy<Value = Damage> {
+    prop_oneof![
+        (0..80_u32, any::<u64>()).prop_map(|(at, slot)| Damage::Slot(at, slot)),
+        (0..12_u32, 0..8_u8, any::<u32>(), 0..5_u32).prop_map(|(i, a, b, c)| Damage::Backend(i, a, b, c)),
+        (0..12_u32).prop_map(Damage::FreeBackend),
+        (0..VIPS.len(), 0..60_u32, prop_oneof![Just(11_u32), Just(13), Just(1), any::<u32>()], 0..5_u32, 0..8_u32)
+            .prop_map(|(vip, offset, len, id, stats)| Damage::Service(vip, offset, len, id, stats)),
+        (0..VIPS.len()).prop_map(Damage::RemoveService),
+        (0..VIPS.len(), any::<u32>()).prop_map(|(vip, bits)| Damage::Address(vip, bits)),
+        (0..VIPS.len()).prop_map(Damage::RemoveAddress),
+        (0..8_u32).prop_map(Damage::Snat),
+    ]
+}
+
+fn damage(fake: &mut Fake, damage: &Damage) {
+    let ip = |at: usize| VIPS[at].parse::<IpAddr>().unwrap();
+    match *damage {
+        Damage::Slot(at, slot) => fake.arena.insert(at, Slot(slot)).map_or((), drop),
+        Damage::Backend(index, admin, flags, service) => {
+            let address = lb_common::flow::any_addr("10.9.9.9".parse().unwrap());
+            let entry =
+                Backend { family: 4, way: WAY_NAT, address, flags, admin, service, generation: 3, ..Backend::FREE };
+            fake.backends.insert(index, entry);
+        }
+        Damage::FreeBackend(index) => drop(fake.backends.remove(&index)),
+        Damage::Service(vip, ring_offset, ring_len, id, stats) => {
+            let entry =
+                Service { ring_offset, ring_len, id, stats, flags: 0, mode: 1, reserved: [0; 3], draining_since_ns: 0 };
+            fake.services.insert(SocketAddr::new(ip(vip), 80), entry);
+        }
+        Damage::RemoveService(vip) => drop(fake.services.remove(&SocketAddr::new(ip(vip), 80))),
+        Damage::Address(vip, bits) => drop(fake.addresses.insert(ip(vip), bits)),
+        Damage::RemoveAddress(vip) => drop(fake.addresses.remove(&ip(vip))),
+        Damage::Snat(index) => drop(fake.snat.insert(index, "203.0.113.9".parse().unwrap())),
+    }
+}
+
+/// Each wanted VIP leads to the backends that its ring says.
+fn check(fake: &Fake, wanted: &Wanted) {
+    let image = fake.image();
+    for service in &wanted.services {
+        for vip in &service.vips {
+            let entry = image.services[&SocketAddr::new(*vip, service.port)];
+            let ring = &service.rings[&Family::of(vip)];
+            let declared = &ring.declared().backends;
+            let eligible: Vec<bool> = declared
+                .iter()
+                .map(|(address, _)| service.backends.iter().any(|one| one.address == *address && one.is_eligible))
+                .collect();
+            let slots = &image.rings[&entry.ring_offset];
+            for (slot, owner) in slots.iter().zip(ring.owners(&eligible)) {
+                let backend = image.backends.get(&slot.current()).filter(|backend| backend.family != 0);
+                assert_eq!(backend.and_then(address), owner.map(|owner| declared[owner as usize].0), "{vip}");
+                if let Some(backend) = backend {
+                    assert!(backend.is_serving() && backend.service == entry.id && backend.way == way(service.mode));
+                }
+            }
+        }
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(300))]
+
+    #[test]
+    fn every_packet_between_two_states_sees_a_backend_that_serves(steps in proptest::collection::vec((any_wanted(), any::<bool>()), 1..6)) {
+        let mut fake = Fake::default();
+        for (n, (wanted, is_scanned)) in (1..).zip(steps) {
+            let now_ns = NOW + n * 10 * SECOND;
+            let in_use = FlowUse { scanned_at_ns: if is_scanned { now_ns } else { 0 }, ..FlowUse::default() };
+            for write in plan(&wanted, &fake.image(), &in_use, now_ns).unwrap().writes {
+                fake.apply(&write);
+                fake.assert_every_owner_serves();
+            }
+            check(&fake, &wanted);
+            converge(&mut fake, &wanted, &in_use, now_ns, 2);
+        }
+    }
+
+    #[test]
+    fn maps_that_somebody_edited_converge(first in any_wanted(), second in any_wanted(), damages in proptest::collection::vec(any_damage(), 1..12)) {
+        let mut fake = Fake::default();
+        converge(&mut fake, &first, &FlowUse::default(), NOW, 1);
+        for one in &damages {
+            damage(&mut fake, one);
+        }
+        let later = NOW + 100 * SECOND;
+        let in_use = FlowUse { scanned_at_ns: later, ..FlowUse::default() };
+        converge(&mut fake, &second, &in_use, later, 2);
+        check(&fake, &second);
+        // What nobody declared is gone once a pass over the flows has found none.
+        let after = later + 100 * SECOND;
+        let in_use = FlowUse { scanned_at_ns: after, ..FlowUse::default() };
+        let plan = converge(&mut fake, &second, &in_use, after, 3);
+        prop_assert!(plan.leaving.iter().all(|one| fake.backends[&one.index].way != WAY_NAT));
+        let vips: usize = second.services.iter().map(|service| service.vips.len()).sum();
+        prop_assert_eq!(fake.services.len(), vips);
+    }
+}

@@ -1,0 +1,147 @@
+//! Maps in memory: what stands in for the kernel's where a thousand random sequences are to run. It applies writes one by one, as `dataplane::maps` does.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+};
+
+use lb_common::{
+    backend::Backend,
+    limits::{MAX_BACKENDS, RING_ARENA_SLOTS},
+    service::Service,
+    settings::Settings,
+    slot::{REJECT, Slot},
+};
+
+use crate::{
+    config::model::MAX_RING_SIZE,
+    dataplane::image::{Image, Write},
+};
+
+/// Rings of the tests are shorter; damaged entries may claim more.
+const READ_AT_MOST: u32 = 1000;
+
+#[derive(Default)]
+pub struct Fake {
+    pub settings: Option<Settings>,
+    pub addresses: BTreeMap<IpAddr, u32>,
+    pub services: BTreeMap<SocketAddr, Service>,
+    pub arena: BTreeMap<u32, Slot>,
+    pub backends: BTreeMap<u32, Backend>,
+    pub snat: BTreeMap<u32, IpAddr>,
+    pub ways_out: BTreeMap<u32, u32>,
+    /// Indexes and slots that were in use since the last grace period: programs may still hold them.
+    held_backends: BTreeSet<u32>,
+    held_slots: BTreeSet<u32>,
+}
+
+impl Fake {
+    pub fn image(&self) -> Image {
+        let rings = self.services.values().map(|service| (service.ring_offset, self.ring(service))).collect();
+        let snat_len = self.snat.keys().last().map_or(0, |last| last + 1);
+        Image {
+            settings: self.settings,
+            addresses: self.addresses.clone(),
+            services: self.services.clone(),
+            rings,
+            backends: self
+                .backends
+                .iter()
+                .filter(|(_, backend)| backend.family != 0 || backend.generation != 0)
+                .map(|(index, backend)| (*index, *backend))
+                .collect(),
+            snat_addresses: (0..snat_len).map(|index| self.snat.get(&index).copied()).collect(),
+            ways_out: self.ways_out.clone(),
+        }
+    }
+
+    fn ring(&self, service: &Service) -> Vec<Slot> {
+        let end = service
+            .ring_offset
+            .saturating_add(service.ring_len)
+            .min(RING_ARENA_SLOTS)
+            .min(service.ring_offset + READ_AT_MOST);
+        (service.ring_offset..end).map(|at| self.arena.get(&at).copied().unwrap_or(Slot::settled(0))).collect()
+    }
+
+    pub fn apply(&mut self, write: &Write) {
+        match write {
+            Write::Settings(settings) => self.settings = Some(*settings),
+            Write::SnatAddress { index, address: Some(address) } => drop(self.snat.insert(*index, *address)),
+            Write::SnatAddress { index, address: None } => drop(self.snat.remove(index)),
+            Write::Backend { index, backend } => {
+                assert!(*index < MAX_BACKENDS);
+                let before = self.backends.insert(*index, *backend).filter(|before| before.family != 0);
+                let is_other = before.is_none_or(|before| before.address != backend.address);
+                if backend.family != 0 && is_other {
+                    assert!(!self.held_backends.contains(index), "index {index} is used again without a grace period");
+                }
+                if before.is_some() && backend.family == 0 {
+                    self.held_backends.insert(*index);
+                }
+            }
+            Write::Slot { at, from, to } => {
+                let slot = self.arena.entry(*at).or_insert(Slot::settled(0));
+                if slot == from {
+                    *slot = *to;
+                }
+            }
+            Write::Ring { offset, slots } => {
+                for (at, slot) in (*offset..).zip(slots) {
+                    assert!(!self.held_slots.contains(&at), "slot {at} is used again without a grace period");
+                    assert!(!self.is_named(at), "slot {at} belongs to a running ring");
+                    self.arena.insert(at, *slot);
+                }
+            }
+            Write::Service { vip, service } => {
+                if let Some(before) = self.services.insert(*vip, *service) {
+                    self.hold(&before);
+                }
+            }
+            Write::RemoveService { vip } => {
+                if let Some(before) = self.services.remove(vip) {
+                    self.hold(&before);
+                }
+            }
+            Write::Address { address, bits } => drop(self.addresses.insert(*address, *bits)),
+            Write::RemoveAddress { address } => drop(self.addresses.remove(address)),
+            Write::WayOut { ifindex, flags } => drop(self.ways_out.insert(*ifindex, *flags)),
+            Write::RemoveWayOut { ifindex } => drop(self.ways_out.remove(ifindex)),
+            Write::GracePeriod => {
+                self.held_backends.clear();
+                self.held_slots.clear();
+            }
+            Write::ClearBackendStats { .. } | Write::ClearServiceStats { .. } => {}
+        }
+    }
+
+    fn hold(&mut self, before: &Service) {
+        let end = before.ring_offset.saturating_add(before.ring_len.min(READ_AT_MOST));
+        let held: Vec<u32> = (before.ring_offset..end).filter(|at| !self.is_named(*at)).collect();
+        self.held_slots.extend(held);
+    }
+
+    fn is_named(&self, at: u32) -> bool {
+        self.services
+            .values()
+            .filter(|service| service.ring_len <= MAX_RING_SIZE)
+            .any(|service| at.checked_sub(service.ring_offset).is_some_and(|within| within < service.ring_len))
+    }
+
+    /// What a SYN would meet right now: `reject`, or a backend whose entry is there and serves.
+    pub fn assert_every_owner_serves(&self) {
+        for (vip, service) in &self.services {
+            for slot in self.ring(service).iter().filter(|slot| slot.current() != REJECT) {
+                let owner = self.backends.get(&slot.current());
+                assert!(owner.is_some_and(Backend::is_serving), "a slot of {vip} names {owner:?}");
+            }
+        }
+    }
+
+    /// As if every drain had begun long ago and lasted no time.
+    pub fn make_all_drain_at_once(&mut self) {
+        for backend in self.backends.values_mut() {
+            backend.drain_timeout_ms = 0;
+        }
+    }
+}

@@ -1,0 +1,158 @@
+//! The differences of two images, in the order in which they must be written.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use lb_common::{backend::Backend, service::address::VIP, settings::Settings, slot::Slot};
+
+use super::super::image::{Image, Write};
+
+/// What makes `to` of `from`. What is new comes before what names it: addresses and backends, slots, services, VIPs; what goes, goes in reverse.
+pub fn writes(from: &Image, to: &Image) -> Vec<Write> {
+    let mut writes = Vec::new();
+    ways_out(from, to, &mut writes);
+    let keeps_source = |image: &Image| image.settings.map_or(0, |settings| settings.flags & Settings::FLAG_KEEP_SOURCE);
+    let mut settings = to.settings;
+    if let Some(settings) = &mut settings {
+        // Taken away only when no backend needs it any more.
+        settings.flags |= keeps_source(from);
+    }
+    push_settings(from.settings, settings, &mut writes);
+
+    let appears = |index: &u32, backend: &Backend| {
+        backend.family != 0 && from.backends.get(index).is_none_or(|before| !is_same_use(before, backend))
+    };
+    let has_new_backend = to.backends.iter().any(|(index, backend)| appears(index, backend));
+    let has_new_ring = to.rings.iter().any(|(offset, slots)| running(from, *offset, slots).is_none());
+    if has_new_backend || has_new_ring {
+        // Whoever read the index or the range in its former life is done.
+        writes.push(Write::GracePeriod);
+    }
+    let address_at = |image: &Image, index: u32| image.snat_addresses.get(index as usize).copied().flatten();
+    for (index, address) in (0..).zip(&to.snat_addresses) {
+        if address.is_some() && *address != address_at(from, index) {
+            writes.push(Write::SnatAddress { index, address: *address });
+        }
+    }
+    let mut addresses = Addresses { now: from.addresses.clone() };
+    for (address, bits) in &to.addresses {
+        addresses.set(*address, addresses.of(address) | (bits & !VIP), &mut writes);
+    }
+    for (index, backend) in &to.backends {
+        let before = from.backends.get(index);
+        if appears(index, backend) {
+            writes.push(Write::ClearBackendStats { index: *index });
+        }
+        if backend.is_serving() && before != Some(backend) {
+            writes.push(Write::Backend { index: *index, backend: *backend });
+        }
+    }
+    for (offset, slots) in &to.rings {
+        match running(from, *offset, slots) {
+            Some(before) => {
+                let changed = (*offset..).zip(before.iter().zip(slots)).filter(|(_, (before, slot))| before != slot);
+                writes.extend(changed.map(|(at, (before, slot))| Write::Slot { at, from: *before, to: *slot }));
+            }
+            None => writes.push(Write::Ring { offset: *offset, slots: slots.clone() }),
+        }
+    }
+    for (vip, service) in &to.services {
+        let before = from.services.get(vip);
+        if before.is_none_or(|before| before.stats != service.stats) {
+            writes.push(Write::ClearServiceStats { index: service.stats });
+        }
+        if before != Some(service) {
+            writes.push(Write::Service { vip: *vip, service: *service });
+        }
+    }
+    for (address, bits) in &to.addresses {
+        addresses.set(*address, addresses.of(address) | bits, &mut writes);
+    }
+    removals(from, to, addresses, &mut writes);
+    push_settings(settings, to.settings, &mut writes);
+    writes
+}
+
+fn removals(from: &Image, to: &Image, mut addresses: Addresses, writes: &mut Vec<Write>) {
+    for address in from.addresses.keys() {
+        let keeps = to.addresses.get(address).copied().unwrap_or(0);
+        addresses.set(*address, addresses.of(address) & (keeps | !VIP), writes);
+    }
+    let gone = from.services.keys().filter(|vip| !to.services.contains_key(vip));
+    let before = writes.len();
+    writes.extend(gone.map(|vip| Write::RemoveService { vip: *vip }));
+    let is_free = |backend: &Backend| backend.family == 0;
+    let frees =
+        from.backends.iter().any(|(index, backend)| !is_free(backend) && to.backends.get(index).is_none_or(is_free));
+    if frees || writes.len() > before {
+        writes.push(Write::GracePeriod);
+    }
+    for (index, backend) in &to.backends {
+        if !backend.is_serving() && from.backends.get(index) != Some(backend) {
+            writes.push(Write::Backend { index: *index, backend: *backend });
+        }
+    }
+    for index in from.backends.keys().filter(|index| !to.backends.contains_key(index)) {
+        writes.push(Write::Backend { index: *index, backend: Backend::FREE });
+    }
+    for (index, address) in (0..).zip(&from.snat_addresses) {
+        if address.is_some() && to.snat_addresses.get(index as usize).copied().flatten().is_none() {
+            writes.push(Write::SnatAddress { index, address: None });
+        }
+    }
+    for address in from.addresses.keys() {
+        addresses.set(*address, to.addresses.get(address).copied().unwrap_or(0), writes);
+    }
+}
+
+fn ways_out(from: &Image, to: &Image, writes: &mut Vec<Write>) {
+    let gone = from.ways_out.keys().filter(|ifindex| !to.ways_out.contains_key(ifindex));
+    writes.extend(gone.map(|ifindex| Write::RemoveWayOut { ifindex: *ifindex }));
+    let new = to.ways_out.iter().filter(|(ifindex, flags)| from.ways_out.get(ifindex) != Some(flags));
+    writes.extend(new.map(|(ifindex, flags)| Write::WayOut { ifindex: *ifindex, flags: *flags }));
+}
+
+fn push_settings(from: Option<Settings>, to: Option<Settings>, writes: &mut Vec<Write>) {
+    if let Some(settings) = to.filter(|_| from != to) {
+        writes.push(Write::Settings(settings));
+    }
+}
+
+/// Whether both entries are of one backend, so that its counters go on.
+fn is_same_use(before: &Backend, after: &Backend) -> bool {
+    before.family != 0
+        && (before.generation, before.address, before.port_be, before.service)
+            == (after.generation, after.address, after.port_be, after.service)
+}
+
+/// The slots of a range as they are, if some service is using it as such.
+fn running<'a>(from: &'a Image, offset: u32, slots: &[Slot]) -> Option<&'a Vec<Slot>> {
+    let is_named =
+        |len: u32| from.services.values().any(|service| (service.ring_offset, service.ring_len) == (offset, len));
+    from.rings.get(&offset).filter(|before| before.len() == slots.len() && is_named(slots.len() as u32))
+}
+
+/// The bits of each address as they are after the writes so far.
+struct Addresses {
+    now: BTreeMap<IpAddr, u32>,
+}
+
+impl Addresses {
+    fn of(&self, address: &IpAddr) -> u32 {
+        self.now.get(address).copied().unwrap_or(0)
+    }
+
+    fn set(&mut self, address: IpAddr, bits: u32, writes: &mut Vec<Write>) {
+        match self.now.get(&address) {
+            Some(now) if *now == bits => {}
+            None if bits == 0 => {}
+            Some(_) if bits == 0 => {
+                self.now.remove(&address);
+                writes.push(Write::RemoveAddress { address });
+            }
+            _ => {
+                self.now.insert(address, bits);
+                writes.push(Write::Address { address, bits });
+            }
+        }
+    }
+}
