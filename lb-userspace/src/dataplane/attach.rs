@@ -149,71 +149,49 @@ impl DataPath {
     /// The mode that is attached in the end, and what is not as it was wanted.
     fn sync_xdp(&mut self, interface: &Interface, wanted: XdpMode) -> Result<(HookMode, Option<String>), AttachError> {
         let path = Pin::new(PinKind::LinkXdp, interface.index).path(&self.pin_dir);
-        let had = self.hooks.attached.get(&interface.index).is_some_and(|hook| hook.xdp.is_some());
-        let link = self.usable_link(interface, &path, had, |id| interface.xdp.is_some_and(|xdp| xdp.program == id))?;
+        let before = self.hooks.attached.get(&interface.index).and_then(|hook| hook.xdp);
         let program = xdp(&mut self.ebpf, interface)?;
-        let ours = program_id(program.info(), interface, program::XDP)?;
-        let (link, found) = match (link, interface.xdp) {
-            (Some(link), Some(found)) => (link, found),
-            (_, Some(found)) => return Err(taken(interface, found)),
-            (_, None) => return attach_xdp(program, interface, wanted, &path).map(|mode| (mode, None)),
+        let pinned = take_over(interface, program::XDP, &path, &program_info(program.info(), interface)?, |link| {
+            let id = program.attach_to_link(XdpLink::try_from(link)?)?;
+            Ok(drop(program.take_link(id)?))
+        })?;
+        self.note(interface, pinned, before.is_some());
+        let program = xdp(&mut self.ebpf, interface)?;
+        let mode = match (pinned, interface.xdp) {
+            (Pinned::Alive, found) => found.map(|found| found.mode).or(before).unwrap_or(HookMode::Native),
+            (Pinned::None | Pinned::Lost, Some(found)) => return Err(taken(interface, found)),
+            (Pinned::None | Pinned::Lost, None) => {
+                return attach_xdp(program, interface, wanted, &path).map(|mode| (mode, None));
+            }
         };
         let keeps = match wanted {
             XdpMode::Auto => true,
-            XdpMode::Native => found.mode == HookMode::Native,
-            XdpMode::Generic => found.mode == HookMode::Generic,
+            XdpMode::Native => mode == HookMode::Native,
+            XdpMode::Generic => mode == HookMode::Generic,
         };
         if keeps {
-            if found.program != ours {
-                replace_xdp(program, link, interface)?;
-                let mode = found.mode.name();
-                tracing::info!(interface = interface.name, mode, "XDP link taken over, program replaced");
-            }
-            return Ok((found.mode, None));
+            return Ok((mode, None));
         }
         let to = if wanted == XdpMode::Native { "native" } else { "generic" };
         tracing::warn!(
             interface = interface.name,
-            from = found.mode.name(),
+            from = mode.name(),
             to,
             "XDP mode changes: packets pass the interface unseen for a moment"
         );
-        drop(link);
         remove_link(&path)?;
         attach_xdp(program, interface, wanted, &path).map(|mode| (mode, None)).or_else(|error| {
-            let back = if found.mode == HookMode::Native { XdpMode::Native } else { XdpMode::Generic };
+            let back = if mode == HookMode::Native { XdpMode::Native } else { XdpMode::Generic };
             attach_xdp(program, interface, back, &path).map(|mode| (mode, Some(error.to_string())))
         })
     }
 
-    /// The pinned link, if its program is still what is on the interface. Otherwise someone has detached the link, or the interface was
-    /// made anew: then its pin goes. `had` says that this process has seen it attached.
-    fn usable_link(
-        &mut self,
-        interface: &Interface,
-        path: &Path,
-        had: bool,
-        is_there: impl FnOnce(u32) -> bool,
-    ) -> Result<Option<FdLink>, AttachError> {
-        let failed = |error: LinkError| failed(interface, "to its pinned link", error);
-        let link = match PinnedLink::from_pin(path) {
-            Ok(link) => Some(FdLink::from(link)),
-            Err(LinkError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => None,
-            Err(error) => return Err(failed(error)),
-        };
-        if let Some(link) = link {
-            if is_there(link.info().map_err(failed)?.program_id()) {
-                return Ok(Some(link));
-            }
-            drop(link);
-            remove_link(path)?;
-        } else if !had {
-            return Ok(None);
+    fn note(&mut self, interface: &Interface, pinned: Pinned, had: bool) {
+        if pinned == Pinned::Lost || had && pinned == Pinned::None {
+            self.hooks.lost += 1;
+            let interface = interface.name.as_str();
+            tracing::warn!(interface, "a hook was lost: detached by someone, or the interface made anew");
         }
-        self.hooks.lost += 1;
-        let pin = path.display();
-        tracing::warn!(interface = interface.name, %pin, "a hook was lost: detached by someone, or the interface made anew");
-        Ok(None)
     }
 
     fn sync_tc(&mut self, interface: &Interface) -> Result<TcHook, AttachError> {
@@ -238,29 +216,21 @@ impl DataPath {
     ) -> Result<(), AttachError> {
         let failed = |error: ProgramError| failed(interface, name, error);
         let path = pin.path(&self.pin_dir);
-        let (_, there) = SchedClassifier::query_tcx(&interface.name, direction).map_err(failed)?;
-        let there: Vec<u32> = there.iter().map(|info| info.id()).collect();
         let had = self.hooks.attached.get(&interface.index).is_some_and(|hook| hook.tc != TcHook::None);
-        let pinned = self.usable_link(interface, &path, had, |id| there.contains(&id))?;
         let program = classifier(&mut self.ebpf, interface, name)?;
-        let ours = program_id(program.info(), interface, name)?;
-        let Some(link) = pinned else {
+        let pinned = take_over(interface, name, &path, &program_info(program.info(), interface)?, |link| {
+            let id = program.attach_to_link(SchedClassifierLink::try_from(link)?)?;
+            Ok(drop(program.take_link(id)?))
+        })?;
+        if pinned != Pinned::Alive {
             let options = TcAttachOptions::TcxOrder(LinkOrder::first());
             let id = program.attach_with_options(&interface.name, direction, options).map_err(failed)?;
             let link = program.take_link(id).map_err(failed)?;
             let link = FdLink::try_from(link).map_err(|error| link_failed(interface, name, error))?;
             pin_link(link, interface, &path)?;
             tracing::info!(interface = interface.name, hook = name, "TC link attached");
-            return Ok(());
-        };
-        if there.contains(&ours) {
-            return Ok(());
         }
-        let link = SchedClassifierLink::try_from(link).map_err(|error| link_failed(interface, name, error))?;
-        let id = program.attach_to_link(link).map_err(failed)?;
-        // The pin keeps it.
-        drop(program.take_link(id).map_err(failed)?);
-        tracing::info!(interface = interface.name, hook = name, "TC link taken over, program replaced");
+        self.note(interface, pinned, had);
         Ok(())
     }
 
@@ -280,6 +250,59 @@ impl DataPath {
                 Err(error) => tracing::error!("{error}"),
             }
         }
+    }
+}
+
+/// What has become of a link that was pinned.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+enum Pinned {
+    /// Attached, with the program of this process.
+    Alive,
+    /// Detached by someone, or its interface is gone: its pin is removed.
+    Lost,
+    /// There is no pin.
+    None,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum UpdateError {
+    #[error(transparent)]
+    Link(#[from] LinkError),
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+}
+
+/// Gives the program of this process to the pinned link. The kernel does nothing if it has that program already, and refuses with ENOLINK if
+/// the link is attached nowhere, so this also tells whether it lives.
+fn take_over(
+    interface: &Interface,
+    hook: &'static str,
+    path: &Path,
+    program: &ProgramInfo,
+    update: impl FnOnce(FdLink) -> Result<(), UpdateError>,
+) -> Result<Pinned, AttachError> {
+    let link = match PinnedLink::from_pin(path) {
+        Ok(link) => FdLink::from(link),
+        Err(LinkError::SyscallError(error)) if error.io_error.kind() == io::ErrorKind::NotFound => {
+            return Ok(Pinned::None);
+        }
+        Err(error) => return Err(link_failed(interface, hook, error)),
+    };
+    let is_other = link.info().map_err(|error| link_failed(interface, hook, error))?.program_id() != program.id();
+    match update(link) {
+        Ok(()) => {
+            if is_other {
+                tracing::info!(interface = interface.name, hook, "link taken over, program replaced");
+            }
+            Ok(Pinned::Alive)
+        }
+        Err(UpdateError::Program(ProgramError::SyscallError(error)))
+            if error.io_error.raw_os_error() == Some(libc::ENOLINK) =>
+        {
+            remove_link(path)?;
+            Ok(Pinned::Lost)
+        }
+        Err(error) => Err(failed(interface, hook, error)),
     }
 }
 
@@ -314,15 +337,6 @@ fn create_xdp(program: &mut Xdp, interface: &Interface, mode: AttachMode) -> Res
     let link = program.take_link(id).map_err(failed)?;
     FdLink::try_from(link)
         .map_err(|_| AttachError::NoLinks { interface: interface.name.clone(), kernel: kernel_version() })
-}
-
-fn replace_xdp(program: &mut Xdp, link: FdLink, interface: &Interface) -> Result<(), AttachError> {
-    let failed = |error: ProgramError| failed(interface, program::XDP, error);
-    let link = XdpLink::try_from(link).map_err(|error| link_failed(interface, program::XDP, error))?;
-    let id = program.attach_to_link(link).map_err(failed)?;
-    // The pin keeps it.
-    drop(program.take_link(id).map_err(failed)?);
-    Ok(())
 }
 
 /// A filter of clsact, replaced in place if it is there. It has no link, so the pinned program stands as the mark that it is ours.
@@ -392,12 +406,8 @@ fn classifier<'a>(
     program.and_then(TryInto::try_into).map_err(|error| failed(interface, name, error))
 }
 
-fn program_id(
-    info: Result<ProgramInfo, ProgramError>,
-    interface: &Interface,
-    hook: &'static str,
-) -> Result<u32, AttachError> {
-    info.map(|info| info.id()).map_err(|error| failed(interface, hook, error))
+fn program_info(info: Result<ProgramInfo, ProgramError>, interface: &Interface) -> Result<ProgramInfo, AttachError> {
+    info.map_err(|error| failed(interface, "the program", error))
 }
 
 pub(super) fn taken(interface: &Interface, found: XdpHook) -> AttachError {

@@ -60,6 +60,22 @@ fn hooks_outlive_the_agent_and_the_next_one_replaces_the_programs_in_place() {
 }
 
 #[test]
+fn listing_from_before_the_take_over_harms_nothing() {
+    sandbox(async |sandbox| {
+        sandbox.veth("one", "two");
+        let netlink = Netlink::connect().unwrap();
+        sync(&mut open(sandbox), &netlink, &["one"], XdpMode::Auto).await;
+        let stale = interface(&netlink, "one").await;
+        let mut data_path = open(sandbox);
+        for _ in 0..2 {
+            let hooks = data_path.sync(&[&stale], XdpMode::Auto);
+            assert_eq!((hooks[0].xdp, hooks[0].problem.as_str()), (Some(HookMode::Native), ""));
+        }
+        assert_eq!(data_path.lost_hooks(), 0);
+    });
+}
+
+#[test]
 fn interface_with_another_xdp_program_is_refused_by_that_programs_name() {
     sandbox(async |sandbox| {
         sandbox.veth("one", "two");

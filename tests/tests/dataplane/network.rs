@@ -83,7 +83,13 @@ fn routes_say_the_interface_the_next_hop_and_the_source() {
             assert_eq!(route.next_hop(ip(to)), ip(gateway.unwrap_or(to)));
         }
         assert!(netlink.route_to(ip("10.1.0.1")).await.unwrap().unwrap().is_local);
-        assert!(netlink.route_to(ip("fd01::1")).await.unwrap().unwrap().is_local);
+        // The kernel makes the local route of an IPv6 address a moment after the address.
+        let mut tries = 0;
+        while !netlink.route_to(ip("fd01::1")).await.unwrap().unwrap().is_local {
+            tries += 1;
+            assert!(tries < 500, "fd01::1 does not become local");
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
         for nowhere in ["10.3.0.1", "192.0.2.1", "2001:db8::1"] {
             assert_eq!(netlink.route_to(ip(nowhere)).await.unwrap(), None, "{nowhere}");
         }
