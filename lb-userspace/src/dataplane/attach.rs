@@ -153,7 +153,8 @@ impl DataPath {
         let program = xdp(&mut self.ebpf, interface)?;
         let pinned = take_over(interface, program::XDP, &path, &program_info(program.info(), interface)?, |link| {
             let id = program.attach_to_link(XdpLink::try_from(link)?)?;
-            Ok(drop(program.take_link(id)?))
+            drop(program.take_link(id)?);
+            Ok(())
         })?;
         self.note(interface, pinned, before.is_some());
         let program = xdp(&mut self.ebpf, interface)?;
@@ -220,7 +221,8 @@ impl DataPath {
         let program = classifier(&mut self.ebpf, interface, name)?;
         let pinned = take_over(interface, name, &path, &program_info(program.info(), interface)?, |link| {
             let id = program.attach_to_link(SchedClassifierLink::try_from(link)?)?;
-            Ok(drop(program.take_link(id)?))
+            drop(program.take_link(id)?);
+            Ok(())
         })?;
         if pinned != Pinned::Alive {
             let options = TcAttachOptions::TcxOrder(LinkOrder::first());
