@@ -12,6 +12,7 @@ use super::{
     FlowUse, Image, Leaving, Plan, PlanError, Wanted, WantedBackend, WantedService, address, nanoseconds, snat, way,
 };
 use crate::{
+    config::model::Mode,
     dataplane::arena::Numbers,
     state::{AdminState, BackendId, Health},
 };
@@ -93,7 +94,13 @@ pub fn place(
 pub fn is_same(backend: &Backend, service: &WantedService, wanted: &WantedBackend) -> bool {
     address(backend) == Some(wanted.address)
         && backend.way == way(service.mode)
-        && (backend.flags & Backend::FLAG_KEEP_SOURCE != 0) == service.keeps_source
+        && (backend.flags & Backend::FLAG_KEEP_SOURCE != 0) == keeps_source(service, wanted)
+}
+
+/// Whether its flows keep the client's address: by configuration, or because it is on this node, where a packet from the node's own address dies in the
+/// stack. Its answers are recognised by their source then.
+fn keeps_source(service: &WantedService, wanted: &WantedBackend) -> bool {
+    service.keeps_source || (wanted.is_local && service.mode == Mode::Nat)
 }
 
 fn entry(
@@ -121,7 +128,7 @@ fn entry(
     for (is_set, flag) in [
         (is_serving, Backend::FLAG_SERVING),
         (wanted.is_local, Backend::FLAG_LOCAL),
-        (service.keeps_source, Backend::FLAG_KEEP_SOURCE),
+        (keeps_source(service, wanted), Backend::FLAG_KEEP_SOURCE),
     ] {
         flags |= if is_set { flag } else { 0 };
     }

@@ -242,6 +242,23 @@ fn disabled_backend_ends_its_flows_at_once_and_gets_no_new_ones() {
 }
 
 #[test]
+fn backend_on_this_node_keeps_the_clients_address_and_its_answers_are_recognised() {
+    let mut fake = Fake::default();
+    let mut web = web(&["10.2.0.11:8080", "10.2.0.12:8080"]);
+    web.backends[0].is_local = true;
+    let plan = converge(&mut fake, &wanted(vec![web]), &FlowUse::default(), NOW, 1);
+    let entry = |address: &str| {
+        let id = BackendId { service: "web".to_owned(), address: address.parse().unwrap() };
+        plan.target.backends[&plan.backends[&id]]
+    };
+    let both = Backend::FLAG_LOCAL | Backend::FLAG_KEEP_SOURCE;
+    assert_eq!(entry("10.2.0.11:8080").flags & both, both);
+    assert_eq!(entry("10.2.0.12:8080").flags & both, 0);
+    assert_eq!(plan.target.addresses[&"10.2.0.11".parse().unwrap()], service::address::KEEP_SOURCE);
+    assert!(plan.target.settings.unwrap().flags & settings::Settings::FLAG_KEEP_SOURCE != 0);
+}
+
+#[test]
 fn backend_that_goes_down_moves_its_slots_alone_and_keeps_its_flows() {
     let mut fake = Fake::default();
     let backends = ["10.2.0.11:80", "10.2.0.12:80", "10.2.0.13:80"];
