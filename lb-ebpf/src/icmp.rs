@@ -53,7 +53,7 @@ fn message<V: Family>(kind: u8) -> Message {
 /// An ICMP message to a VIP.
 #[inline(always)]
 pub fn to_vip<V: Family, F: Frame>(frame: &F, work: &mut Work<V::Addr>) -> Result<(), Reason> {
-    let icmp = header::<IcmpHeader, F>(frame, work.transport.offset).ok_or(Reason::Malformed)?;
+    let icmp = icmp_header(frame, work).ok_or(Reason::Malformed)?;
     match message::<V>(icmp.u8::<ICMP_TYPE>()) {
         Message::Echo => Err(Reason::Echo),
         Message::Discovery => Err(Reason::NodeIcmp),
@@ -62,10 +62,20 @@ pub fn to_vip<V: Family, F: Frame>(frame: &F, work: &mut Work<V::Addr>) -> Resul
     }
 }
 
+/// The header of the message, if the packet holds it: padding behind a short packet is no message.
+#[inline(always)]
+fn icmp_header<A, F: Frame>(frame: &F, work: &Work<A>) -> Option<Header<IcmpHeader>> {
+    let at = work.transport.offset;
+    if at.wrapping_add(size_of::<IcmpHeader>()) > work.transport.end {
+        return None;
+    }
+    header::<IcmpHeader, F>(frame, at)
+}
+
 /// An ICMP message to a SNAT address, or from a backend.
 #[inline(always)]
 pub fn to_snat<V: Family, F: Frame>(frame: &F, work: &mut Work<V::Addr>) -> Result<(), Reason> {
-    let icmp = header::<IcmpHeader, F>(frame, work.transport.offset).ok_or(Reason::NotVip)?;
+    let icmp = icmp_header(frame, work).ok_or(Reason::NotVip)?;
     if message::<V>(icmp.u8::<ICMP_TYPE>()) != Message::Error {
         return Err(Reason::NotVip);
     }
@@ -81,7 +91,11 @@ fn error<V: Family, F: Frame>(frame: &F, work: &mut Work<V::Addr>) -> Option<()>
     if quoted_src != work.from.dst {
         return None;
     }
-    let ports = header::<[u8; 8], F>(frame, quoted_transport::<V, F>(frame, quoted)?)?;
+    let quoted_tcp = quoted_transport::<V, F>(frame, quoted)?;
+    let ports = header::<[u8; 8], F>(frame, quoted_tcp)?;
+    if quoted_tcp.wrapping_add(8) > work.transport.end {
+        return None;
+    }
     // The flow whose answer is quoted: what comes from where the quoted packet went.
     work.back = Flow { src: quoted_dst, dst: quoted_src, src_port_be: ports.u16::<2>(), dst_port_be: ports.u16::<0>() };
     let entry = V::established().find(&work.back).or_else(|| V::half_open().find(&work.back))?;

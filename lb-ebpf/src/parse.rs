@@ -131,13 +131,22 @@ pub fn ipv6<F: Frame>(frame: &F, l3: usize) -> Result<Transport, Reason> {
                 protocol = extension.u8::<0>();
                 offset = offset.wrapping_add(8);
             }
-            _ => return Ok(Transport { offset, protocol, end }),
+            _ => return behind_extensions(offset, protocol, end),
         }
     }
     match protocol {
         HOP_BY_HOP | ROUTING | DESTINATION_OPTIONS | FRAGMENT => Err(Reason::ExtensionHeaders),
-        _ => Ok(Transport { offset, protocol, end }),
+        _ => behind_extensions(offset, protocol, end),
     }
+}
+
+/// What follows extension headers, unless they claim to be longer than the packet.
+#[inline(always)]
+fn behind_extensions(offset: usize, protocol: u8, end: usize) -> Result<Transport, Reason> {
+    if offset > end {
+        return Err(Reason::Malformed);
+    }
+    Ok(Transport { offset, protocol, end })
 }
 
 /// What the TCP header says.
