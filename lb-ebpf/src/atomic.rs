@@ -37,8 +37,9 @@ pub unsafe fn and(word: *mut u32, bits: u32) {
 pub unsafe fn count_up(word: *mut u64) -> u64 {
     // SAFETY: the caller's.
     unsafe {
+        // Relaxed, LLVM makes of it the `lock +=` that fetches nothing, and takes what was added for the old value.
         #[cfg(target_arch = "bpf")]
-        return atomic_xadd::<u64, u64, { AtomicOrdering::Relaxed }>(word, 1);
+        return atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(word, 1);
         #[cfg(not(target_arch = "bpf"))]
         return core::sync::atomic::AtomicU64::from_ptr(word).fetch_add(1, core::sync::atomic::Ordering::Relaxed);
     }
