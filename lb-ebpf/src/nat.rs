@@ -65,7 +65,7 @@ pub fn from_client<V: Family, F: Frame>(
             work.to = seen.to.read();
             work.backend = seen.backend;
             work.entry.generation = seen.generation;
-            return Ok(if serving.is_some() { FromClient::OpensAgain } else { FromClient::Opens });
+            return Ok(FromClient::OpensAgain);
         }
         follow_route(seen, serving.ok_or(Reason::BackendGone)?, work);
         follow::<V, F>(now, frame, V::established(), entry, work);
