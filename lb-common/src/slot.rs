@@ -1,4 +1,4 @@
-//! The ring slot: two owners and flags in one 64-bit word (DESIGN.md section 1).
+//! The ring slot: two owners and flags in one 64-bit word.
 //!
 //! Bits 0 to 23 hold the index of `current`, 24 to 47 that of `previous`, 48 to 63 the flags.
 

@@ -103,7 +103,7 @@ pub fn place(
 }
 
 /// A slot of a running ring whose owner is to be `owner`. In `nat` every flow has its entry, so the slot settles at once; where flows have
-/// none, this is where the transition begins that keeps them (DESIGN.md section 1).
+/// none, this is where the transition begins that keeps them.
 fn next_slot(_before: Slot, owner: u32) -> Slot {
     Slot::settled(owner)
 }
