@@ -46,7 +46,8 @@ impl Agent {
         let mut agent = Self {
             config_file: dir.join("weir.yaml"),
             socket: config.socket.clone(),
-            pin_dir: dir.join("bpf"),
+            // In the file system and not its root: `weir cleanup` removes the directory.
+            pin_dir: dir.join("bpf/weir"),
             log: dir.join("agent.log"),
             state_dir: dir.join("state"),
             http: config.http,

@@ -115,9 +115,14 @@ fn cable(left: &Netns, left_name: &str, right: &Netns, right_name: &str) -> Resu
     let (left_ns, right_ns) = (&left.name, &right.name);
     let line = format!("link add name {left_name} netns {left_ns} type veth peer name {right_name} netns {right_ns}");
     check(Command::new("ip").args(line.split_whitespace()))?;
-    for (netns, name) in [(left, left_name), (right, right_name)] {
-        check(netns.command("ethtool").args(["-K", name, "tx", "off", "gro", "on"]))?;
+    let ends = [(left, left_name), (right, right_name)];
+    for (netns, name) in ends {
         netns.ip(&format!("link set {name} up"))?;
+    }
+    // Only when both are up: GRO that is turned on earlier doesn't make the other end one to which XDP may redirect.
+    for (netns, name) in ends {
+        check(netns.command("ethtool").args(["-K", name, "tx", "off", "gro", "off"]))?;
+        check(netns.command("ethtool").args(["-K", name, "gro", "on"]))?;
     }
     Ok(())
 }
