@@ -17,6 +17,12 @@ pub const MAX_NAT_HALF_OPEN: u32 = 1 << 17;
 /// Interfaces that the counters keep apart; an interface counts under its index modulo this.
 pub const MAX_INTERFACES: u32 = 256;
 
+/// Bit of the values of `WAYS_OUT`: XDP may redirect there.
+pub const WAY_OUT_REDIRECT: u32 = 1;
+/// Bit of the values of `WAYS_OUT`: `XDP_TX` fails there. A veth drops it unless its other end runs a program, and takes a redirect also where
+/// that has GRO.
+pub const WAY_OUT_NO_TX: u32 = 2;
+
 /// The names of the maps as bpftool and the pin directory show them.
 pub mod map {
     pub const SETTINGS: &str = "SETTINGS";

@@ -12,6 +12,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use lb_common::{
+    limits::{WAY_OUT_NO_TX, WAY_OUT_REDIRECT},
     service::{Stats, address},
     settings::Settings,
     verdict::{Kind, Reason},
@@ -89,10 +90,10 @@ pub fn at_xdp<V: Family, F: Frame + EbpfContext>(frame: &F, ifindex: u32, work: 
     if work.via == Via::DsrL2 && V::fib_next_hop(&fib) != work.next {
         return Verdict::of(Reason::NotOnLink);
     }
-    let out = if fib.ifindex == ifindex {
+    let way_out = maps::way_out(fib.ifindex);
+    let out = if fib.ifindex == ifindex && way_out & WAY_OUT_NO_TX == 0 {
         Out::Tx
-    // SAFETY: the value is not looked at.
-    } else if unsafe { maps::WAYS_OUT.get(fib.ifindex) }.is_some() {
+    } else if way_out & WAY_OUT_REDIRECT != 0 {
         Out::Redirect(fib.ifindex)
     } else {
         return Verdict::of(Reason::NoXdpWayOut);

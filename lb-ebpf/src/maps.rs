@@ -82,9 +82,16 @@ pub static BACKEND_STATS: PerCpuArray<Stats, { MAX_BACKENDS as usize }> = PerCpu
 #[btf_map]
 pub static VERDICTS: PerCpuArray<u64, { VERDICTS_LEN as usize }> = PerCpuArray::new();
 
-/// The interfaces to which XDP may redirect: ifindex → 1.
+/// How XDP may send through an interface: ifindex → `WAY_OUT_*`; one that is not in it takes only `XDP_TX`.
 #[btf_map]
 pub static WAYS_OUT: Table<u32, u32, { MAX_INTERFACES as usize }> = HashMap::new();
+
+/// The `WAY_OUT_*` bits of an interface.
+#[inline(always)]
+pub fn way_out(ifindex: u32) -> u32 {
+    // SAFETY: the value is read at once; the agent replaces it as a whole.
+    unsafe { WAYS_OUT.get(ifindex) }.map_or(0, |bits| *bits)
+}
 
 /// Counts a verdict on an interface.
 #[inline(always)]

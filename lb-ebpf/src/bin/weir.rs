@@ -17,7 +17,10 @@ mod programs {
         programs::{TcContext, XdpContext},
     };
     use aya_log_ebpf::debug;
-    use lb_common::verdict::{Kind, Reason};
+    use lb_common::{
+        limits::WAY_OUT_NO_TX,
+        verdict::{Kind, Reason},
+    };
     use lb_ebpf::{
         answer,
         decide::decide,
@@ -57,7 +60,7 @@ mod programs {
                 _ => answer::reset::<V, _>(frame, work),
             };
             verdict = match answered {
-                Some(()) => Verdict { reason: verdict.reason, out: Out::Tx },
+                Some(()) => Verdict { reason: verdict.reason, out: back(ifindex) },
                 None => Verdict::of(Reason::Rewrite),
             };
         }
@@ -73,6 +76,12 @@ mod programs {
             Out::None if verdict.reason.kind() == Kind::Pass => xdp_action::XDP_PASS,
             Out::None => xdp_action::XDP_DROP,
         }
+    }
+
+    /// The way back through the interface on which a frame came.
+    #[inline(always)]
+    fn back(ifindex: u32) -> Out {
+        if maps::way_out(ifindex) & WAY_OUT_NO_TX == 0 { Out::Tx } else { Out::Redirect(ifindex) }
     }
 
     /// TC ingress: forwards what XDP passed because it could not.

@@ -4,6 +4,7 @@ use std::{
     time::Duration,
 };
 
+use lb_common::limits::{WAY_OUT_NO_TX, WAY_OUT_REDIRECT};
 use lb_userspace::{
     config::model::XdpMode,
     dataplane::{
@@ -155,6 +156,11 @@ fn veth_is_a_way_out_when_its_other_end_takes_redirected_packets() {
         let all = netlink.interfaces().await.unwrap();
         let hooks = data_path.sync(&[named(&all, "one")], XdpMode::Native);
         assert_eq!(ways(&hooks).await, BTreeSet::from(["one".to_owned(), "two".to_owned()]));
+        // A veth with native XDP drops XDP_TX unless its other end runs a program as well.
+        let one = named(&all, "one").index;
+        assert_eq!(ways_out(&genl, &all, &hooks).unwrap()[&one], WAY_OUT_REDIRECT | WAY_OUT_NO_TX);
+        sandbox.run("ethtool -K two gro off");
+        assert_eq!(ways_out(&genl, &all, &hooks).unwrap()[&one], WAY_OUT_NO_TX);
     });
 }
 
