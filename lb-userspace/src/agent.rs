@@ -1,1 +1,240 @@
-//! To be written.
+//! The agent: one task that owns the maps and makes them say what is wanted, and the tasks that tell it what there is.
+
+mod commands;
+mod core;
+mod diff;
+mod digests;
+mod flows;
+mod lookup;
+mod node;
+mod reconcile;
+mod reload;
+mod select;
+mod snapshot;
+mod supervisor;
+mod wanted;
+
+use std::{path::PathBuf, sync::Arc};
+
+use anyhow::Context as _;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
+use tracing::{error, info, warn};
+
+use self::core::{Agent, Parts};
+use crate::{
+    api::{HttpServer, SocketServer, handle::AgentHandle},
+    config::Config,
+    dataplane::{
+        flows::boottime_ns,
+        load::{BpfLog, DataPath, PIN_DIR},
+        maps::Maps,
+        stats::Counters,
+    },
+    health,
+    metrics::Metrics,
+    overrides::StateDir,
+    source::file::FileSource,
+};
+
+/// What the agent is started with.
+#[derive(Clone, Debug)]
+pub struct AgentOptions {
+    pub config: PathBuf,
+    /// Where a generated seed and what was set by the CLI are kept.
+    pub state_dir: PathBuf,
+    /// Where maps and links are pinned; on a bpffs.
+    pub pin_dir: PathBuf,
+    /// Instead of the file's `admin.socket`.
+    pub socket: Option<PathBuf>,
+    pub bpf_log: BpfLog,
+}
+
+impl AgentOptions {
+    pub fn new(config: PathBuf) -> Self {
+        Self {
+            config,
+            state_dir: PathBuf::from("/var/lib/weir"),
+            pin_dir: PathBuf::from(PIN_DIR),
+            socket: None,
+            bpf_log: BpfLog::Off,
+        }
+    }
+}
+
+/// Runs until SIGTERM or SIGINT; the data path goes on. Fails with every mistake if the file is bad, and leaves a pinned data path as it is.
+pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    let hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
+    let (stop, shutdown) = watch::channel(false);
+    let (source, _follower) = FileSource::start(&options.config, shutdown.clone()).await;
+    let loaded = source.loaded();
+    let first = loaded.borrow().clone();
+    let config = match &first.result {
+        Ok(config) => Arc::new(config.clone()),
+        Err(error) => {
+            let messages = error.messages();
+            anyhow::bail!(
+                "the configuration is refused, nothing was changed:\n  {}\n(`weir config check {}` says the same)",
+                messages.join("\n  "),
+                options.config.display()
+            );
+        }
+    };
+    let mut tasks = Tasks::default();
+    let agent = prepare(&options, &config, source, &mut tasks, &shutdown).await?;
+    let mut agent_task = tokio::spawn(agent.run(hangup, shutdown));
+    let outcome = tokio::select! {
+        biased;
+        _ = terminate.recv() => { info!(signal = "SIGTERM", "stopping; the data path goes on"); Ok(()) }
+        _ = interrupt.recv() => { info!(signal = "SIGINT", "stopping; the data path goes on"); Ok(()) }
+        ended = &mut agent_task => Err(match ended {
+            Ok(()) => anyhow::anyhow!("the agent's task has ended by itself"),
+            Err(error) => anyhow::Error::new(error).context("the agent's task has failed"),
+        }),
+        failed = tasks.first_failure() => Err(failed),
+    };
+    supervisor::stopping();
+    if stop.send(true).is_err() {
+        warn!("nobody was left to be told to stop");
+    }
+    if outcome.is_ok()
+        && let Err(error) = agent_task.await
+    {
+        error!(%error, "the agent's task has failed while it stopped");
+    }
+    tasks.0.shutdown().await;
+    outcome
+}
+
+/// Opens everything that can fail before anything is changed, then starts the tasks beside the agent's own.
+async fn prepare(
+    options: &AgentOptions,
+    config: &Arc<Config>,
+    source: FileSource,
+    tasks: &mut Tasks,
+    shutdown: &watch::Receiver<bool>,
+) -> anyhow::Result<Agent> {
+    let state_dir = StateDir::open(&options.state_dir)?;
+    let (overrides, damaged) = state_dir.overrides()?;
+    if let Some(damaged) = damaged {
+        warn!(error = %damaged, "what was set by the CLI before");
+    }
+    let seed = match config.hash_seed {
+        Some(seed) => seed,
+        None => state_dir.hash_seed()?,
+    };
+    let socket = SocketServer::bind(options.socket.as_ref().unwrap_or(&config.admin.socket))?;
+    let http = match config.admin.http {
+        Some(address) => Some(HttpServer::bind(address).await?),
+        None => None,
+    };
+    let mut data_path = DataPath::open(&options.pin_dir, options.bpf_log)?;
+    if options.bpf_log != BpfLog::Off {
+        data_path.forward_log();
+    }
+    let maps = Maps::open(&options.pin_dir)?;
+    let counters = Counters::open(&options.pin_dir)?;
+    let findings = crate::dataplane::doctor::findings(Some(config), &options.pin_dir).await;
+    for finding in &findings {
+        match finding.severity {
+            crate::api::types::Severity::Ok => {}
+            crate::api::types::Severity::Warning => {
+                warn!(check = finding.check, remedy = finding.remedy, "{}", finding.message);
+            }
+            crate::api::types::Severity::Error => {
+                error!(check = finding.check, remedy = finding.remedy, "{}", finding.message);
+            }
+        }
+    }
+
+    let (handle, commands) = AgentHandle::new();
+    let metrics = Metrics::new();
+    let (targets, probed) = watch::channel(Vec::new());
+    let (health_events, health) = mpsc::channel(1024);
+    let durations = metrics.check_durations();
+    let probe_options = health::Options::new(Arc::new(move |id, duration| durations.observe(&id.service, duration)));
+    let runner = health::Runner::new(probed, health_events, probe_options);
+    let views = runner.views();
+    let (node_wanted, node) = node::start(data_path, config, shutdown.clone())?;
+    let (census, flow_timeouts) = flows::start(&options.pin_dir, shutdown.clone())?;
+
+    tasks.spawn("health", runner.run(shutdown.clone()));
+    tasks.spawn_fallible("socket", socket.serve(handle.clone(), shutdown.clone()));
+    if let Some(http) = http {
+        let encode = metrics.clone();
+        tasks.spawn_fallible("http", http.serve(handle, move |snapshot| encode.encode(snapshot), shutdown.clone()));
+    }
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        config = %options.config.display(),
+        pins = %options.pin_dir.display(),
+        socket = %options.socket.as_ref().unwrap_or(&config.admin.socket).display(),
+        http = config.admin.http.map_or_else(|| "off".to_owned(), |address| address.to_string()),
+        services = config.services.len(),
+        backends = config.services.iter().map(|service| service.backends.len()).sum::<usize>(),
+        "the agent starts"
+    );
+    let parts = Parts {
+        options: options.clone(),
+        config: config.clone(),
+        seed,
+        overrides,
+        state_dir,
+        source,
+        commands,
+        health,
+        views,
+        targets,
+        node,
+        node_wanted,
+        census,
+        flow_timeouts,
+        maps,
+        counters,
+        metrics,
+        findings,
+        now_ns: boottime_ns(),
+    };
+    Ok(Agent::new(parts))
+}
+
+/// The tasks beside the agent's own; one that ends before it is told to takes the agent with it.
+#[derive(Default)]
+struct Tasks(JoinSet<(&'static str, anyhow::Result<()>)>);
+
+impl Tasks {
+    fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.0.spawn(async move {
+            task.await;
+            (name, Ok(()))
+        });
+    }
+
+    fn spawn_fallible<E: Into<anyhow::Error> + Send + 'static>(
+        &mut self,
+        name: &'static str,
+        task: impl Future<Output = Result<(), E>> + Send + 'static,
+    ) {
+        self.0.spawn(async move { (name, task.await.map_err(Into::into)) });
+    }
+
+    async fn first_failure(&mut self) -> anyhow::Error {
+        match self.0.join_next().await {
+            Some(Ok((name, Ok(())))) => anyhow::anyhow!("the task {name} has ended by itself"),
+            Some(Ok((name, Err(error)))) => error.context(format!("the task {name} has failed")),
+            Some(Err(error)) => anyhow::Error::new(error).context("a task of the agent has failed"),
+            None => std::future::pending().await,
+        }
+    }
+}
+
+/// Ends when the agent is to stop.
+async fn stopped(shutdown: &mut watch::Receiver<bool>) {
+    // An error means that the sender is gone: the same end.
+    drop(shutdown.wait_for(|stop| *stop).await);
+}

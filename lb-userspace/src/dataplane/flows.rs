@@ -13,7 +13,7 @@ use aya::{
 };
 use lb_common::{
     backend::Backend,
-    flow::{Addr, Family, Flow, V4Addr, V6Addr, ip_addr},
+    flow::{Addr, Family, Flow, V4Addr, V6Addr, ip_addr, v4_addr, v6_addr},
     limits::map,
     nat::{NAT_ESTABLISHED, NAT_FORWARD, NatEntry, NatTimeouts, is_closing},
 };
@@ -29,6 +29,7 @@ pub struct FlowTables {
 }
 
 struct Tables<A> {
+    family: Family,
     established: Table<A>,
     half_open: Table<A>,
 }
@@ -46,6 +47,10 @@ pub struct Census {
     pub flows: BTreeMap<u32, FlowCounts>,
     /// The indexes of backends that some entry still names.
     pub named: BTreeSet<u32>,
+    /// Flows of each VIP, by the index of its counters; open is what is established.
+    pub vips: BTreeMap<u32, FlowCounts>,
+    /// The addresses under which backends see clients.
+    pub sources: BTreeSet<IpAddr>,
     /// How full the tables are, two entries a flow.
     pub tables: Vec<TableFill>,
     /// Entries that were removed.
@@ -139,10 +144,12 @@ impl FlowTables {
     pub fn open(pin_dir: &Path) -> Result<Self, MapsError> {
         Ok(Self {
             v4: Tables {
+                family: Family::V4,
                 established: Table::open(pin_dir, map::NAT_ESTABLISHED_V4)?,
                 half_open: Table::open(pin_dir, map::NAT_HALF_OPEN_V4)?,
             },
             v6: Tables {
+                family: Family::V6,
                 established: Table::open(pin_dir, map::NAT_ESTABLISHED_V6)?,
                 half_open: Table::open(pin_dir, map::NAT_HALF_OPEN_V6)?,
             },
@@ -159,11 +166,28 @@ impl FlowTables {
         Ok(census)
     }
 
+    /// The flow of a client's packet to a VIP, if it has an entry of its own.
+    pub fn lookup(&self, client: SocketAddr, vip: SocketAddr, now_ns: u64) -> Result<Option<RawFlow>, MapsError> {
+        match (client.ip(), vip.ip()) {
+            (IpAddr::V4(src), IpAddr::V4(dst)) => {
+                let (src, dst) = (v4_addr(src), v4_addr(dst));
+                let flow = Flow { src, dst, src_port_be: client.port().to_be(), dst_port_be: vip.port().to_be() };
+                self.v4.lookup(&flow, now_ns)
+            }
+            (IpAddr::V6(src), IpAddr::V6(dst)) => {
+                let (src, dst) = (v6_addr(src), v6_addr(dst));
+                let flow = Flow { src, dst, src_port_be: client.port().to_be(), dst_port_be: vip.port().to_be() };
+                self.v6.lookup(&flow, now_ns)
+            }
+            _ => Ok(None),
+        }
+    }
+
     /// The flows that `query` means, at most as many as it says, sorted by client; and how many there are in all.
     pub fn list(&self, query: &FlowQuery, now_ns: u64) -> Result<(Vec<RawFlow>, usize), MapsError> {
         let mut flows = Vec::new();
-        let mut all = self.v4.list(Family::V4, query, now_ns, &mut flows)?;
-        all += self.v6.list(Family::V6, query, now_ns, &mut flows)?;
+        let mut all = self.v4.list(query, now_ns, &mut flows)?;
+        all += self.v6.list(query, now_ns, &mut flows)?;
         flows.sort_unstable_by_key(|flow| (flow.client, flow.vip));
         Ok((flows, all))
     }
@@ -196,7 +220,7 @@ where
                     })
                 });
                 if serves && !is_idle(&entry, now_ns, timeouts) {
-                    census.count(&entry);
+                    census.count(self.family, &entry);
                 } else {
                     suspects.push(*flow);
                 }
@@ -228,7 +252,7 @@ where
         let is_quiet = |entry: &NatEntry<A>| is_idle(entry, now_ns, timeouts);
         let is_awake = !is_quiet(&entry) || other_way.as_ref().is_some_and(|other| !is_quiet(other));
         if is_awake && serves(backends, entry.backend, entry.generation)? {
-            census.count(&entry);
+            census.count(self.family, &entry);
             return Ok(());
         }
         let over = [Some(*flow), other_way.map(|_| peer)];
@@ -243,18 +267,12 @@ where
         Ok(())
     }
 
-    fn list(
-        &self,
-        family: Family,
-        query: &FlowQuery,
-        now_ns: u64,
-        flows: &mut Vec<RawFlow>,
-    ) -> Result<usize, MapsError> {
+    fn list(&self, query: &FlowQuery, now_ns: u64, flows: &mut Vec<RawFlow>) -> Result<usize, MapsError> {
         let mut found = Vec::new();
         let mut all = 0;
         for table in [&self.established, &self.half_open] {
             scan_hash(&table.entries, table.map, |flow, entry: NatEntry<A>| {
-                if entry.flags & NAT_FORWARD == 0 || !query.fits(family, flow, &entry) {
+                if entry.flags & NAT_FORWARD == 0 || !query.fits(self.family, flow, &entry) {
                     return;
                 }
                 all += 1;
@@ -264,20 +282,31 @@ where
             })?;
         }
         for (flow, entry) in found {
-            let answered = self.find(&entry.peer())?.map_or(0, |other| other.last_seen_ns);
-            let last_seen_ns = answered.max(entry.last_seen_ns);
-            flows.push(RawFlow {
-                client: address(family, flow.src, flow.src_port_be),
-                vip: address(family, flow.dst, flow.dst_port_be),
-                source: address(family, entry.to.src, entry.to.src_port_be),
-                backend: address(family, entry.to.dst, entry.to.dst_port_be),
-                backend_index: entry.backend,
-                generation: entry.generation,
-                state: FlowState::of(entry.flags),
-                idle_ns: now_ns.saturating_sub(last_seen_ns),
-            });
+            flows.push(self.raw(&flow, &entry, now_ns)?);
         }
         Ok(all)
+    }
+
+    fn lookup(&self, flow: &Flow<A>, now_ns: u64) -> Result<Option<RawFlow>, MapsError> {
+        match self.find(flow)? {
+            Some(entry) => self.raw(flow, &entry, now_ns).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    fn raw(&self, flow: &Flow<A>, entry: &NatEntry<A>, now_ns: u64) -> Result<RawFlow, MapsError> {
+        let answered = self.find(&entry.peer())?.map_or(0, |other| other.last_seen_ns);
+        let last_seen_ns = answered.max(entry.last_seen_ns);
+        Ok(RawFlow {
+            client: address(self.family, flow.src, flow.src_port_be),
+            vip: address(self.family, flow.dst, flow.dst_port_be),
+            source: address(self.family, entry.to.src, entry.to.src_port_be),
+            backend: address(self.family, entry.to.dst, entry.to.dst_port_be),
+            backend_index: entry.backend,
+            generation: entry.generation,
+            state: FlowState::of(entry.flags),
+            idle_ns: now_ns.saturating_sub(last_seen_ns),
+        })
     }
 
     fn find(&self, flow: &Flow<A>) -> Result<Option<NatEntry<A>>, MapsError> {
@@ -318,16 +347,19 @@ where
 }
 
 impl Census {
-    fn count<A>(&mut self, entry: &NatEntry<A>) {
+    fn count<A: Addr>(&mut self, family: Family, entry: &NatEntry<A>) {
         self.named.insert(entry.backend);
         if entry.flags & NAT_FORWARD == 0 {
             return;
         }
-        let counts = self.flows.entry(entry.backend).or_default();
-        match FlowState::of(entry.flags) {
-            FlowState::HalfOpen => counts.half_open += 1,
-            FlowState::Established => counts.established += 1,
-            FlowState::Closing => counts.closing += 1,
+        self.sources.insert(ip_addr(family, entry.to.src.to_any()));
+        let state = FlowState::of(entry.flags);
+        for counts in [self.flows.entry(entry.backend).or_default(), self.vips.entry(entry.stats).or_default()] {
+            match state {
+                FlowState::HalfOpen => counts.half_open += 1,
+                FlowState::Established => counts.established += 1,
+                FlowState::Closing => counts.closing += 1,
+            }
         }
     }
 }

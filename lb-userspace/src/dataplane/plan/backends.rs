@@ -35,7 +35,8 @@ pub fn place(
         by_service.entry(backend.service).or_default().push(*index);
     }
 
-    let mut numbers = Numbers::backends(programmed, &in_use.backends);
+    // Made only when needed: it looks at every slot, and a change of health needs no new index.
+    let mut numbers: Option<Numbers> = None;
     let mut blocks = snat::Blocks::of(programmed);
     let mut placed = Vec::new();
     for service in &wanted.services {
@@ -48,7 +49,10 @@ pub fn place(
             });
             let index = match before {
                 Some((index, _)) => index,
-                None => numbers.allocate().ok_or_else(|| PlanError::Backends { backend: name.clone() })?,
+                None => numbers
+                    .get_or_insert_with(|| Numbers::backends(programmed, &in_use.backends))
+                    .allocate()
+                    .ok_or_else(|| PlanError::Backends { backend: name.clone() })?,
             };
             unclaimed.remove(&index);
             plan.backends.insert(name, index);

@@ -1,0 +1,382 @@
+//! The agent's own task: whatever happens comes here, and ends in a reconciliation.
+
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+};
+
+use lb_common::nat::NatTimeouts;
+use tokio::{
+    signal::unix::Signal,
+    sync::{mpsc, watch},
+    time::{MissedTickBehavior, interval, sleep_until},
+};
+use tracing::{info, warn};
+
+use super::{
+    AgentOptions,
+    digests::Digests,
+    flows::Counted,
+    node::{Node, NodeWanted},
+    reconcile::Read,
+    stopped, supervisor,
+    wanted::{Desired, HealthOf, Rings, is_judged, wanted},
+};
+use crate::{
+    api::{
+        handle::Command,
+        types::{ConfigStatus, Finding, Overall, SyncStatus},
+    },
+    config::{Config, seed::Seed},
+    dataplane::{
+        flows::boottime_ns,
+        image::Image,
+        maps::Maps,
+        plan::{Plan, Wanted, recover},
+        stats::{Counters, Sample},
+    },
+    health::{HealthEvent, HealthViews, ProbeTarget},
+    metrics::Metrics,
+    overrides::{Overrides, StateDir},
+    source::file::{FileSource, Loaded},
+    state::{BackendId, Health},
+};
+
+/// What the agent is made of.
+pub struct Parts {
+    pub options: AgentOptions,
+    pub config: Arc<Config>,
+    pub seed: Seed,
+    pub overrides: Overrides,
+    pub state_dir: StateDir,
+    pub source: FileSource,
+    pub commands: mpsc::Receiver<Command>,
+    pub health: mpsc::Receiver<HealthEvent>,
+    pub views: HealthViews,
+    pub targets: watch::Sender<Vec<ProbeTarget>>,
+    pub node: watch::Receiver<Node>,
+    pub node_wanted: watch::Sender<NodeWanted>,
+    pub census: watch::Receiver<Counted>,
+    pub flow_timeouts: watch::Sender<Option<NatTimeouts>>,
+    pub maps: Maps,
+    pub counters: Counters,
+    pub metrics: Metrics,
+    pub findings: Vec<Finding>,
+    pub now_ns: u64,
+}
+
+/// The owner of the maps.
+pub struct Agent {
+    pub(super) options: AgentOptions,
+    pub(super) desired: Desired,
+    pub(super) state_dir: StateDir,
+    pub(super) source: FileSource,
+    pub(super) loaded: watch::Receiver<Arc<Loaded>>,
+    commands: Option<mpsc::Receiver<Command>>,
+    health_events: mpsc::Receiver<HealthEvent>,
+    pub(super) views: HealthViews,
+    targets: watch::Sender<Vec<ProbeTarget>>,
+    pub(super) node: watch::Receiver<Node>,
+    pub(super) node_wanted: watch::Sender<NodeWanted>,
+    pub(super) census: watch::Receiver<Counted>,
+    pub(super) flow_timeouts: watch::Sender<Option<NatTimeouts>>,
+    pub(super) maps: Maps,
+    pub(super) counters: Counters,
+    pub(super) metrics: Metrics,
+    pub(super) findings: Vec<Finding>,
+
+    pub(super) health: HealthOf,
+    pub(super) rings: Rings,
+    /// What the maps hold, as of the last reconciliation that succeeded; `None`: they must be read.
+    pub(super) programmed: Option<Image>,
+    pub(super) plan: Plan,
+    /// Names of services by their ids, also of those that left while this agent ran.
+    pub(super) names: BTreeMap<u32, String>,
+    pub(super) digests: Digests,
+    pub(super) sync: SyncStatus,
+    pub(super) config_status: ConfigStatus,
+    /// After a failure: when to try again, and how long was waited.
+    pub(super) retry: Option<(tokio::time::Instant, Duration)>,
+    pub(super) samples: Samples,
+    pub(super) started_at: f64,
+    /// Since when each service has been known to this agent.
+    pub(super) seen_since: BTreeMap<String, Instant>,
+    pub(super) overall: (Overall, f64),
+    /// Until when backends without a verdict keep it from being ready; `None` once it was ready.
+    pub(super) starting_until: Option<Instant>,
+}
+
+/// The last samples of the counters, for rates: the older is at least a second old.
+#[derive(Default)]
+pub struct Samples {
+    pub(super) older: Option<Sample>,
+    newer: Option<Sample>,
+}
+
+impl Samples {
+    fn add(&mut self, sample: Sample) {
+        self.older = self.newer.replace(sample);
+    }
+}
+
+const TICK: Duration = Duration::from_secs(1);
+/// The maps are read whole this often, so that what a hand has edited is put right.
+const READ_EVERY: u32 = 5;
+
+impl Agent {
+    pub fn new(parts: Parts) -> Self {
+        let loaded = parts.source.loaded();
+        let start_time = startup_time(&parts.config);
+        Self {
+            config_status: ConfigStatus {
+                path: parts.options.config.display().to_string(),
+                loaded_at: unix_now(),
+                last_reload_ok: true,
+                errors: Vec::new(),
+            },
+            options: parts.options,
+            desired: Desired {
+                config: parts.config,
+                seed: parts.seed,
+                overrides: parts.overrides,
+                since_ns: parts.now_ns,
+            },
+            state_dir: parts.state_dir,
+            source: parts.source,
+            loaded,
+            commands: Some(parts.commands),
+            health_events: parts.health,
+            views: parts.views,
+            targets: parts.targets,
+            node: parts.node,
+            node_wanted: parts.node_wanted,
+            census: parts.census,
+            flow_timeouts: parts.flow_timeouts,
+            maps: parts.maps,
+            counters: parts.counters,
+            metrics: parts.metrics,
+            findings: parts.findings,
+            health: HealthOf::new(),
+            rings: Rings::default(),
+            programmed: None,
+            plan: Plan::default(),
+            names: BTreeMap::new(),
+            digests: Digests::default(),
+            sync: SyncStatus::default(),
+            retry: None,
+            samples: Samples::default(),
+            started_at: unix_now(),
+            seen_since: BTreeMap::new(),
+            overall: (Overall::Down, unix_now()),
+            starting_until: Some(Instant::now() + start_time),
+        }
+    }
+
+    /// Runs until `shutdown` is true or its sender is gone. The maps stay as they are then.
+    pub async fn run(mut self, mut hangup: Signal, mut shutdown: watch::Receiver<bool>) {
+        let Some(mut commands) = self.commands.take() else { return };
+        self.recover();
+        self.publish_targets();
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut watchdog = supervisor::watchdog_interval().map(interval);
+        let mut tick = 0_u32;
+        loop {
+            let retry = self.retry.map(|(at, _)| at);
+            tokio::select! {
+                // In the order of haste: shutdown; health, on which connections wait; commands, on which people do; then what can wait a moment.
+                biased;
+                () = stopped(&mut shutdown) => return,
+                Some(event) = self.health_events.recv() => self.take_health(event),
+                Some(command) = commands.recv() => self.command(command).await,
+                _ = hangup.recv() => {
+                    supervisor::reloading();
+                    // What came of it is in the log and the status.
+                    drop(self.reload(false).await);
+                    supervisor::ready();
+                }
+                Ok(()) = self.loaded.changed() => {
+                    let loaded = self.loaded.borrow_and_update().clone();
+                    drop(self.take_config(&loaded, false));
+                }
+                Ok(()) = self.node.changed() => {
+                    self.node.mark_unchanged();
+                    self.reconcile(Read::Cached);
+                }
+                Ok(()) = self.census.changed() => {
+                    self.census.mark_unchanged();
+                    if self.awaits_flows() {
+                        self.reconcile(Read::Cached);
+                    }
+                }
+                () = sleep_until(retry.unwrap_or_else(tokio::time::Instant::now)), if retry.is_some() => self.reconcile(Read::Maps),
+                _ = ticks.tick() => {
+                    tick = tick.wrapping_add(1);
+                    self.tick(tick.is_multiple_of(READ_EVERY));
+                }
+                () = next(&mut watchdog) => supervisor::alive(),
+            }
+        }
+    }
+
+    /// Takes over what the maps say: health, and through each plan every index, drain and counter.
+    fn recover(&mut self) {
+        match self.maps.read() {
+            Ok(image) => {
+                let recovered = recover(&self.wanted(), &image);
+                let known = recovered.health.values().filter(|(health, _)| *health != Health::Unknown).count();
+                if !image.services.is_empty() {
+                    info!(
+                        services = image.services.len(),
+                        backends = image.backends.values().filter(|backend| backend.family != 0).count(),
+                        known_health = known,
+                        "took over the running data path"
+                    );
+                    self.warn_of_another_key(&image);
+                }
+                self.health = recovered.health;
+                self.programmed = Some(image);
+            }
+            // The first reconciliation meets the same error, and says it.
+            Err(error) => warn!(%error, "cannot read the maps: health and drains from before are not known"),
+        }
+    }
+
+    fn warn_of_another_key(&self, image: &Image) {
+        let key = lb_common::hash::HashKey::from_seed(self.desired.seed);
+        if image.settings.is_some_and(|settings| settings.hash_key != key) {
+            warn!(
+                "the hash seed is another one than the running data path's: new connections of known clients may go elsewhere"
+            );
+        }
+    }
+
+    pub(super) fn wanted(&mut self) -> Wanted {
+        let node = self.node.borrow().clone();
+        wanted(&self.desired, &self.health, &node, &mut self.rings)
+    }
+
+    /// What to probe, for the prober.
+    pub(super) fn publish_targets(&self) {
+        let mut targets = Vec::new();
+        for service in &self.desired.config.services {
+            let Some(check) = &service.health else { continue };
+            for backend in &service.backends {
+                let id = BackendId { service: service.name.clone(), address: backend.address };
+                let initial = self.health.get(&id).map_or(Health::Unknown, |(health, _)| *health);
+                targets.push(ProbeTarget { id, address: backend.address, check: check.clone(), initial });
+            }
+        }
+        self.targets.send_replace(targets);
+    }
+
+    /// Verdicts that came together are written together.
+    fn take_health(&mut self, first: HealthEvent) {
+        let begun = Instant::now();
+        let mut events = vec![first];
+        while let Ok(event) = self.health_events.try_recv() {
+            events.push(event);
+        }
+        events.retain(|event| self.is_probed(&event.id));
+        for event in &events {
+            let since = event.at.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+            self.health.insert(event.id.clone(), (event.health, u64::try_from(since).unwrap_or(u64::MAX)));
+        }
+        if events.is_empty() {
+            return;
+        }
+        self.reconcile(Read::Cached);
+        let took = begun.elapsed();
+        for event in events {
+            let (up, all) = self.count_up(&event.id.service);
+            let took_ms = took.as_secs_f64() * 1000.0;
+            let HealthEvent { id, from, health, reason, consecutive, .. } = event;
+            let service = &id.service;
+            let backend = id.address;
+            let (from, health) = (from.name(), health.name());
+            if self.sync.last_error.is_some() {
+                warn!(service, %backend, from, to = health, reason, consecutive, up, all, "health changed, but the maps could not be written");
+            } else {
+                info!(service, %backend, from, to = health, reason, consecutive, up, all, took_ms, "health changed");
+            }
+        }
+    }
+
+    fn is_probed(&self, id: &BackendId) -> bool {
+        let service = self.desired.config.services.iter().find(|service| service.name == id.service);
+        service.is_some_and(|service| {
+            service.health.is_some() && service.backends.iter().any(|backend| backend.address == id.address)
+        })
+    }
+
+    /// How many of a service's backends are up, and how many there are.
+    fn count_up(&self, service: &str) -> (usize, usize) {
+        let config = &self.desired.config;
+        let Some(service) = config.services.iter().find(|one| one.name == service) else { return (0, 0) };
+        let is_up = |address| {
+            let id = BackendId { service: service.name.clone(), address };
+            self.health.get(&id).is_some_and(|(health, _)| *health == Health::Up)
+        };
+        (service.backends.iter().filter(|backend| is_up(backend.address)).count(), service.backends.len())
+    }
+
+    fn tick(&mut self, reads: bool) {
+        let ends = self.plan.next_ns.is_some_and(|next| boottime_ns() >= next);
+        if self.retry.is_none() && (reads || ends) {
+            self.reconcile(if reads { Read::Maps } else { Read::Cached });
+        }
+        if let Some(sample) = self.sample() {
+            self.samples.add(sample);
+        }
+        self.become_ready();
+    }
+
+    /// Ready: the maps written, the hooks attached, and a verdict on every backend, or time enough for one.
+    fn become_ready(&mut self) {
+        let Some(until) = self.starting_until else { return };
+        let is_judged = is_judged(&self.desired, &self.health) || Instant::now() >= until;
+        let is_attached = self.node.borrow().hooks.iter().any(|hook| hook.xdp.is_some());
+        if is_judged && is_attached && self.sync.last_success_at > 0.0 {
+            self.starting_until = None;
+            supervisor::ready();
+            info!("ready");
+        }
+    }
+
+    pub(super) fn sample(&self) -> Option<Sample> {
+        let services = self.plan.target.services.values().map(|service| service.stats).collect();
+        let backends = self.plan.target.backends.iter().filter(|(_, backend)| backend.family != 0);
+        let interfaces = self.node.borrow().hooks.iter().map(|hook| hook.ifindex).collect();
+        match self.counters.sample(&services, &backends.map(|(index, _)| *index).collect(), &interfaces) {
+            Ok(sample) => Some(sample),
+            Err(error) => {
+                warn!(%error, "cannot read the counters");
+                None
+            }
+        }
+    }
+}
+
+/// Long enough for every backend's first verdict.
+fn startup_time(config: &Config) -> Duration {
+    let checks = config.services.iter().filter_map(|service| service.health.as_ref());
+    checks.map(|check| check.interval * check.fall + check.timeout).max().unwrap_or_default()
+}
+
+pub(super) fn unix_now() -> f64 {
+    unix(SystemTime::now())
+}
+
+pub(super) fn unix(time: SystemTime) -> f64 {
+    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
+}
+
+async fn next(interval: &mut Option<tokio::time::Interval>) {
+    match interval {
+        Some(interval) => {
+            interval.tick().await;
+        }
+        None => std::future::pending().await,
+    }
+}

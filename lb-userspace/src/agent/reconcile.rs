@@ -1,0 +1,238 @@
+//! Makes the maps say what is wanted, and tries again when the kernel refuses.
+
+use std::time::{Duration, Instant};
+
+use lb_common::service::address::SNAT;
+use tokio::task::block_in_place;
+use tracing::{debug, error, info, warn};
+
+use super::{
+    core::{Agent, unix_now},
+    wanted::nat_timeouts,
+};
+use crate::{
+    dataplane::{
+        flows::boottime_ns,
+        image::{Image, Write},
+        maps::MapsError,
+        plan::{Leaving, Plan, PlanError, plan},
+    },
+    state::BackendId,
+};
+
+/// Where the present contents of the maps are taken from.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Read {
+    /// What was written last: a change of health must not wait for reading it all. A slot that differs is left by its compare-and-swap.
+    Cached,
+    /// The maps themselves.
+    Maps,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum ReconcileError {
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error(transparent)]
+    Maps(#[from] MapsError),
+}
+
+const FIRST_RETRY: Duration = Duration::from_millis(100);
+const LAST_RETRY: Duration = Duration::from_secs(30);
+
+impl Agent {
+    pub(super) fn reconcile(&mut self, read: Read) {
+        if !self.node.borrow().is_known {
+            return;
+        }
+        let begun = Instant::now();
+        let before = std::mem::take(&mut self.plan.leaving);
+        let result = block_in_place(|| self.write(read));
+        self.sync.last_duration_seconds = begun.elapsed().as_secs_f64();
+        match result {
+            Ok(writes) => {
+                if self.sync.last_error.take().is_some() {
+                    info!("the maps are in step again");
+                }
+                if writes > 0 || self.sync.last_success_at == 0.0 {
+                    self.metrics.sync_durations().observe(begun.elapsed());
+                    debug!(writes, took_ms = self.sync.last_duration_seconds * 1000.0, "wrote the maps");
+                }
+                self.sync.last_success_at = unix_now();
+                self.retry = None;
+                self.say_who_is_gone(&before);
+                self.begin_to_serve();
+            }
+            Err(error) => {
+                self.plan.leaving = before;
+                self.fail(&error);
+            }
+        }
+    }
+
+    /// The number of writes that it took.
+    fn write(&mut self, read: Read) -> Result<usize, ReconcileError> {
+        let image = match (self.programmed.take(), read) {
+            (Some(image), Read::Cached) => image,
+            (known, _) => {
+                let image = self.maps.read()?;
+                if let Some(known) = known.filter(|known| *known != image) {
+                    self.digests.clear();
+                    warn!(
+                        differences = differences(&known, &image),
+                        "somebody else has changed the maps: putting them right"
+                    );
+                }
+                image
+            }
+        };
+        let wanted = self.wanted();
+        let in_use = self.census.borrow().in_use();
+        let plan = plan(&wanted, &image, &in_use, boottime_ns());
+        let plan = match plan {
+            Ok(plan) => plan,
+            Err(error) => {
+                self.programmed = Some(image);
+                return Err(error.into());
+            }
+        };
+        for write in &plan.writes {
+            if let Err(error) = self.maps.apply(write) {
+                // What was written so far is read again before the next attempt.
+                self.count(&error);
+                return Err(error.into());
+            }
+        }
+        let writes = plan.writes.len();
+        if writes > 0 {
+            self.digests.clear();
+        }
+        self.remember(plan);
+        Ok(writes)
+    }
+
+    fn remember(&mut self, plan: Plan) {
+        for (name, id) in &plan.services {
+            self.names.insert(*id, name.clone());
+            self.seen_since.entry(name.clone()).or_insert_with(Instant::now);
+        }
+        self.seen_since.retain(|name, _| plan.services.contains_key(name));
+        let is_used = |id: &u32| {
+            plan.services.values().any(|used| used == id)
+                || plan.leaving.iter().any(|one| one.service == *id)
+                || plan.target.services.values().any(|service| service.id == *id)
+        };
+        self.names.retain(|id, _| is_used(id));
+        self.programmed = Some(plan.target.clone());
+        self.plan = plan;
+    }
+
+    /// The maps say what is wanted: now the hooks may come, and flows be counted.
+    fn begin_to_serve(&mut self) {
+        self.node_wanted.send_if_modified(|wanted| !std::mem::replace(&mut wanted.attach, true));
+        let timeouts = Some(nat_timeouts(&self.desired.config.timeouts));
+        self.flow_timeouts.send_if_modified(|told| std::mem::replace(told, timeouts) != timeouts);
+    }
+
+    /// Whether something goes on only until the flows say that nobody needs it.
+    pub(super) fn awaits_flows(&self) -> bool {
+        let target = &self.plan.target;
+        !self.plan.leaving.is_empty()
+            || target.services.values().any(|service| service.draining_since_ns > 0)
+            || target.addresses.iter().any(|(address, bits)| {
+                bits & SNAT != 0 && !target.snat_addresses.iter().flatten().any(|used| used == address)
+            })
+    }
+
+    fn say_who_is_gone(&mut self, before: &[Leaving]) {
+        let after = &self.plan.leaving;
+        for gone in before.iter().filter(|one| !after.iter().any(|other| other.index == one.index)) {
+            let is_back = self.plan.backends.values().any(|index| *index == gone.index);
+            if !is_back {
+                info!(backend = %gone.address, "gone: it had left the configuration and its drain has ended");
+            }
+        }
+        // What was set by the CLI for who is gone would else wait for somebody who gets the address later.
+        if before.len() > after.len() {
+            self.forget_overrides();
+        }
+    }
+
+    pub(super) fn forget_overrides(&mut self) {
+        let leaving: Vec<BackendId> = self
+            .plan
+            .leaving
+            .iter()
+            .map(|one| BackendId {
+                service: self.names.get(&one.service).cloned().unwrap_or_default(),
+                address: one.address,
+            })
+            .collect();
+        let forgotten = self.desired.overrides.forget_gone(&self.desired.config, |id| leaving.contains(id));
+        if forgotten.is_empty() {
+            return;
+        }
+        for id in &forgotten {
+            info!(backend = %id, "forgot what was set by the CLI: the backend is gone");
+        }
+        if let Err(error) = self.state_dir.save(&self.desired.overrides) {
+            warn!(%error, "cannot save what is set by the CLI");
+        }
+    }
+
+    fn fail(&mut self, error: &ReconcileError) {
+        self.sync.errors += 1;
+        let text = error.to_string();
+        let wait = self.retry.map_or(FIRST_RETRY, |(_, waited)| (waited * 2).min(LAST_RETRY));
+        if self.sync.last_error.as_ref() == Some(&text) {
+            debug!(error = text, retry_in = ?wait, "the maps still cannot be brought in step");
+        } else {
+            error!(error = text, retry_in = ?wait, "the maps cannot be brought in step with what is wanted");
+        }
+        self.sync.last_error = Some(text);
+        self.retry = Some((tokio::time::Instant::now() + wait, wait));
+    }
+
+    fn count(&self, error: &MapsError) {
+        if let MapsError::Write { map, source, .. } = error {
+            let errno = std::error::Error::source(source)
+                .and_then(|source| source.downcast_ref::<std::io::Error>())
+                .and_then(std::io::Error::raw_os_error)
+                .map_or_else(|| "unknown".to_owned(), |number| format!("{:?}", nix::errno::Errno::from_raw(number)));
+            self.metrics.map_update_errors().count(map, &errno);
+        }
+    }
+}
+
+/// How many writes it would take to make one of the other.
+fn differences(known: &Image, found: &Image) -> usize {
+    let slots = known.rings.iter().map(|(offset, slots)| {
+        let found = found.rings.get(offset);
+        slots.iter().zip(found.into_iter().flatten()).filter(|(a, b)| a != b).count() + usize::from(found.is_none())
+    });
+    let count = |differs: bool| usize::from(differs);
+    slots.sum::<usize>()
+        + count(known.settings != found.settings)
+        + count(known.addresses != found.addresses)
+        + count(known.services != found.services)
+        + count(known.backends != found.backends)
+        + count(known.snat_addresses != found.snat_addresses)
+        + count(known.ways_out != found.ways_out)
+}
+
+/// Only so that the names of writes are in one place.
+pub(super) const fn map_of(write: &Write) -> &'static str {
+    use lb_common::limits::map;
+    match write {
+        Write::Settings(_) => map::SETTINGS,
+        Write::SnatAddress { .. } => map::SNAT_ADDRESSES,
+        Write::Backend { .. } => map::BACKENDS,
+        Write::ClearBackendStats { .. } => map::BACKEND_STATS,
+        Write::ClearServiceStats { .. } => map::SERVICE_STATS,
+        Write::Slot { .. } | Write::Ring { .. } => map::RINGS,
+        Write::Service { .. } | Write::RemoveService { .. } => "SERVICES",
+        Write::Address { .. } | Write::RemoveAddress { .. } => "ADDRESSES",
+        Write::WayOut { .. } | Write::RemoveWayOut { .. } => map::WAYS_OUT,
+        Write::GracePeriod => "",
+    }
+}

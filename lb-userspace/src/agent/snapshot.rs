@@ -1,0 +1,138 @@
+//! Everything there is to see at one moment.
+
+mod backends;
+mod status;
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use lb_common::{
+    flow::Family,
+    verdict::{Kind, Reason},
+};
+
+use super::core::Agent;
+use crate::{
+    api::types::{InterfaceView, ReasonView, ServiceView, Snapshot},
+    config::model::{Affinity, Mode, Service},
+    dataplane::{attach::Hook, plan::Wanted, stats::Sample},
+    state::Health,
+};
+
+impl Agent {
+    pub(super) fn snapshot(&mut self) -> Snapshot {
+        let wanted = self.wanted();
+        let sample = self.sample();
+        let services = self.service_views(&wanted, sample.as_ref());
+        let backends = self.backend_views(&wanted, sample.as_ref());
+        let interfaces = self.interface_views(sample.as_ref());
+        let status = self.status(&services, &backends, &interfaces, sample.as_ref());
+        Snapshot { status, services, backends, drops: self.reason_views(sample.as_ref()), interfaces }
+    }
+
+    fn service_views(&mut self, wanted: &Wanted, sample: Option<&Sample>) -> Vec<ServiceView> {
+        let rings = self.digests.of(wanted, &self.plan.target).0.clone();
+        let config = self.desired.config.clone();
+        let census = self.census.borrow();
+        let mut views = Vec::new();
+        for (service, wanted) in config.services.iter().zip(&wanted.services) {
+            for vip in &service.vips {
+                let at = SocketAddr::new(*vip, service.port);
+                let entry = self.plan.target.services.get(&at);
+                let stats = entry.and_then(|entry| Some(sample?.service(entry.stats))).unwrap_or_default();
+                let rate = entry.and_then(|entry| {
+                    Some(
+                        sample?
+                            .per_second(self.samples.older.as_ref(), |sample| sample.service(entry.stats).connections),
+                    )
+                });
+                let of_family = wanted.backends.iter().filter(|one| Family::of(&one.address.ip()) == Family::of(vip));
+                let ring = rings.get(&at).cloned().unwrap_or_default();
+                let open = entry.map(|entry| census.census.vips.get(&entry.stats).map_or(0, |flows| flows.established));
+                views.push(ServiceView {
+                    namespace: String::new(),
+                    name: service.name.clone(),
+                    vip: *vip,
+                    port: service.port,
+                    protocol: "tcp".to_owned(),
+                    mode: service.mode.name().to_owned(),
+                    policy: policy(service).to_owned(),
+                    backends_eligible: of_family.clone().filter(|one| one.is_eligible).count() as u32,
+                    backends_all: of_family.count() as u32,
+                    connections_active: open.filter(|_| service.mode == Mode::Nat && census.began_ns > 0),
+                    connections_total: stats.connections,
+                    connections_per_second: rate.unwrap_or(0.0),
+                    packets_total: stats.packets,
+                    bytes_total: stats.bytes,
+                    reply_packets_total: stats.reply_packets,
+                    reply_bytes_total: stats.reply_bytes,
+                    refused_total: stats.refused,
+                    age_seconds: self.seen_since.get(&service.name).map_or(0.0, |since| since.elapsed().as_secs_f64()),
+                    ring_size: service.ring_size,
+                    slots_in_transition: ring.in_transition,
+                    ring_digest: ring.digest,
+                });
+            }
+        }
+        views
+    }
+
+    fn interface_views(&self, sample: Option<&Sample>) -> Vec<InterfaceView> {
+        let node = self.node.borrow();
+        let view = |hook: &Hook| {
+            let mut actions: BTreeMap<Kind, u64> =
+                [Kind::Pass, Kind::Forward, Kind::Reject, Kind::Drop].map(|kind| (kind, 0)).into();
+            for reason in Reason::ALL {
+                let count = sample.map_or(0, |sample| sample.verdict(hook.ifindex, *reason));
+                *actions.entry(reason.kind()).or_default() += count;
+            }
+            InterfaceView {
+                name: hook.name.clone(),
+                ifindex: hook.ifindex,
+                xdp_mode: hook.xdp.map_or("none", |mode| mode.name()).to_owned(),
+                tc: hook.tc.name().to_owned(),
+                mtu: node.interfaces.get(&hook.ifindex).map_or(0, |interface| interface.mtu),
+                actions: actions.into_iter().map(|(kind, count)| (kind.name().to_owned(), count)).collect(),
+                problem: hook.problem.clone(),
+            }
+        };
+        node.hooks.iter().map(view).collect()
+    }
+
+    fn reason_views(&self, sample: Option<&Sample>) -> Vec<ReasonView> {
+        let Some(sample) = sample else { return Vec::new() };
+        let node = self.node.borrow();
+        let mut views = Vec::new();
+        for hook in &node.hooks {
+            for reason in Reason::ALL {
+                let count = sample.verdict(hook.ifindex, *reason);
+                let rate =
+                    sample.per_second(self.samples.older.as_ref(), |sample| sample.verdict(hook.ifindex, *reason));
+                views.push(ReasonView {
+                    interface: hook.name.clone(),
+                    kind: reason.kind().name().to_owned(),
+                    reason: reason.name().to_owned(),
+                    help: reason.help().to_owned(),
+                    packets_total: count,
+                    packets_per_second: rate,
+                });
+            }
+        }
+        views
+    }
+}
+
+const fn policy(service: &Service) -> &'static str {
+    match service.affinity {
+        Affinity::None => "maglev",
+        Affinity::ClientIp => "maglev client-ip",
+    }
+}
+
+/// Health from an entry of `BACKENDS`.
+const fn health(number: u8) -> Health {
+    match number {
+        lb_common::backend::HEALTH_UP => Health::Up,
+        lb_common::backend::HEALTH_DOWN => Health::Down,
+        _ => Health::Unknown,
+    }
+}

@@ -1,0 +1,168 @@
+//! The views of the backends: those that are declared, then those that left and drain.
+
+use lb_common::backend::{Backend, WAY_NAT};
+
+use super::super::core::{Agent, unix};
+use crate::{
+    api::types::BackendView,
+    config::model::{self, Service},
+    dataplane::{
+        flows::boottime_ns,
+        plan::{Leaving, Wanted, WantedBackend},
+        stats::Sample,
+    },
+    health::HealthView,
+    overrides::{Effective, effective},
+    state::{AdminState, BackendId, Health, Origin},
+};
+
+impl Agent {
+    pub(super) fn backend_views(&mut self, wanted: &Wanted, sample: Option<&Sample>) -> Vec<BackendView> {
+        let shares = self.digests.of(wanted, &self.plan.target).1.clone();
+        let health = self.views.all();
+        let config = self.desired.config.clone();
+        let mut views = Vec::new();
+        for (service, wanted) in config.services.iter().zip(&wanted.services) {
+            for (backend, wanted) in service.backends.iter().zip(&wanted.backends) {
+                let id = BackendId { service: service.name.clone(), address: backend.address };
+                let set = effective(backend, self.desired.overrides.of(&id));
+                let index = self.plan.backends.get(&id).copied();
+                let entry = index.and_then(|index| Some((index, self.plan.target.backends.get(&index)?)));
+                let view = self.view(&id, entry, sample);
+                let probed = health.get(&id).cloned().unwrap_or_default();
+                views.push(BackendView {
+                    zone: backend.zone.clone(),
+                    weight: set.weight,
+                    weight_from: set.weight_from,
+                    admin: set.admin,
+                    admin_from: set.admin_from,
+                    health: wanted.health,
+                    eligible: wanted.is_eligible,
+                    drain_remaining_seconds: entry
+                        .filter(|_| set.admin == AdminState::Draining)
+                        .map(|(_, entry)| remaining(entry)),
+                    slots_share: index.and_then(|index| shares.get(&index).copied()).unwrap_or(0.0),
+                    ..with_health(view, service, backend, wanted, &set, &probed)
+                });
+            }
+        }
+        let leaving = self.plan.leaving.clone();
+        views.extend(leaving.iter().map(|one| self.leaving_view(one, sample)));
+        views
+    }
+
+    fn leaving_view(&self, one: &Leaving, sample: Option<&Sample>) -> BackendView {
+        let id = BackendId { service: self.service_name(one.service), address: one.address };
+        let entry = self.plan.target.backends.get(&one.index);
+        let view = self.view(&id, entry.map(|entry| (one.index, entry)), sample);
+        BackendView {
+            weight: 0,
+            admin: AdminState::Draining,
+            health: entry.map_or(Health::Unknown, |entry| super::health(entry.health)),
+            removed: true,
+            drain_remaining_seconds: Some(one.until_ns.saturating_sub(boottime_ns()) as f64 / 1e9),
+            reason: "it left the configuration; its old connections go on".to_owned(),
+            ..view
+        }
+    }
+
+    /// What is counted of it; the rest is filled in by the caller.
+    fn view(&self, id: &BackendId, entry: Option<(u32, &Backend)>, sample: Option<&Sample>) -> BackendView {
+        let census = self.census.borrow();
+        let index = entry.map(|(index, _)| index);
+        let stats = index.and_then(|index| Some(sample?.backend(index))).unwrap_or_default();
+        let rate = index.and_then(|index| {
+            Some(sample?.per_second(self.samples.older.as_ref(), |sample| sample.backend(index).connections))
+        });
+        let flows = index.and_then(|index| census.census.flows.get(&index).copied()).unwrap_or_default();
+        let is_counted = census.began_ns > 0 && entry.is_some_and(|(_, entry)| entry.way == WAY_NAT);
+        let since = entry.map_or(0, |(_, entry)| entry.health_since_unix_ns);
+        let snat_count = entry.map_or(0, |(_, entry)| u64::from(entry.snat_count));
+        let pool = self.plan.target.settings.map_or(0, |settings| u64::from(settings.ports.size));
+        BackendView {
+            namespace: String::new(),
+            service: id.service.clone(),
+            address: id.address,
+            node: None,
+            zone: None,
+            weight: 0,
+            weight_from: Origin::File,
+            admin: AdminState::Active,
+            admin_from: Origin::File,
+            health: Health::Unknown,
+            eligible: false,
+            removed: false,
+            drain_remaining_seconds: None,
+            connections_active: is_counted.then_some(flows.established),
+            connections_total: stats.connections,
+            connections_per_second: rate.unwrap_or(0.0),
+            packets_total: stats.packets,
+            bytes_total: stats.bytes,
+            reply_packets_total: stats.reply_packets,
+            reply_bytes_total: stats.reply_bytes,
+            last_change_at: (since > 0).then_some(since as f64 / 1e9),
+            last_check_at: None,
+            last_check_duration_seconds: None,
+            reason: String::new(),
+            check_failures: Vec::new(),
+            state_changes_total: 0,
+            slots_share: 0.0,
+            nat_ports_used: if snat_count > 0 { flows.all() } else { 0 },
+            nat_ports_max: pool * snat_count,
+        }
+    }
+}
+
+fn with_health(
+    view: BackendView,
+    service: &Service,
+    backend: &model::Backend,
+    wanted: &WantedBackend,
+    set: &Effective,
+    probed: &HealthView,
+) -> BackendView {
+    BackendView {
+        last_check_at: probed.last_check.map(unix),
+        last_check_duration_seconds: probed.last_duration.map(|duration| duration.as_secs_f64()),
+        reason: reason(service, backend, wanted, set, probed),
+        check_failures: probed.failures.iter().map(|(kind, count)| (kind.name().to_owned(), *count)).collect(),
+        state_changes_total: probed.changes,
+        ..view
+    }
+}
+
+/// What the last probe saw, or why it gets no flows.
+fn reason(
+    service: &Service,
+    backend: &model::Backend,
+    wanted: &WantedBackend,
+    set: &Effective,
+    probed: &HealthView,
+) -> String {
+    let by = match set.admin_from {
+        Origin::File => "by the file",
+        Origin::Cli => "by the CLI",
+    };
+    match set.admin {
+        AdminState::Disabled => return format!("disabled {by}"),
+        AdminState::Draining => return format!("drained {by}"),
+        AdminState::Active => {}
+    }
+    if set.weight == 0 {
+        return "its weight is 0".to_owned();
+    }
+    if service.vips.iter().all(|vip| vip.is_ipv4() != backend.address.is_ipv4()) {
+        return "the service has no VIP of its family".to_owned();
+    }
+    match &service.health {
+        None => "no probes: taken for up".to_owned(),
+        Some(_) if probed.reason.is_empty() && wanted.health == Health::Unknown => "not probed yet".to_owned(),
+        Some(_) if probed.reason.is_empty() => "as it was before the agent was started".to_owned(),
+        Some(_) => probed.reason.clone(),
+    }
+}
+
+fn remaining(entry: &Backend) -> f64 {
+    let until = entry.draining_since_ns.saturating_add(u64::from(entry.drain_timeout_ms) * 1_000_000);
+    until.saturating_sub(boottime_ns()) as f64 / 1e9
+}

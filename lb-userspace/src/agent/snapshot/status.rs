@@ -1,0 +1,156 @@
+//! The one-page view: is all well, and if not, why.
+
+use std::collections::BTreeMap;
+
+use lb_common::{
+    flow::Family,
+    limits::{MAX_ADDRESSES, MAX_BACKENDS, MAX_VIP_PORTS, RING_ARENA_SLOTS, map},
+    verdict::{EVENT_ESTABLISHED_FULL, Reason},
+};
+
+use super::super::core::{Agent, unix_now};
+use crate::{
+    api::types::{BackendTotals, BackendView, InterfaceView, NatStatus, Overall, ServiceView, Status, TableView},
+    dataplane::stats::Sample,
+    state::{AdminState, Health},
+};
+
+impl Agent {
+    pub(super) fn status(
+        &mut self,
+        services: &[ServiceView],
+        backends: &[BackendView],
+        interfaces: &[InterfaceView],
+        sample: Option<&Sample>,
+    ) -> Status {
+        let (state, reasons) = self.judge(services, backends, interfaces);
+        if self.overall.0 != state {
+            self.overall = (state, unix_now());
+        }
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            state,
+            reasons,
+            state_since: self.overall.1,
+            started_at: self.started_at,
+            config: self.config_status.clone(),
+            backends: totals(backends),
+            tables: self.tables(sample),
+            nat: self.nat(backends, sample),
+            sync: self.sync.clone(),
+            findings: self.findings.clone(),
+        }
+    }
+
+    fn judge(
+        &self,
+        services: &[ServiceView],
+        backends: &[BackendView],
+        interfaces: &[InterfaceView],
+    ) -> (Overall, Vec<String>) {
+        let node = self.node.borrow();
+        let mut down = Vec::new();
+        let mut degraded = Vec::new();
+        if interfaces.iter().all(|interface| interface.xdp_mode == "none") {
+            down.push("the data path is attached to no interface".to_owned());
+        }
+        for interface in interfaces.iter().filter(|interface| !interface.problem.is_empty()) {
+            degraded.push(format!("interface {}: {}", interface.name, interface.problem));
+        }
+        degraded.extend(node.unmet.iter().map(|pattern| format!("no interface fits {pattern}")));
+        degraded.extend(node.error.iter().cloned());
+        for service in services.iter().filter(|service| service.backends_eligible == 0) {
+            let at = std::net::SocketAddr::new(service.vip, service.port);
+            down.push(format!("service {} has no eligible backend for {at}: its connections are reset", service.name));
+        }
+        for backend in backends.iter().filter(|backend| !backend.removed && backend.admin == AdminState::Active) {
+            let name = format!("backend {}/{}", backend.service, backend.address);
+            match backend.health {
+                Health::Down => degraded.push(format!("{name} is down: {}", backend.reason)),
+                Health::Unknown if !backend.eligible && backend.weight > 0 => {
+                    degraded.push(format!("{name} waits for its first verdict"));
+                }
+                _ => {}
+            }
+        }
+        if !self.config_status.last_reload_ok {
+            degraded.push(format!("the configuration file is refused: {}", self.config_status.errors.join("; ")));
+        }
+        if let Some(error) = &self.sync.last_error {
+            degraded.push(format!("the maps are not in step: {error}"));
+        }
+        let state = match (down.is_empty(), degraded.is_empty()) {
+            (false, _) => Overall::Down,
+            (_, false) => Overall::Degraded,
+            _ => Overall::Ok,
+        };
+        down.append(&mut degraded);
+        (state, down)
+    }
+
+    fn tables(&self, sample: Option<&Sample>) -> Vec<TableView> {
+        let target = &self.plan.target;
+        let view = |map: &str, entries: u64, max_entries: u64| TableView {
+            map: map.to_owned(),
+            entries,
+            max_entries,
+            insert_failures: 0,
+        };
+        let of_family =
+            |family: Family| target.services.keys().filter(|vip| Family::of(&vip.ip()) == family).count() as u64;
+        let addresses = |family: Family| target.addresses.keys().filter(|ip| Family::of(ip) == family).count() as u64;
+        let slots: usize = target.rings.values().map(Vec::len).sum();
+        let backends = target.backends.values().filter(|backend| backend.family != 0).count();
+        let mut views = vec![
+            view(map::SERVICES_V4, of_family(Family::V4), u64::from(MAX_VIP_PORTS)),
+            view(map::SERVICES_V6, of_family(Family::V6), u64::from(MAX_VIP_PORTS)),
+            view(map::ADDRESSES_V4, addresses(Family::V4), u64::from(MAX_ADDRESSES)),
+            view(map::ADDRESSES_V6, addresses(Family::V6), u64::from(MAX_ADDRESSES)),
+            view(map::RINGS, slots as u64, u64::from(RING_ARENA_SLOTS)),
+            view(map::BACKENDS, backends as u64, u64::from(MAX_BACKENDS)),
+        ];
+        let failures: BTreeMap<&str, u64> = sample
+            .map(|sample| {
+                // The program counts both families together; the established table of IPv4 stands for both.
+                let full = sample.total(EVENT_ESTABLISHED_FULL);
+                let refused = sample.total(Reason::FlowTable as u32);
+                BTreeMap::from([(map::NAT_ESTABLISHED_V4, full), (map::NAT_HALF_OPEN_V4, refused)])
+            })
+            .unwrap_or_default();
+        let census = self.census.borrow();
+        views.extend(census.census.tables.iter().map(|fill| TableView {
+            insert_failures: failures.get(fill.map).copied().unwrap_or(0),
+            ..view(fill.map, fill.entries, fill.max_entries)
+        }));
+        views
+    }
+
+    fn nat(&self, backends: &[BackendView], sample: Option<&Sample>) -> NatStatus {
+        let share = |backend: &BackendView| backend.nat_ports_used as f64 / backend.nat_ports_max as f64;
+        let with_ports = backends.iter().filter(|backend| backend.nat_ports_max > 0);
+        let fullest = with_ports
+            .clone()
+            .max_by(|a, b| share(a).total_cmp(&share(b)))
+            .map(|backend| (format!("{}/{}", backend.service, backend.address), share(backend)));
+        NatStatus {
+            addresses: self.plan.target.snat_addresses.iter().copied().flatten().collect(),
+            ports_used: with_ports.clone().map(|backend| backend.nat_ports_used).sum(),
+            ports_max: with_ports.map(|backend| backend.nat_ports_max).sum(),
+            fullest,
+            exhausted: sample.map_or(0, |sample| sample.total(Reason::PortsExhausted as u32)),
+        }
+    }
+}
+
+fn totals(backends: &[BackendView]) -> BackendTotals {
+    let count = |fits: &dyn Fn(&BackendView) -> bool| backends.iter().filter(|backend| fits(backend)).count() as u32;
+    let active = |backend: &BackendView| backend.admin == AdminState::Active;
+    BackendTotals {
+        all: backends.len() as u32,
+        up: count(&|backend| active(backend) && (backend.health == Health::Up || backend.eligible)),
+        down: count(&|backend| active(backend) && backend.health == Health::Down),
+        unknown: count(&|backend| active(backend) && backend.health == Health::Unknown && !backend.eligible),
+        draining: count(&|backend| backend.admin == AdminState::Draining),
+        disabled: count(&|backend| backend.admin == AdminState::Disabled),
+    }
+}

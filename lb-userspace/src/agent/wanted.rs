@@ -1,0 +1,167 @@
+//! What the maps are to say, made of the configuration, the overrides, the health and the node: a pure function.
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use lb_common::{
+    flow::Family,
+    hash::HashKey,
+    nat::NatTimeouts,
+    ports::PortPool,
+    settings::{LAYOUT, Settings},
+};
+
+use super::node::Node;
+use crate::{
+    balance::{Declared, Ring, eligible::is_eligible},
+    config::{
+        Config,
+        model::{Mode, Service, SourceAddress, Timeouts},
+        seed::Seed,
+    },
+    dataplane::plan::{Wanted, WantedBackend, WantedService},
+    overrides::{Overrides, effective},
+    state::{AdminState, BackendId, Health},
+};
+
+/// What a person wants.
+#[derive(Clone, Debug)]
+pub struct Desired {
+    pub config: Arc<Config>,
+    pub seed: Seed,
+    pub overrides: Overrides,
+    /// When it last changed; CLOCK_BOOTTIME.
+    pub since_ns: u64,
+}
+
+/// What is known of the health of each backend, and since when in nanoseconds since 1970 (0 is never).
+pub type HealthOf = BTreeMap<BackendId, (Health, u64)>;
+
+/// Rings that have been built: a health event needs no new one.
+#[derive(Debug, Default)]
+pub struct Rings(BTreeMap<(String, Family), Arc<Ring>>);
+
+impl Rings {
+    fn ring(&mut self, service: &str, family: Family, declared: Declared) -> Arc<Ring> {
+        let key = (service.to_owned(), family);
+        if let Some(ring) = self.0.get(&key).filter(|ring| *ring.declared() == declared) {
+            return ring.clone();
+        }
+        let ring = Arc::new(Ring::new(declared));
+        self.0.insert(key, ring.clone());
+        ring
+    }
+
+    fn retain(&mut self, config: &Config) {
+        self.0.retain(|(name, _), _| config.services.iter().any(|service| service.name == *name));
+    }
+}
+
+pub fn wanted(desired: &Desired, health: &HealthOf, node: &Node, rings: &mut Rings) -> Wanted {
+    let config = &desired.config;
+    rings.retain(config);
+    let services =
+        config.services.iter().map(|service| wanted_service(service, desired, health, node, rings)).collect();
+    Wanted {
+        settings: settings(config, &desired.seed),
+        services,
+        node_addresses: node.addresses(),
+        ways_out: node.ways_out.clone(),
+        since_ns: desired.since_ns,
+    }
+}
+
+pub fn nat_timeouts(timeouts: &Timeouts) -> NatTimeouts {
+    let nanoseconds = |duration: std::time::Duration| u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+    NatTimeouts {
+        half_open_ns: nanoseconds(timeouts.half_open),
+        established_ns: nanoseconds(timeouts.established),
+        closing_ns: nanoseconds(timeouts.closing),
+    }
+}
+
+fn settings(config: &Config, seed: &Seed) -> Settings {
+    let [a, b, c, d, ..] = *seed;
+    Settings {
+        hash_key: HashKey::from_seed(*seed),
+        nat_timeouts: nat_timeouts(&config.timeouts),
+        ports: PortPool::new(config.snat.ports.iter().copied(), u32::from_le_bytes([a, b, c, d])),
+        flags: 0,
+        layout: LAYOUT,
+    }
+}
+
+fn wanted_service(
+    service: &Service,
+    desired: &Desired,
+    health: &HealthOf,
+    node: &Node,
+    rings: &mut Rings,
+) -> WantedService {
+    let mut backends = Vec::new();
+    let mut weights = Vec::new();
+    for backend in &service.backends {
+        let id = BackendId { service: service.name.clone(), address: backend.address };
+        let set = effective(backend, desired.overrides.of(&id));
+        let (seen, since) = match &service.health {
+            Some(_) => health.get(&id).copied().unwrap_or_default(),
+            None => (Health::Unknown, 0),
+        };
+        let ip = backend.address.ip();
+        let is_local = node.routes.get(&ip).is_some_and(|route| route.is_local);
+        weights.push((backend.address, set.weight));
+        backends.push(WantedBackend {
+            address: backend.address,
+            admin: set.admin,
+            health: seen,
+            health_since_unix_ns: since,
+            is_eligible: is_eligible(set.weight, set.admin, seen, service.health.is_some()),
+            is_local,
+            snat: if uses_snat(service) && !is_local { snat(ip, &desired.config, node) } else { Vec::new() },
+        });
+    }
+    let families: Vec<Family> =
+        Family::BOTH.into_iter().filter(|family| service.vips.iter().any(|vip| Family::of(vip) == *family)).collect();
+    let ring = |family: Family| {
+        let of_family = weights.iter().filter(|(address, _)| Family::of(&address.ip()) == family).copied();
+        let declared = Declared::new(desired.seed, service.ring_size, of_family);
+        (family, rings.ring(&service.name, family, declared))
+    };
+    WantedService {
+        name: service.name.clone(),
+        vips: service.vips.clone(),
+        port: service.port,
+        mode: service.mode,
+        keeps_source: service.mode == Mode::Nat && service.source == SourceAddress::Keep,
+        affinity: service.affinity,
+        drain_timeout: service.drain_timeout,
+        rings: families.into_iter().map(ring).collect(),
+        backends,
+    }
+}
+
+fn uses_snat(service: &Service) -> bool {
+    service.mode == Mode::Nat && service.source == SourceAddress::Translate
+}
+
+/// The configured addresses of the backend's family, or the one with which the node reaches it.
+fn snat(backend: IpAddr, config: &Config, node: &Node) -> Vec<IpAddr> {
+    let family = Family::of(&backend);
+    let configured: Vec<IpAddr> =
+        config.snat.addresses.iter().copied().filter(|address| Family::of(address) == family).collect();
+    if configured.is_empty() {
+        node.routes.get(&backend).and_then(|route| route.source).into_iter().collect()
+    } else {
+        configured
+    }
+}
+
+/// Whether a backend that is to be probed has been judged, or needs no judging.
+pub fn is_judged(desired: &Desired, health: &HealthOf) -> bool {
+    desired.config.services.iter().filter(|service| service.health.is_some()).all(|service| {
+        service.backends.iter().all(|backend| {
+            let id = BackendId { service: service.name.clone(), address: backend.address };
+            effective(backend, desired.overrides.of(&id)).admin != AdminState::Active
+                || health.get(&id).is_some_and(|(health, _)| *health != Health::Unknown)
+        })
+    })
+}
