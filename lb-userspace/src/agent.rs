@@ -30,7 +30,7 @@ use crate::{
     config::Config,
     dataplane::{
         flows::boottime_ns,
-        load::{BpfLog, DataPath, PIN_DIR},
+        load::{BpfLog, DataPath},
         maps::Maps,
         stats::Counters,
     },
@@ -48,21 +48,7 @@ pub struct AgentOptions {
     pub state_dir: PathBuf,
     /// Where maps and links are pinned; on a bpffs.
     pub pin_dir: PathBuf,
-    /// Instead of the file's `admin.socket`.
-    pub socket: Option<PathBuf>,
     pub bpf_log: BpfLog,
-}
-
-impl AgentOptions {
-    pub fn new(config: PathBuf) -> Self {
-        Self {
-            config,
-            state_dir: PathBuf::from("/var/lib/weir"),
-            pin_dir: PathBuf::from(PIN_DIR),
-            socket: None,
-            bpf_log: BpfLog::Off,
-        }
-    }
 }
 
 /// Runs until SIGTERM or SIGINT; the data path goes on. Fails with every mistake if the file is bad, and leaves a pinned data path as it is.
@@ -128,7 +114,7 @@ async fn prepare(
         Some(seed) => seed,
         None => state_dir.hash_seed()?,
     };
-    let socket = SocketServer::bind(options.socket.as_ref().unwrap_or(&config.admin.socket))?;
+    let socket = SocketServer::bind(&config.admin.socket)?;
     let http = match config.admin.http {
         Some(address) => Some(HttpServer::bind(address).await?),
         None => None,
@@ -173,7 +159,7 @@ async fn prepare(
         version = env!("CARGO_PKG_VERSION"),
         config = %options.config.display(),
         pins = %options.pin_dir.display(),
-        socket = %options.socket.as_ref().unwrap_or(&config.admin.socket).display(),
+        socket = %config.admin.socket.display(),
         http = config.admin.http.map_or_else(|| "off".to_owned(), |address| address.to_string()),
         services = config.services.len(),
         backends = config.services.iter().map(|service| service.backends.len()).sum::<usize>(),

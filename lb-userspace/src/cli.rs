@@ -1,12 +1,15 @@
 //! The command line: asks the agent over its socket and shows what it answers, or is the agent.
 
+mod agent;
 mod change;
 mod cleanup;
 mod client;
 mod completion;
 mod config;
 mod diff;
+mod doctor;
 mod get;
+mod logging;
 mod lookup;
 mod output;
 mod status;
@@ -60,6 +63,7 @@ Every flag with [env: WEIR_...] can be set by that variable.";
 
 #[derive(Debug, Subcommand)]
 enum Command {
+    Agent(agent::Agent),
     Status(status::Status),
     Get(get::Get),
     Lookup(lookup::Lookup),
@@ -68,6 +72,7 @@ enum Command {
     Set(change::Set),
     Reload(change::Reload),
     Diff(diff::Diff),
+    Doctor(doctor::Doctor),
     Config(config::Config),
     Cleanup(cleanup::Cleanup),
     Completion(completion::Completion),
@@ -87,6 +92,7 @@ impl Cli {
     fn run(self) -> anyhow::Result<ExitCode> {
         let client = Client::new(self.socket);
         match self.command {
+            Command::Agent(command) => command.run(),
             Command::Status(command) => asking(command.run(&client)),
             Command::Get(command) => asking(command.run(&client)),
             Command::Lookup(command) => asking(command.run(&client)),
@@ -95,6 +101,7 @@ impl Cli {
             Command::Set(command) => asking(command.run(&client)),
             Command::Reload(command) => asking(command.run(&client)),
             Command::Diff(command) => asking(command.run(&client)),
+            Command::Doctor(command) => asking(command.run(&client)),
             Command::Cleanup(command) => asking(command.run(&client)),
             Command::Config(command) => command.run(),
             Command::Completion(command) => command.run(),

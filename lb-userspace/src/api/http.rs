@@ -108,7 +108,7 @@ fn unavailable(why: &str) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response()
 }
 
-/// Ready is: attached everywhere, and the maps written at least once.
+/// Ready is: attached everywhere, the maps written at least once, and a first verdict on the backends.
 fn not_ready(snapshot: &Snapshot) -> Option<String> {
     if snapshot.status.sync.last_success_at <= 0.0 {
         let why = snapshot.status.sync.last_error.as_deref().unwrap_or("it is under way");
@@ -116,6 +116,9 @@ fn not_ready(snapshot: &Snapshot) -> Option<String> {
     }
     if snapshot.interfaces.is_empty() {
         return Some("attached to no interface".to_owned());
+    }
+    if !snapshot.status.waiting_for.is_empty() {
+        return Some(format!("waiting for {}", snapshot.status.waiting_for));
     }
     let lost = snapshot.interfaces.iter().find(|interface| interface.xdp_mode == "none")?;
     Some(format!("not attached to {}: {}", lost.name, lost.problem))

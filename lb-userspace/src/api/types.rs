@@ -36,6 +36,9 @@ pub struct Status {
     pub state: Overall,
     /// Why it is not ok, one sentence each.
     pub reasons: Vec<String>,
+    /// What a starting agent still waits for before it is ready; empty once it is.
+    #[serde(default)]
+    pub waiting_for: String,
     /// When `state` last became what it is; seconds since 1970.
     pub state_since: f64,
     /// Seconds since 1970.

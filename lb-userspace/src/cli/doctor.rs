@@ -31,6 +31,9 @@ pub struct Doctor {
     /// The configuration to look at [default: that of the running agent, else /etc/weir/weir.yaml]
     #[arg(short, long, env = "WEIR_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
+    /// Where the agent pins its maps and links
+    #[arg(long, env = "WEIR_PIN_DIR", value_name = "DIR", default_value = dataplane::load::PIN_DIR)]
+    pin_dir: PathBuf,
     #[command(flatten)]
     view: View,
 }
@@ -44,7 +47,7 @@ impl Doctor {
             (None, _) => PathBuf::from(DEFAULT_CONFIG),
         };
         let (config, of_config) = configuration(&path);
-        let mut findings = dataplane::doctor::findings(config.as_ref());
+        let mut findings = dataplane::doctor::findings(config.as_ref(), &self.pin_dir).await;
         findings.extend(of_config);
         findings.push(of_agent(agent));
         output::print(&self.view.text(&findings, |findings, style| render(findings, style))?)?;

@@ -209,6 +209,7 @@ mod tests {
         Document {
             version: "0.1.0".to_owned(),
             state: Overall::Degraded,
+            waiting_for: String::new(),
             reasons: vec!["service web: 1 of 3 backends is down (10.2.0.12:8080)".to_owned()],
             state_since: 1_700_000_000.0,
             started_at: 1_699_990_000.0,

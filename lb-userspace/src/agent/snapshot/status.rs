@@ -31,6 +31,11 @@ impl Agent {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             state,
             reasons,
+            waiting_for: if self.starting_until.is_some() {
+                "the first verdict on every backend".to_owned()
+            } else {
+                String::new()
+            },
             state_since: self.overall.1,
             started_at: self.started_at,
             config: self.config_status.clone(),
