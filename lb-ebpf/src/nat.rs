@@ -61,7 +61,12 @@ pub fn from_client<V: Family, F: Frame>(
         // SAFETY: as above.
         let seen = unsafe { &*entry };
         let serving = select::is_serving(seen.backend, seen.generation);
-        if work.tcp.opens() && (is_closing(seen.flags) || serving.is_none()) {
+        if work.tcp.opens() && serving.is_none() {
+            work.back = seen.peer();
+            forget_pair::<V>(V::established(), work);
+            return Ok(FromClient::Opens);
+        }
+        if work.tcp.opens() && is_closing(seen.flags) {
             work.to = seen.to.read();
             work.backend = seen.backend;
             work.entry.generation = seen.generation;
@@ -96,9 +101,9 @@ fn half_open<V: Family, F: Frame>(
         // Nobody has answered, and the slot has a new owner: no use in asking the old one again.
         let moved = seen.flags & NAT_ANSWERED == 0
             && select::owner(now.settings, service, &work.from).is_none_or(|owner| owner.index != seen.backend);
-        if moved || serving.is_none() {
-            work.back = seen.peer();
-            forget_pair::<V>(V::half_open(), work);
+        work.back = seen.peer();
+        if moved || serving.is_none() || !is_way_back::<V>(work) {
+            forget_half_open::<V>(work);
             return Ok(FromClient::Opens);
         }
         seen.sequence = work.tcp.sequence;
@@ -109,6 +114,22 @@ fn half_open<V: Family, F: Frame>(
         confirm::<V>(now, entry, work);
     }
     Ok(FromClient::Known)
+}
+
+/// Whether the half-open entry `work.back` is that of `work.from`: an LRU may have evicted it alone, and another flow have claimed its tuple.
+#[inline(always)]
+fn is_way_back<V: Family>(work: &Work<V::Addr>) -> bool {
+    // SAFETY: as in `from_client`.
+    V::half_open().find(&work.back).is_some_and(|peer| unsafe { &*peer }.peer() == work.from)
+}
+
+/// Removes the half-open entry `work.from`, and the way back `work.back` if it is that flow's.
+#[inline(always)]
+fn forget_half_open<V: Family>(work: &Work<V::Addr>) {
+    if is_way_back::<V>(work) {
+        V::half_open().forget(&work.back);
+    }
+    V::half_open().forget(&work.from);
 }
 
 /// Moves both entries to ESTABLISHED if this packet ends the handshake.

@@ -210,3 +210,61 @@ fn flow_that_finds_no_room_among_the_established_works_on_half_open() {
         }
     });
 }
+
+#[test]
+fn syn_sent_again_opens_anew_when_the_entry_of_the_way_back_was_evicted() {
+    rig(|rig| {
+        for family in Family::BOTH {
+            rig.nat(family, 1);
+            let talk = Talk::new(family, 1);
+            talk.send(rig, &talk.ask(SYN));
+            rig.tables(family).remove_flow(Table::HalfOpen, talk.back());
+            talk.handshake(rig);
+            assert_eq!(rig.counts(family), (0, 2));
+        }
+    });
+}
+
+#[test]
+fn syn_sent_again_leaves_its_tuple_to_who_has_claimed_it_meanwhile() {
+    rig(|rig| {
+        for family in Family::BOTH {
+            rig.nat(family, 1);
+            let (first, second) = (Talk::new(family, 1), Talk::of(family, bed::other_client(family), 1));
+            first.send(rig, &first.ask(SYN));
+            rig.tables(family).remove_flow(Table::HalfOpen, first.back());
+            // The same port of another client, towards the same backend.
+            second.send(rig, &second.ask(SYN));
+            first.show(rig, &first.ask(SYN));
+            let [forward, _] = second.entries(rig, Table::HalfOpen);
+            assert_eq!(forward.to.src, second.snat);
+            let moved = rig.flow(family, Table::HalfOpen, first.forward()).unwrap().to.src;
+            assert_ne!(moved, second.snat);
+            second.reply(rig, &second.answer(SYN | ACK));
+            let first = Talk { snat: moved, ..first };
+            first.reply(rig, &first.answer(SYN | ACK));
+            first.send(rig, &first.ask(ACK));
+            second.send(rig, &second.ask(ACK));
+            assert_eq!(rig.counts(family), (0, 4));
+        }
+    });
+}
+
+#[test]
+fn wrong_checksum_stays_wrong() {
+    rig(|rig| {
+        for family in Family::BOTH {
+            rig.nat(family, 1);
+            let talk = Talk::new(family, 1);
+            talk.handshake(rig);
+            let segment = talk.ask(ACK).payload(b"data");
+            let at = segment.frame().len() - 1;
+            let corrupt = |mut frame: Vec<u8>| {
+                frame[at] ^= 0x40;
+                frame
+            };
+            let ran = rig.run(Hook::Xdp, rig.on.front, &corrupt(segment.frame()));
+            ran.is(Action::Redirect, Reason::ToBackend, &corrupt(talk.asked(&segment).frame()));
+        }
+    });
+}
