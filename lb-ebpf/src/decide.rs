@@ -86,7 +86,9 @@ fn to_vip<V: Family, F: Frame>(
         if bits & address::SNAT != 0 && answer::<V, F>(frame, ifindex, settings, work).is_ok() {
             return Ok(());
         }
-        return Err(unless_reset(&work.tcp, Reason::PortNotServed));
+        // The node's own connections know what to do with a reset.
+        let is_nodes = bits & address::NODE != 0;
+        return Err(if is_nodes { Reason::PortNotServed } else { unless_reset(&work.tcp, Reason::PortNotServed) });
     };
     work.stats = service.stats;
     choose::<V, F>(frame, ifindex, settings, service, work).map_err(|reason| {

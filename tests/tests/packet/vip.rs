@@ -226,6 +226,7 @@ fn what_a_vip_does_not_serve_is_the_nodes_where_the_vip_is_its_address() {
             let mut cases = vec![
                 ("SYN", tcp(SYN).frame()),
                 ("ACK with data", tcp(ACK).payload(b"ssh").frame()),
+                ("RST", tcp(RST | ACK).frame()),
                 ("UDP", frames::udp(client, (vip, 53).into(), b"dns")),
                 ("GRE", envelope.around(IpNumber::GRE, &[0; 32])),
                 ("echo request", echo_request(family, vip, 64, b"ping").1),
