@@ -245,19 +245,19 @@ fn flow_lives_until_it_has_been_idle_for_the_time_of_its_state() {
             for (state, table, limit, reach) in states() {
                 println!("{state}, {family:?}");
                 let talk = Talk::new(family, 1);
-                rig.tables(family).clear();
+                rig.clear(family);
                 rig.nat(family, 1);
                 reach(rig, &talk);
                 rig.age(family, table, limit - 5);
                 talk.send(rig, &talk.ask(ACK));
 
-                rig.tables(family).clear();
+                rig.clear(family);
                 rig.nat(family, 1);
                 reach(rig, &talk);
                 rig.age(family, table, limit - 5);
                 talk.reply(rig, &talk.answer(ACK));
 
-                rig.tables(family).clear();
+                rig.clear(family);
                 rig.nat(family, 1);
                 reach(rig, &talk);
                 rig.age(family, table, limit + 1);
@@ -288,7 +288,7 @@ fn established_flow_that_only_one_end_uses_lives() {
                 rig.age(family, Table::Established, 7000);
                 talk.send(rig, &talk.ask(ACK));
                 talk.reply(rig, &talk.answer(ACK));
-                rig.tables(family).clear();
+                rig.clear(family);
             }
         }
     });

@@ -179,7 +179,7 @@ fn closed_tuple_is_taken_only_by_a_syn_that_time_wait_lets_in() {
             ];
             for case in cases {
                 let (last, last_stamp, sequence, stamp, is_let_in) = case;
-                rig.tables(family).clear();
+                rig.clear(family);
                 pool(rig, family, 2000, 2000);
                 let old = open_and_close(rig, from_port(family, 40_000), last, last_stamp);
                 let mut talk = from_port(family, 40_001);

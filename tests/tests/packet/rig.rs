@@ -173,6 +173,11 @@ impl Rig {
         }
     }
 
+    /// Forgets everything of a family but arrays.
+    pub fn clear(&mut self, family: Family) {
+        self.tables(family).clear();
+    }
+
     pub fn clear_stats(&mut self) {
         let cpus = aya::util::nr_cpus().unwrap();
         for index in 0..USED {
