@@ -29,3 +29,6 @@ pub mod ports;
 pub mod rewrite;
 pub mod select;
 pub mod work;
+
+#[cfg(test)]
+mod tests;
