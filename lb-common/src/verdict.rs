@@ -115,7 +115,7 @@ reasons! {
     TtlExpired = 44, Drop, "ttl_expired";
     /// Larger than the MTU of the way out.
     TooBig = 45, Drop, "too_big";
-    /// No route to the backend or the client.
+    /// No route to the backend or the client, or forwarding is off on the interface where the packet came in.
     NoRoute = 46, Drop, "no_route";
     /// A `dsr-l2` backend that is behind a router.
     NotOnLink = 47, Drop, "not_on_link";

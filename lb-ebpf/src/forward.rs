@@ -81,7 +81,7 @@ pub fn at_xdp<V: Family, F: Frame + EbpfContext>(frame: &F, ifindex: u32, work: 
     match found {
         BPF_FIB_LKUP_RET_SUCCESS => {}
         BPF_FIB_LKUP_RET_NO_NEIGH => return Verdict::of(Reason::NoNeighbour),
-        // TC knows whether it is a super-packet that will be cut, and its redirect needs no forwarding to be on.
+        // TC knows whether it is a super-packet that will be cut; what it can't send either it drops and counts.
         BPF_FIB_LKUP_RET_FRAG_NEEDED | BPF_FIB_LKUP_RET_FWD_DISABLED | BPF_FIB_LKUP_RET_UNSUPP_LWT => {
             return Verdict::of(Reason::NoXdpWayOut);
         }

@@ -1,5 +1,7 @@
 //! `source: keep` and backends on this node: the client's address stays, and what the backend answers is known by its source.
 
+use std::net::SocketAddr;
+
 use lb_common::{backend::Backend, flow::Family, service::address, settings::Settings, verdict::Reason};
 
 use crate::{
@@ -142,6 +144,29 @@ fn without_such_backends_egress_looks_at_nothing() {
             for (hook, action) in [(Hook::Egress, Action::Unspec), (Hook::Ingress, Action::Unspec)] {
                 assert_eq!(rig.run(hook, rig.on.front, &answer).differs(action, &[], Some(&answer)), "");
             }
+        }
+    });
+}
+
+#[test]
+fn port_that_a_client_uses_for_two_vips_is_another_one_for_the_second() {
+    rig(|rig| {
+        for family in Family::BOTH {
+            let first = keeping(rig, family);
+            first.handshake(rig);
+            // The same client, port and backend behind another VIP.
+            let vip = SocketAddr::new(bed::stranger(family), 80);
+            rig.set_address(vip.ip(), address::VIP);
+            let service = rig.service(family);
+            rig.tables(family).set_service(vip, service);
+            let mut second = Talk { vip, ..first };
+            second.show(rig, &second.ask(SYN));
+            second.snat = rig.flow(family, Table::HalfOpen, second.forward()).unwrap().to.src;
+            assert_eq!(second.snat.ip(), first.client.ip());
+            assert_ne!(second.snat, first.snat);
+            second.handshake(rig);
+            second.reply(rig, &second.answer(ACK).payload(b"from the second VIP"));
+            first.reply(rig, &first.answer(ACK).payload(b"from the first VIP"));
         }
     });
 }

@@ -92,7 +92,14 @@ impl Rig {
 
     /// The service `web`, with changes.
     pub fn set_service(&mut self, family: Family, change: impl FnOnce(&mut Service)) {
-        let mut service = Service {
+        let mut service = self.service(family);
+        change(&mut service);
+        self.tables(family).set_service(bed::web(family), service);
+    }
+
+    /// The service `web`.
+    pub fn service(&self, family: Family) -> Service {
+        Service {
             ring_offset: ring_offset(family),
             ring_len: RING_LEN,
             id: 1,
@@ -101,9 +108,7 @@ impl Rig {
             mode: MODE_NAT,
             reserved: [0; 3],
             draining_since_ns: 0,
-        };
-        change(&mut service);
-        self.tables(family).set_service(bed::web(family), service);
+        }
     }
 
     /// Gives every slot the owner that `owner` says, settled.
