@@ -4,6 +4,7 @@ mod commands;
 mod core;
 mod diff;
 mod digests;
+mod examine;
 mod flows;
 mod lookup;
 mod node;
@@ -125,18 +126,7 @@ async fn prepare(
     }
     let maps = Maps::open(&options.pin_dir)?;
     let counters = Counters::open(&options.pin_dir)?;
-    let findings = crate::dataplane::doctor::findings(Some(config), &options.pin_dir).await;
-    for finding in &findings {
-        match finding.severity {
-            crate::api::types::Severity::Ok => {}
-            crate::api::types::Severity::Warning => {
-                warn!(check = finding.check, remedy = finding.remedy, "{}", finding.message);
-            }
-            crate::api::types::Severity::Error => {
-                error!(check = finding.check, remedy = finding.remedy, "{}", finding.message);
-            }
-        }
-    }
+    let examination = examine::start(config.clone(), options.pin_dir.clone(), shutdown.clone()).await;
 
     let (handle, commands) = AgentHandle::new();
     let metrics = Metrics::new();
@@ -183,7 +173,7 @@ async fn prepare(
         maps,
         counters,
         metrics,
-        findings,
+        examination,
         now_ns: boottime_ns(),
     };
     Ok(Agent::new(parts))

@@ -17,6 +17,7 @@ use tracing::{info, warn};
 use super::{
     AgentOptions,
     digests::Digests,
+    examine::Examination,
     flows::Counted,
     node::{Node, NodeWanted},
     reconcile::Read,
@@ -26,7 +27,7 @@ use super::{
 use crate::{
     api::{
         handle::Command,
-        types::{ConfigStatus, Finding, Overall, SyncStatus},
+        types::{ConfigStatus, Overall, SyncStatus},
     },
     config::{Config, seed::Seed},
     dataplane::{
@@ -62,7 +63,7 @@ pub struct Parts {
     pub maps: Maps,
     pub counters: Counters,
     pub metrics: Metrics,
-    pub findings: Vec<Finding>,
+    pub examination: Examination,
     pub now_ns: u64,
 }
 
@@ -84,7 +85,7 @@ pub struct Agent {
     pub(super) maps: Maps,
     pub(super) counters: Counters,
     pub(super) metrics: Metrics,
-    pub(super) findings: Vec<Finding>,
+    pub(super) examination: Examination,
 
     pub(super) health: HealthOf,
     pub(super) rings: Rings,
@@ -156,7 +157,7 @@ impl Agent {
             maps: parts.maps,
             counters: parts.counters,
             metrics: parts.metrics,
-            findings: parts.findings,
+            examination: parts.examination,
             health: HealthOf::new(),
             rings: Rings::default(),
             programmed: None,

@@ -84,6 +84,7 @@ impl Agent {
         for what in needs_restart(&running, config) {
             warn!("{what} has changed: that takes a restart of the agent, which loses nothing");
         }
+        self.examination.config.send_replace(desired.config.clone());
         self.desired = desired;
         self.health = health;
         self.config_status.loaded_at = unix_now();

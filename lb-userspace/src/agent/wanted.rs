@@ -165,3 +165,82 @@ pub fn is_judged(desired: &Desired, health: &HealthOf) -> bool {
         })
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::dataplane::routes::Route;
+
+    fn desired(service: &str) -> Desired {
+        let text = format!(
+            "version: 1\ninterfaces: [eth0]\nservices:\n  - {{ name: web, vips: [192.0.2.1, \"2001:db8::1\"], port: 80, {service}, backends: [{{ address: 10.0.0.1, port: 80 }}, {{ address: 10.0.0.2, port: 80, state: draining }}, {{ address: \"fd02::1\", port: 80 }}] }}\n"
+        );
+        let config = crate::config::parse(&text, Path::new("weir.yaml")).unwrap();
+        Desired { config: Arc::new(config), seed: [1; 16], overrides: Overrides::default(), since_ns: 1 }
+    }
+
+    fn id(address: &str) -> BackendId {
+        BackendId { service: "web".to_owned(), address: address.parse().unwrap() }
+    }
+
+    fn eligible(wanted: &Wanted) -> Vec<String> {
+        let backends = wanted.services[0].backends.iter().filter(|backend| backend.is_eligible);
+        backends.map(|backend| backend.address.to_string()).collect()
+    }
+
+    const PROBED: &str = "health: { tcp: {} }";
+
+    #[test]
+    fn without_probes_every_active_backend_gets_flows_and_with_them_those_that_are_up() {
+        let node = Node::default();
+        let mut rings = Rings::default();
+        let all = wanted(&desired("mode: nat"), &HealthOf::new(), &node, &mut rings);
+        assert_eq!(eligible(&all), ["10.0.0.1:80", "[fd02::1]:80"]);
+        let mut health = HealthOf::new();
+        assert_eq!(eligible(&wanted(&desired(PROBED), &health, &node, &mut rings)), Vec::<String>::new());
+        health.insert(id("[fd02::1]:80"), (Health::Up, 7));
+        health.insert(id("10.0.0.1:80"), (Health::Down, 8));
+        assert_eq!(eligible(&wanted(&desired(PROBED), &health, &node, &mut rings)), ["[fd02::1]:80"]);
+    }
+
+    #[test]
+    fn change_of_health_builds_no_ring_and_a_change_of_weight_builds_one() {
+        let (node, mut rings) = (Node::default(), Rings::default());
+        let mut desired = desired(PROBED);
+        let ring = |wanted: &Wanted| wanted.services[0].rings[&Family::V4].clone();
+        let before = ring(&wanted(&desired, &HealthOf::new(), &node, &mut rings));
+        let health = HealthOf::from([(id("10.0.0.1:80"), (Health::Up, 1))]);
+        assert!(Arc::ptr_eq(&before, &ring(&wanted(&desired, &health, &node, &mut rings))));
+        desired.overrides.set_weight(&id("10.0.0.1:80"), Some(5));
+        assert!(!Arc::ptr_eq(&before, &ring(&wanted(&desired, &health, &node, &mut rings))));
+    }
+
+    #[test]
+    fn snat_uses_the_address_towards_the_backend_and_none_where_the_source_is_kept_or_the_backend_is_here() {
+        let mut node = Node { is_known: true, ..Node::default() };
+        let route = |is_local| Route { ifindex: 2, gateway: None, source: Some("10.0.0.9".parse().unwrap()), is_local };
+        node.routes.insert("10.0.0.1".parse().unwrap(), route(false));
+        node.routes.insert("10.0.0.2".parse().unwrap(), route(true));
+        let snat = |service: &str, at: usize| {
+            let wanted = wanted(&desired(service), &HealthOf::new(), &node, &mut Rings::default());
+            let backend = &wanted.services[0].backends[at];
+            (backend.snat.iter().map(ToString::to_string).collect::<Vec<_>>(), backend.is_local)
+        };
+        assert_eq!(snat("mode: nat", 0), (vec!["10.0.0.9".to_owned()], false));
+        assert_eq!(snat("mode: nat", 1), (vec![], true));
+        assert_eq!(snat("mode: nat, source: keep", 0), (vec![], false));
+        assert_eq!(snat("mode: dsr-l2", 0), (vec![], false));
+    }
+
+    #[test]
+    fn start_waits_for_a_verdict_on_every_active_backend_that_is_probed() {
+        let desired_with = desired(PROBED);
+        let mut health = HealthOf::from([(id("10.0.0.1:80"), (Health::Down, 1))]);
+        assert!(!is_judged(&desired_with, &health));
+        health.insert(id("[fd02::1]:80"), (Health::Up, 1));
+        assert!(is_judged(&desired_with, &health));
+        assert!(is_judged(&desired("mode: nat"), &HealthOf::new()));
+    }
+}

@@ -208,7 +208,8 @@ where
         let mut suspects = Vec::new();
         let mut fills = Vec::new();
         let mut serving: BTreeMap<(u32, u32), bool> = BTreeMap::new();
-        for table in [&self.established, &self.half_open] {
+        // Flows move from half-open to established: in this order none slips through between the two.
+        for table in [&self.half_open, &self.established] {
             let mut entries = 0;
             let mut failure = Ok(());
             scan_hash(&table.entries, table.map, |flow, entry: NatEntry<A>| {
@@ -257,7 +258,7 @@ where
         }
         let over = [Some(*flow), other_way.map(|_| peer)];
         for flow in over.iter().flatten() {
-            for (table, fill) in [&mut self.established, &mut self.half_open].into_iter().zip(fills.iter_mut()) {
+            for (table, fill) in [&mut self.half_open, &mut self.established].into_iter().zip(fills.iter_mut()) {
                 if table.remove(flow)? {
                     census.removed += 1;
                     fill.entries = fill.entries.saturating_sub(1);

@@ -43,7 +43,7 @@ impl Agent {
             tables: self.tables(sample),
             nat: self.nat(backends, sample),
             sync: self.sync.clone(),
-            findings: self.findings.clone(),
+            findings: self.examination.findings.borrow().clone(),
         }
     }
 

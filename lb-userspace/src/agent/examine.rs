@@ -1,0 +1,72 @@
+//! Looks now and then whether the machine still suits us, as `weir doctor` does.
+
+use std::{path::PathBuf, sync::Arc, time::Duration};
+
+use tokio::{sync::watch, time::sleep};
+use tracing::{error, warn};
+
+use super::stopped;
+use crate::{
+    api::types::{Finding, Severity},
+    config::Config,
+    dataplane::doctor::findings,
+};
+
+/// What is found, and where the configuration goes that is to be looked at.
+pub struct Examination {
+    pub findings: watch::Receiver<Vec<Finding>>,
+    pub config: watch::Sender<Arc<Config>>,
+}
+
+/// The first look is over when the agent has attached and its neighbours are resolved.
+const FIRST: Duration = Duration::from_secs(3);
+const EVERY: Duration = Duration::from_secs(60);
+
+/// Looks once before anything is changed, says what is wrong, and goes on in a task of its own.
+pub async fn start(config: Arc<Config>, pin_dir: PathBuf, shutdown: watch::Receiver<bool>) -> Examination {
+    let mut found = findings(Some(&config), &pin_dir).await;
+    // Before we begin nobody has looked for the backends' neighbours.
+    found.retain(|finding| !(finding.check.starts_with("backend") && finding.severity == Severity::Warning));
+    say(&[], &found);
+    let (publish, findings) = watch::channel(found);
+    let (config, looked_at) = watch::channel(config);
+    tokio::spawn(run(publish, looked_at, pin_dir, shutdown));
+    Examination { findings, config }
+}
+
+async fn run(
+    publish: watch::Sender<Vec<Finding>>,
+    mut config: watch::Receiver<Arc<Config>>,
+    pin_dir: PathBuf,
+    mut shutdown: watch::Receiver<bool>,
+) {
+    let mut pause = FIRST;
+    loop {
+        tokio::select! {
+            biased;
+            () = stopped(&mut shutdown) => return,
+            Ok(()) = config.changed() => {
+                pause = FIRST;
+                continue;
+            }
+            () = sleep(pause) => {}
+        }
+        pause = EVERY;
+        let looked_at = config.borrow().clone();
+        let found = findings(Some(&looked_at), &pin_dir).await;
+        say(&publish.borrow(), &found);
+        publish.send_replace(found);
+    }
+}
+
+/// Says what is new.
+fn say(before: &[Finding], after: &[Finding]) {
+    for finding in after.iter().filter(|finding| !before.contains(finding)) {
+        let Finding { severity, check, message, remedy } = finding;
+        match severity {
+            Severity::Ok => {}
+            Severity::Warning => warn!(check, remedy, "{message}"),
+            Severity::Error => error!(check, remedy, "{message}"),
+        }
+    }
+}
