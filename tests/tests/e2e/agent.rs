@@ -84,7 +84,9 @@ fn bad_configuration_changes_nothing_and_shows_in_status_and_metrics() -> Result
     let errors = status.config.errors.join("\n");
     assert!(errors.contains("colour") && errors.contains("port"), "all errors at once: {errors}");
     assert_eq!(status.state, Overall::Degraded, "{status:?}");
-    assert!(scene.agent.metrics()?.contains("weir_config_last_reload_successful 0"));
+    wait_for("the metrics show it", Duration::from_secs(5), || {
+        Ok(scene.agent.metrics()?.contains("weir_config_last_reload_successful 0"))
+    })?;
     assert_eq!(scene.agent.try_cli(&["status"])?.status.code(), Some(1));
 
     config::write(&scene.agent.config_file, &good)?;
@@ -92,7 +94,9 @@ fn bad_configuration_changes_nothing_and_shows_in_status_and_metrics() -> Result
     wait_for("the status shows the good file", Duration::from_secs(10), || {
         Ok(scene.agent.status()?.config.last_reload_ok)
     })?;
-    assert!(scene.agent.metrics()?.contains("weir_config_last_reload_successful 1"));
+    wait_for("the metrics show it", Duration::from_secs(5), || {
+        Ok(scene.agent.metrics()?.contains("weir_config_last_reload_successful 1"))
+    })?;
     stop_without_failure(load)
 }
 

@@ -69,7 +69,7 @@ fn dsr_l2_killed_server_costs_only_its_own_connections_and_only_for_as_long_as_p
 /// Packets to the server arrive, and nothing comes back: no reset tells the client or the probe.
 fn silence(scene: &Scene, index: usize) -> Result<()> {
     let rules =
-        "table inet silent { chain all { type filter hook prerouting priority -300; meta l4proto tcp drop; }; }";
+        "table inet silent { chain arriving { type filter hook prerouting priority -300; meta l4proto tcp drop; }; }";
     check(scene.bed.servers[index].command("nft").arg(rules)).map(drop)
 }
 
