@@ -119,7 +119,7 @@ reasons! {
     NoRoute = 46, Drop, "no_route";
     /// A `dsr-l2` backend that is behind a router.
     NotOnLink = 47, Drop, "not_on_link";
-    /// The half-open table refused the flow.
+    /// The port that was to be taken over went to another SYN in the same instant: the client sends its own again.
     FlowTable = 48, Drop, "flow_table";
     /// The kernel refused a change of the packet that should be possible.
     Rewrite = 49, Drop, "rewrite_failed";

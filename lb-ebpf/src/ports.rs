@@ -104,7 +104,7 @@ pub fn open<V: Family, F: Frame>(
     work.back = work.to.reversed();
     evict::<V>(work);
     if !claim::<V>(now, owner, work) {
-        return Err(Reason::PortsExhausted);
+        return Err(Reason::FlowTable);
     }
     let event = if spare == Holder::Closed { EVENT_CLOSED_REUSED } else { EVENT_HALF_OPEN_STOLEN };
     maps::count_event(now.ifindex, event);

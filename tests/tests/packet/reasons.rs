@@ -152,7 +152,7 @@ fn given(rig: &mut Rig, family: Family, reason: Reason) -> Option<Ran> {
             let backend = Backend { way: WAY_DSR_L2, ..rig.backend_entry(family, bed::routed_backend(family)) };
             through(rig, Hook::Xdp, backend)
         }
-        // An LRU makes room; what it refuses for a moment is counted as a port that was not free.
+        // Takes two CPUs at the same tuple in the same instant.
         Reason::FlowTable => return None,
         // The kernel refuses a change only when memory is short, or the packet is another one than it was when it was read.
         Reason::Rewrite => return None,
