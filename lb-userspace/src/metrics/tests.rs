@@ -8,6 +8,7 @@ use std::{
 use super::*;
 use crate::{
     api::types::{BackendView, InterfaceView, NatStatus, ReasonView, ServiceView, Status, SyncStatus, TableView},
+    balance::{Declared, digest::digest},
     state::{AdminState, Health, Origin},
 };
 
@@ -98,7 +99,7 @@ fn service(name: &str, vip: &str, mode: &str, active: Option<u64>) -> ServiceVie
         age_seconds: 17.0,
         ring_size: 16381,
         slots_in_transition: 18,
-        ring_digest: "ffffffffffff0123456789ab".to_owned(),
+        ring_digest: ring_digest(),
     }
 }
 
@@ -307,8 +308,18 @@ fn verdicts_are_summed_over_interfaces_by_reason() {
     assert_eq!(text.value("weir_xdp_attached", &[("interface", "eth1"), ("mode", "none")]), Some(0.0));
 }
 
+/// As the agent makes it.
+fn ring_digest() -> String {
+    let declared = Declared::new([7; 16], 31, [("10.0.0.1:80".parse().unwrap(), 1)]);
+    digest(&declared, lb_common::flow::Family::V4, [None])
+}
+
+fn hex(text: &str) -> f64 {
+    f64::from(u32::from_str_radix(text, 16).unwrap())
+}
+
 #[test]
-fn rings_appear_once_for_each_family_with_a_digest_that_a_float_holds() {
+fn rings_appear_once_for_each_family_with_digests_that_a_float_holds() {
     let text = scraped();
     for family in ["ipv4", "ipv6"] {
         let labels = [
@@ -318,7 +329,9 @@ fn rings_appear_once_for_each_family_with_a_digest_that_a_float_holds() {
             ("protocol", "TCP"),
             ("family", family),
         ];
-        assert_eq!(text.value("weir_ring_digest", &labels), Some(281_474_976_710_655.0));
+        let (declared, owners) = ring_digest().split_once('-').map(|(a, b)| (hex(a), hex(b))).unwrap();
+        assert_eq!(text.value("weir_ring_declared_digest", &labels), Some(declared));
+        assert_eq!(text.value("weir_ring_digest", &labels), Some(owners));
         assert_eq!(text.value("weir_slots_in_transition", &labels), Some(18.0));
     }
 }

@@ -102,12 +102,17 @@ fn rings(encoder: &mut DescriptorEncoder, services: &[ServiceView]) -> fmt::Resu
     }
     let transition = rings.iter().map(|(labels, service)| (labels.clone(), service.slots_in_transition));
     gauges(encoder, "slots_in_transition", "Slots of the ring whose owner has changed and not settled.", transition)?;
-    let digests = rings.iter().filter_map(|(labels, service)| Some((labels.clone(), digest(&service.ring_digest)?)));
-    let help = "The first 48 bits of the ring's digest: equal on nodes whose rings agree.";
-    gauges(encoder, "ring_digest", help, digests)
+    let digests = rings.iter().filter_map(|(labels, service)| Some((labels.clone(), halves(&service.ring_digest)?)));
+    let digests: Vec<(Labels, (u32, u32))> = digests.collect();
+    let declared = digests.iter().map(|(labels, (declared, _))| (labels.clone(), *declared));
+    let help = "Of what the ring is made of: equal on nodes that were told the same.";
+    gauges(encoder, "ring_declared_digest", help, declared)?;
+    let owners = digests.iter().map(|(labels, (_, owners))| (labels.clone(), *owners));
+    gauges(encoder, "ring_digest", "Of the owners of the ring's slots: equal on nodes whose rings agree.", owners)
 }
 
-/// Exact as a 64-bit float, which holds 53 bits.
-fn digest(hex: &str) -> Option<u64> {
-    u64::from_str_radix(hex.get(..12).unwrap_or(hex), 16).ok()
+/// `DECLARED-OWNERS`, as `balance::digest` makes it; each half is exact as a 64-bit float.
+fn halves(digest: &str) -> Option<(u32, u32)> {
+    let (declared, owners) = digest.split_once('-')?;
+    Some((u32::from_str_radix(declared, 16).ok()?, u32::from_str_radix(owners, 16).ok()?))
 }
