@@ -30,6 +30,8 @@ impl Counted {
         FlowUse {
             scanned_at_ns: self.began_ns,
             backends: self.census.named.clone(),
+            busy: self.census.busy.clone(),
+            busy_vips: self.census.busy_vips.clone(),
             vips: self.census.vips.keys().copied().collect(),
             snat: self.census.sources.clone(),
         }

@@ -47,6 +47,10 @@ pub struct Census {
     pub flows: BTreeMap<u32, FlowCounts>,
     /// The indexes of backends that some entry still names.
     pub named: BTreeSet<u32>,
+    /// Those of them that are not just waiting for stragglers of closed connections.
+    pub busy: BTreeSet<u32>,
+    /// The counters of VIPs, likewise.
+    pub busy_vips: BTreeSet<u32>,
     /// Flows of each VIP, by the index of its counters; open is what is established.
     pub vips: BTreeMap<u32, FlowCounts>,
     /// The addresses under which backends see clients.
@@ -131,6 +135,9 @@ pub struct FlowQuery {
     pub backends: Option<BTreeSet<u32>>,
     pub limit: usize,
 }
+
+/// A closed connection on which nothing has passed for so long has lost nothing that would still be sent again.
+const STRAGGLERS_NS: u64 = 5_000_000_000;
 
 /// Nanoseconds of CLOCK_BOOTTIME, the clock of the tables.
 pub fn boottime_ns() -> u64 {
@@ -221,7 +228,7 @@ where
                     })
                 });
                 if serves && !is_idle(&entry, now_ns, timeouts) {
-                    census.count(self.family, &entry);
+                    census.count(self.family, &entry, now_ns);
                 } else {
                     suspects.push(*flow);
                 }
@@ -253,7 +260,7 @@ where
         let is_quiet = |entry: &NatEntry<A>| is_idle(entry, now_ns, timeouts);
         let is_awake = !is_quiet(&entry) || other_way.as_ref().is_some_and(|other| !is_quiet(other));
         if is_awake && serves(backends, entry.backend, entry.generation)? {
-            census.count(self.family, &entry);
+            census.count(self.family, &entry, now_ns);
             return Ok(());
         }
         let over = [Some(*flow), other_way.map(|_| peer)];
@@ -348,8 +355,12 @@ where
 }
 
 impl Census {
-    fn count<A: Addr>(&mut self, family: Family, entry: &NatEntry<A>) {
+    fn count<A: Addr>(&mut self, family: Family, entry: &NatEntry<A>, now_ns: u64) {
         self.named.insert(entry.backend);
+        if !is_closing(entry.flags) || now_ns.saturating_sub(entry.last_seen_ns) < STRAGGLERS_NS {
+            self.busy.insert(entry.backend);
+            self.busy_vips.insert(entry.stats);
+        }
         if entry.flags & NAT_FORWARD == 0 {
             return;
         }

@@ -78,10 +78,14 @@ pub struct WantedBackend {
 pub struct FlowUse {
     /// When the pass began, in CLOCK_BOOTTIME; 0 if there was none.
     pub scanned_at_ns: u64,
-    /// Indexes of backends.
+    /// Indexes of backends that some entry names.
     pub backends: BTreeSet<u32>,
-    /// Indexes of the counters of VIPs.
+    /// Those of them with a connection that is not over.
+    pub busy: BTreeSet<u32>,
+    /// Indexes of the counters of VIPs that some entry names.
     pub vips: BTreeSet<u32>,
+    /// Those of them with a connection that is not over.
+    pub busy_vips: BTreeSet<u32>,
     /// SNAT addresses.
     pub snat: BTreeSet<IpAddr>,
 }

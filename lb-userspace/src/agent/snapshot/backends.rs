@@ -47,7 +47,21 @@ impl Agent {
             }
         }
         let leaving = self.plan.leaving.clone();
-        views.extend(leaving.iter().map(|one| self.leaving_view(one, sample)));
+        for one in &leaving {
+            let left = self.leaving_view(one, sample);
+            // The same backend in another mode, or of a service that has the name of one that left: one line, as it has one name.
+            match views.iter_mut().find(|view| (&view.service, view.address) == (&left.service, left.address)) {
+                Some(view) => {
+                    view.connections_active = match (view.connections_active, left.connections_active) {
+                        (Some(here), Some(there)) => Some(here + there),
+                        (here, there) => here.or(there),
+                    };
+                    view.nat_ports_used += left.nat_ports_used;
+                    view.nat_ports_max += left.nat_ports_max;
+                }
+                None => views.push(left),
+            }
+        }
         views
     }
 

@@ -173,7 +173,7 @@ fn leave(
     let has_no_flow = before.way == backend::WAY_NAT
         && before.admin == backend::ADMIN_REMOVED
         && in_use.is_after(since_ns)
-        && !in_use.backends.contains(&index);
+        && !in_use.busy.contains(&index);
     if now_ns >= until_ns || has_no_flow {
         return free(before);
     }

@@ -197,7 +197,7 @@ fn leaving(
             None => plan.leaving.iter().filter(|one| one.service == before.id).map(|one| one.until_ns).max(),
         };
         let has_no_flow =
-            before.draining_since_ns > 0 && in_use.is_after(since_ns) && !in_use.vips.contains(&before.stats);
+            before.draining_since_ns > 0 && in_use.is_after(since_ns) && !in_use.busy_vips.contains(&before.stats);
         if let Some(until_ns) = until_ns.filter(|until_ns| now_ns < *until_ns && !has_no_flow) {
             plan.ends(until_ns);
             leaving.push((*vip, *before, since_ns));

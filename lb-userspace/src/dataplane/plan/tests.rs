@@ -173,7 +173,7 @@ fn backend_taken_out_drains_until_its_last_flow_has_ended() {
     // A pass over the flows that began too early proves nothing; one that found a flow keeps it.
     let scan = |at, backends: &[u32]| FlowUse {
         scanned_at_ns: at,
-        backends: backends.iter().copied().collect(),
+        busy: backends.iter().copied().collect(),
         ..FlowUse::default()
     };
     let later = NOW + 10 * SECOND;
@@ -310,10 +310,10 @@ fn vip_taken_out_lets_its_flows_end_while_its_service_goes_on() {
     assert_eq!(owners_seen(&fake, "192.0.2.10:80"), strings(&BOTH[..2]));
     let stats = fake.image().services[&"192.0.2.11:80".parse().unwrap()].stats;
     let later = NOW + 9 * SECOND;
-    let scan = FlowUse { scanned_at_ns: later, vips: BTreeSet::from([stats]), ..FlowUse::default() };
+    let scan = FlowUse { scanned_at_ns: later, busy_vips: BTreeSet::from([stats]), ..FlowUse::default() };
     converge(&mut fake, &one, &scan, later, 1);
     assert_eq!(fake.image().services.len(), 2);
-    converge(&mut fake, &one, &FlowUse { vips: BTreeSet::new(), ..scan }, later, 1);
+    converge(&mut fake, &one, &FlowUse { busy_vips: BTreeSet::new(), ..scan }, later, 1);
     assert_eq!(fake.image().services.len(), 1);
 }
 
