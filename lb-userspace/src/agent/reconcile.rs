@@ -117,12 +117,6 @@ impl Agent {
             self.seen_since.entry(name.clone()).or_insert_with(Instant::now);
         }
         self.seen_since.retain(|name, _| plan.services.contains_key(name));
-        let is_used = |id: &u32| {
-            plan.services.values().any(|used| used == id)
-                || plan.leaving.iter().any(|one| one.service == *id)
-                || plan.target.services.values().any(|service| service.id == *id)
-        };
-        self.names.retain(|id, _| is_used(id));
         self.programmed = Some(plan.target.clone());
         self.plan = plan;
     }
@@ -149,13 +143,21 @@ impl Agent {
         for gone in before.iter().filter(|one| !after.iter().any(|other| other.index == one.index)) {
             let is_back = self.plan.backends.values().any(|index| *index == gone.index);
             if !is_back {
-                info!(backend = %gone.address, "gone: it had left the configuration and its drain has ended");
+                let service = self.service_name(gone.service);
+                info!(service, backend = %gone.address, "gone: it had left the configuration and its drain has ended");
             }
         }
         // What was set by the CLI for who is gone would else wait for somebody who gets the address later.
         if before.len() > after.len() {
             self.forget_overrides();
         }
+        let plan = &self.plan;
+        let is_used = |id: &u32| {
+            plan.services.values().any(|used| used == id)
+                || plan.leaving.iter().any(|one| one.service == *id)
+                || plan.target.services.values().any(|service| service.id == *id)
+        };
+        self.names.retain(|id, _| is_used(id));
     }
 
     pub(super) fn forget_overrides(&mut self) {
