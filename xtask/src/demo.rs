@@ -39,6 +39,7 @@ pub fn run_demo(arguments: &Arguments) -> Result<()> {
             command.arg(flag);
         }
     }
+    command.env("PATH", exec::path_with_sbin()?);
     // Replaced by the demo, so that its exit status and signals are the command's own.
     Err(command.env("WEIR_BIN", exec::target().join("debug/weir")).exec())
         .with_context(|| format!("can't start {}", demo.display()))

@@ -1,7 +1,7 @@
 //! Running other programs, and saying what goes on.
 
 use std::{
-    ffi::OsStr,
+    ffi::{OsStr, OsString},
     fmt,
     fs::File,
     io::{BufRead, BufReader, IsTerminal},
@@ -28,6 +28,13 @@ pub fn target() -> PathBuf {
 
 pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
+}
+
+/// PATH with the directories where Debian keeps root's programs, which `su` leaves out.
+pub fn path_with_sbin() -> Result<OsString> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let sbin = ["/usr/sbin", "/sbin"].map(PathBuf::from);
+    std::env::join_paths(std::env::split_paths(&path).chain(sbin)).context("PATH can't be extended")
 }
 
 /// One line about what was done or found.

@@ -46,13 +46,15 @@ pub fn clippy(toolchain: &Toolchain) -> Result<()> {
 
 /// The programs that the demo and the tests run, and the packages that have them.
 pub fn programs() -> Result<()> {
-    const PROGRAMS: [(&str, &str); 8] = [
+    const PROGRAMS: [(&str, &str); 10] = [
+        ("bpftool", "bpftool"),
         ("curl", "curl"),
         ("ethtool", "ethtool"),
         ("ip", "iproute2"),
         ("iperf3", "iperf3"),
         ("nft", "nftables"),
         ("nginx", "nginx-light"),
+        ("sysctl", "procps"),
         ("tcpdump", "tcpdump"),
         ("wrk", "wrk"),
     ];

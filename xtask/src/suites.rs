@@ -43,7 +43,7 @@ pub fn run_suites(arguments: &Arguments) -> Result<()> {
     suites.dedup();
 
     ebpf::build()?;
-    if exec::is_root() && suites.contains(&Suite::E2e) {
+    if exec::is_root() && suites != [Suite::Unit] {
         setup::programs()?;
     }
     let outcomes = suites.into_iter().map(|suite| run_suite(suite, &arguments.rest)).collect::<Result<Vec<_>>>()?;
@@ -66,13 +66,25 @@ impl Suite {
         }
     }
 
-    fn cargo(self) -> Command {
+    fn cargos(self) -> Vec<Command> {
         match self {
-            Suite::Unit => host_cargo(["test", "--workspace", "--lib", "--bins", "--no-fail-fast"]),
+            Suite::Unit => vec![
+                host_cargo(["test", "--workspace", "--exclude", "weir-tests", "--no-fail-fast"]),
+                host_cargo(["test", "-p", "weir-tests", "--lib", "--bins", "--no-fail-fast"]),
+            ],
             Suite::Packet => {
-                host_cargo(["test", "-p", "weir-tests", "--test", "packet", "--test", "dataplane", "--no-fail-fast"])
+                vec![host_cargo([
+                    "test",
+                    "-p",
+                    "weir-tests",
+                    "--test",
+                    "packet",
+                    "--test",
+                    "dataplane",
+                    "--no-fail-fast",
+                ])]
             }
-            Suite::E2e => host_cargo(["test", "-p", "weir-tests", "--test", "e2e"]),
+            Suite::E2e => vec![host_cargo(["test", "-p", "weir-tests", "--test", "e2e"])],
         }
     }
 }
@@ -110,24 +122,27 @@ fn run_suite(suite: Suite, rest: &[String]) -> Result<Outcome> {
         run(&mut host_cargo(["build", "-p", "lb-userspace", "--bin", "weir"]))?;
     }
 
-    let mut cargo = suite.cargo();
-    cargo.env("WEIR_BIN", exec::target().join("debug/weir")).arg("--").args(rest);
-    if suite != Suite::Unit {
-        // One bed at a time: two would share the processors and blur what is counted by time.
-        cargo.arg("--test-threads=1");
+    outcome.ok = true;
+    for mut cargo in suite.cargos() {
+        cargo
+            .env("WEIR_BIN", exec::target().join("debug/weir"))
+            .env("PATH", exec::path_with_sbin()?)
+            .arg("--")
+            .args(rest);
+        if suite != Suite::Unit {
+            // One bed at a time: two would share the processors and blur what is counted by time.
+            cargo.arg("--test-threads=1");
+        }
+        if std::io::stdout().is_terminal() {
+            cargo.arg("--color=always");
+        }
+        cargo.stdin(Stdio::null()).stdout(Stdio::piped());
+        let mut child = cargo.spawn().with_context(|| format!("can't start {}", shown(&cargo)))?;
+        let output = child.stdout.take().context("cargo's output is gone")?;
+        copy_and_count(output, &mut outcome)?;
+        let status = child.wait().with_context(|| format!("can't wait for {}", shown(&cargo)))?;
+        outcome.ok &= status.success() && outcome.failed == 0;
     }
-    if std::io::stdout().is_terminal() {
-        cargo.arg("--color=always");
-    }
-    let mut child = cargo
-        .stdin(Stdio::null())
-        .stdout(Stdio::piped())
-        .spawn()
-        .with_context(|| format!("can't start {}", shown(&cargo)))?;
-    let output = child.stdout.take().context("cargo's output is gone")?;
-    copy_and_count(output, &mut outcome)?;
-    let status = child.wait().with_context(|| format!("can't wait for {}", shown(&cargo)))?;
-    outcome.ok = status.success() && outcome.failed == 0;
     outcome.time = started.elapsed();
     if outcome.ok && outcome.passed == 0 && rest.is_empty() {
         outcome.ok = false;
