@@ -203,6 +203,8 @@ impl Agent {
                 }
                 Ok(()) = self.node.changed() => {
                     self.node.mark_unchanged();
+                    // The SNAT addresses may be others now.
+                    self.desired.since_ns = boottime_ns();
                     self.reconcile(Read::Cached);
                 }
                 Ok(()) = self.census.changed() => {
