@@ -1,7 +1,7 @@
 //! The flow entries of mode `nat`: one for each direction, found by the 5-tuple of the packet as it arrives.
 //!
-//! `NAT_HALF_OPEN_*` (LRU) holds flows whose handshake is under way, `NAT_ESTABLISHED_*` (a hash that refuses when full) the
-//! others: a flood fills the first and cannot touch the second. The entry of one direction finds that of the other by [`NatEntry::peer`].
+//! `NAT_HALF_OPEN_*` (LRU) holds flows whose handshake is under way, and those that both ends have finished; `NAT_ESTABLISHED_*` (a hash
+//! that refuses when full) the others: a flood fills the first and cannot touch the second. The entry of one direction finds that of the other by [`NatEntry::peer`].
 
 use crate::flow::{Addr, Flow, V4Addr, V6Addr};
 
@@ -44,10 +44,16 @@ pub const NAT_FIN_BACKEND: u32 = 16;
 /// A RST passed, and no packet since; set in the entries of both directions.
 pub const NAT_RESET: u32 = 32;
 
+/// Whether both ends have said FIN.
+#[inline(always)]
+pub const fn is_finished(flags: u32) -> bool {
+    flags & (NAT_FIN_CLIENT | NAT_FIN_BACKEND) == NAT_FIN_CLIENT | NAT_FIN_BACKEND
+}
+
 /// Whether a flow with these flags is over but for stragglers.
 #[inline(always)]
 pub const fn is_closing(flags: u32) -> bool {
-    flags & NAT_RESET != 0 || flags & (NAT_FIN_CLIENT | NAT_FIN_BACKEND) == NAT_FIN_CLIENT | NAT_FIN_BACKEND
+    flags & NAT_RESET != 0 || is_finished(flags)
 }
 
 impl<A: Addr> NatEntry<A> {

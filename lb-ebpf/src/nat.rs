@@ -5,6 +5,7 @@ use lb_common::{
     flow::Addr,
     nat::{
         NAT_ANSWERED, NAT_ESTABLISHED, NAT_FIN_BACKEND, NAT_FIN_CLIENT, NAT_FORWARD, NAT_RESET, NatEntry, is_closing,
+        is_finished,
     },
     service::Service,
     settings::Settings,
@@ -67,13 +68,11 @@ pub fn from_client<V: Family, F: Frame>(
             return Ok(FromClient::Opens);
         }
         if work.tcp.opens() && is_closing(seen.flags) {
-            work.to = seen.to.read();
-            work.backend = seen.backend;
-            work.entry.generation = seen.generation;
-            return Ok(FromClient::OpensAgain);
+            return Ok(opens_again(seen, work));
         }
         follow_route(seen, serving.ok_or(Reason::BackendGone)?, work);
         follow::<V, F>(now, frame, V::established(), entry, work);
+        retire_if_finished::<V>(now, entry, work);
         return Ok(FromClient::Known);
     }
     if let Some(entry) = V::half_open().find(&work.from) {
@@ -97,6 +96,9 @@ fn half_open<V: Family, F: Frame>(
     // SAFETY: as in `from_client`.
     let seen = unsafe { &mut *entry };
     let serving = select::is_serving(seen.backend, seen.generation);
+    if work.tcp.opens() && is_finished(seen.flags) && serving.is_some() {
+        return Ok(opens_again(seen, work));
+    }
     if work.tcp.opens() {
         // Nobody has answered, and the slot has a new owner: no use in asking the old one again.
         let moved = seen.flags & NAT_ANSWERED == 0
@@ -110,10 +112,19 @@ fn half_open<V: Family, F: Frame>(
     }
     follow_route(seen, serving.ok_or(Reason::BackendGone)?, work);
     follow::<V, F>(now, frame, V::half_open(), entry, work);
-    if !work.tcp.opens() && work.tcp.has(ACK) && seen.flags & NAT_ANSWERED != 0 {
+    if !work.tcp.opens() && work.tcp.has(ACK) && seen.flags & (NAT_ANSWERED | NAT_ESTABLISHED) == NAT_ANSWERED {
         confirm::<V>(now, entry, work);
     }
     Ok(FromClient::Known)
+}
+
+/// A SYN of a client that has used its port before, for a flow that is over.
+#[inline(always)]
+fn opens_again<A: Addr>(seen: &NatEntry<A>, work: &mut Work<A>) -> FromClient {
+    work.to = seen.to.read();
+    work.backend = seen.backend;
+    work.entry.generation = seen.generation;
+    FromClient::OpensAgain
 }
 
 /// Whether the half-open entry `work.back` is that of `work.from`: an LRU may have evicted it alone, and another flow have claimed its tuple.
@@ -164,6 +175,37 @@ fn confirm<V: Family>(now: &Now, entry: *mut NatEntry<V::Addr>, work: &mut Work<
     forget_pair::<V>(V::half_open(), work);
 }
 
+/// A flow that both ends have finished leaves ESTABLISHED, so that its room is for those that live: what is over is kept where a newer flow may
+/// take its place.
+#[inline(always)]
+fn retire_if_finished<V: Family>(now: &Now, entry: *mut NatEntry<V::Addr>, work: &mut Work<V::Addr>) {
+    // SAFETY: as in `from_client`; read anew, for `mark` has changed it.
+    let flags = unsafe { (&raw const (*entry).flags).read_volatile() };
+    if work.tcp.has(FIN) && is_finished(flags) {
+        retire::<V>(now, entry, work);
+    }
+}
+
+#[inline(never)]
+fn retire<V: Family>(now: &Now, entry: *mut NatEntry<V::Addr>, work: &mut Work<V::Addr>) {
+    // SAFETY: as in `from_client`.
+    work.entry = unsafe { &*entry }.read();
+    work.entry.last_seen_ns = now.time_ns;
+    work.back = work.entry.peer();
+    // First in, then out: another CPU finds the flow in one table or the other.
+    if !V::half_open().put(&work.from, &work.entry) {
+        return;
+    }
+    if let Some(peer) = V::established().find(&work.back) {
+        // SAFETY: as in `from_client`.
+        work.entry = unsafe { &*peer }.read();
+        work.entry.last_seen_ns = now.time_ns;
+        // What is lost here for want of room is a straggler's way.
+        let _is_in = V::half_open().put(&work.back, &work.entry);
+    }
+    forget_pair::<V>(V::established(), work);
+}
+
 /// Finds the flow of a packet that may be a backend's answer; false: not one of ours.
 #[inline(always)]
 pub fn from_backend<V: Family, F: Frame>(now: &Now, frame: &F, work: &mut Work<V::Addr>) -> Result<bool, Reason> {
@@ -179,6 +221,7 @@ pub fn from_backend<V: Family, F: Frame>(now: &Now, frame: &F, work: &mut Work<V
         let backend = select::is_serving(seen.backend, seen.generation).ok_or(Reason::BackendGone)?;
         follow_route(seen, backend, work);
         follow::<V, F>(now, frame, V::established(), entry, work);
+        retire_if_finished::<V>(now, entry, work);
         return Ok(true);
     }
     let Some(entry) = V::half_open().find(&work.from) else { return Ok(false) };
@@ -190,7 +233,9 @@ pub fn from_backend<V: Family, F: Frame>(now: &Now, frame: &F, work: &mut Work<V
     let backend = select::is_serving(seen.backend, seen.generation).ok_or(Reason::BackendGone)?;
     follow_route(seen, backend, work);
     follow::<V, F>(now, frame, V::half_open(), entry, work);
-    if work.tcp.has(RST) {
+    if seen.flags & NAT_ESTABLISHED != 0 {
+        // A straggler of a finished flow.
+    } else if work.tcp.has(RST) {
         // Refused: the port is free at once, for a reset leaves no TIME_WAIT.
         work.back = seen.peer();
         forget_pair::<V>(V::half_open(), work);
@@ -308,10 +353,10 @@ pub fn is_alive<V: Family>(now: &Now, seen: &NatEntry<V::Addr>, work: &mut Work<
     now.time_ns.wrapping_sub(unsafe { (*peer).last_seen_ns }) <= allowed
 }
 
-/// Whether a half-open entry still counts.
+/// Whether an entry of the half-open table still counts.
 #[inline(always)]
 pub fn is_fresh<A>(now: &Now, entry: &NatEntry<A>) -> bool {
-    now.time_ns.wrapping_sub(entry.last_seen_ns) <= now.settings.nat_timeouts.half_open_ns
+    now.time_ns.wrapping_sub(entry.last_seen_ns) <= now.settings.nat_timeouts.of(entry.flags)
 }
 
 /// Removes the entries of both directions: `work.from` and `work.back`.

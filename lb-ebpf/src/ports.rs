@@ -3,7 +3,7 @@
 use lb_common::{
     backend::Backend,
     flow::Addr,
-    nat::{NAT_FORWARD, NatEntry, is_closing},
+    nat::{NAT_FORWARD, NatEntry, is_closing, is_finished},
     verdict::{EVENT_CLOSED_REUSED, EVENT_HALF_OPEN_STOLEN, Reason},
 };
 
@@ -49,10 +49,12 @@ pub fn open<V: Family, F: Frame>(
     work.direction = Direction::ToBackend;
     if again {
         V::established().forget(&work.from);
+        V::half_open().forget(&work.from);
         if work.backend == owner.index && work.entry.generation == backend.generation {
             // The client uses its port again, as it would with the backend itself: so does the flow.
             work.back = work.to.reversed();
             V::established().forget(&work.back);
+            V::half_open().forget(&work.back);
             if claim::<V>(now, owner, work) {
                 nat::send(owner.index, is_local, work);
                 return Ok(());
@@ -170,7 +172,9 @@ fn look_up<V: Family>(now: &Now, work: &mut Work<V::Addr>) -> u32 {
         let seen = unsafe { &*entry };
         if nat::is_fresh(now, seen) {
             work.entry.last_seen_ns = seen.last_seen_ns;
-            return HALF_OPEN;
+            work.entry.sequence = seen.sequence;
+            work.entry.timestamp = seen.timestamp;
+            return if is_finished(seen.flags) { CLOSED } else { HALF_OPEN };
         }
         evict::<V>(work);
     }

@@ -215,7 +215,7 @@ where
         let mut suspects = Vec::new();
         let mut fills = Vec::new();
         let mut serving: BTreeMap<(u32, u32), bool> = BTreeMap::new();
-        // Flows move from half-open to established: in this order none slips through between the two.
+        // Flows move from half-open to established: in this order none slips through between the two. Those that go back are over.
         for table in [&self.half_open, &self.established] {
             let mut entries = 0;
             let mut failure = Ok(());
