@@ -93,8 +93,8 @@ pub fn place(
     Ok(())
 }
 
-/// Whether the entry is that of the wanted backend. Another mode, or another rule for the source, makes another backend of it: the flows of the old
-/// one go on as they began.
+/// Whether the entry is that of the wanted backend. Another mode, or another rule for the source, makes another backend of it; under another rule
+/// the flows of the old one go on as they began.
 pub fn is_same(backend: &Backend, service: &WantedService, wanted: &WantedBackend) -> bool {
     address(backend) == Some(wanted.address)
         && backend.way == way(service.mode)

@@ -327,7 +327,7 @@ fn service_under_another_name_keeps_its_backends_and_ring() {
 }
 
 #[test]
-fn another_mode_is_another_ring_and_other_backends_and_old_flows_go_on() {
+fn another_rule_for_the_source_makes_other_backends_and_old_flows_go_on() {
     let mut fake = Fake::default();
     let before = converge(&mut fake, &wanted(vec![web(&BOTH)]), &FlowUse::default(), NOW, 1);
     let mut kept = web(&BOTH);
