@@ -34,7 +34,7 @@ use crate::{
         flows::boottime_ns,
         image::Image,
         maps::Maps,
-        plan::{Plan, Wanted, recover},
+        plan::{Memo, Plan, Wanted, recover},
         stats::{Counters, Sample},
     },
     health::{HealthEvent, HealthViews, ProbeTarget},
@@ -89,6 +89,7 @@ pub struct Agent {
 
     pub(super) health: HealthOf,
     pub(super) rings: Rings,
+    pub(super) memo: Memo,
     /// What the maps hold, as of the last reconciliation that succeeded; `None`: they must be read.
     pub(super) programmed: Option<Image>,
     pub(super) plan: Plan,
@@ -160,6 +161,7 @@ impl Agent {
             examination: parts.examination,
             health: HealthOf::new(),
             rings: Rings::default(),
+            memo: Memo::default(),
             programmed: None,
             plan: Plan::default(),
             names: BTreeMap::new(),

@@ -15,7 +15,7 @@ use crate::{
         flows::boottime_ns,
         image::{Image, Write},
         maps::MapsError,
-        plan::{Leaving, Plan, PlanError, plan},
+        plan::{Leaving, Plan, PlanError, plan_again},
     },
     state::BackendId,
 };
@@ -76,19 +76,22 @@ impl Agent {
             (Some(image), Read::Cached) => image,
             (known, _) => {
                 let image = self.maps.read()?;
-                if let Some(known) = known.filter(|known| *known != image) {
-                    self.digests.clear();
-                    warn!(
-                        differences = differences(&known, &image),
-                        "somebody else has changed the maps: putting them right"
-                    );
+                match known {
+                    // The one that shares its rings with the plan before.
+                    Some(known) if known == image => known,
+                    Some(known) => {
+                        self.digests.clear();
+                        let differences = differences(&known, &image);
+                        warn!(differences, "somebody else has changed the maps: putting them right");
+                        image
+                    }
+                    None => image,
                 }
-                image
             }
         };
         let wanted = self.wanted();
         let in_use = self.census.borrow().in_use();
-        let plan = plan(&wanted, &image, &in_use, boottime_ns());
+        let plan = plan_again(&wanted, &image, &in_use, boottime_ns(), &mut self.memo);
         let plan = match plan {
             Ok(plan) => plan,
             Err(error) => {
@@ -210,7 +213,8 @@ impl Agent {
 fn differences(known: &Image, found: &Image) -> usize {
     let slots = known.rings.iter().map(|(offset, slots)| {
         let found = found.rings.get(offset);
-        slots.iter().zip(found.into_iter().flatten()).filter(|(a, b)| a != b).count() + usize::from(found.is_none())
+        slots.iter().zip(found.into_iter().flat_map(|found| found.iter())).filter(|(a, b)| a != b).count()
+            + usize::from(found.is_none())
     });
     let count = |differs: bool| usize::from(differs);
     slots.sum::<usize>()

@@ -78,7 +78,8 @@ impl Numbers {
     /// Indexes of `BACKENDS`: not in use, named by no slot and by no flow. A grace period must pass before they are written.
     pub fn backends(image: &Image, in_use: &BTreeSet<u32>) -> Self {
         let entries = image.backends.iter().filter(|(_, backend)| backend.family != 0).map(|(index, _)| *index);
-        let slots = image.rings.values().flatten().flat_map(|slot| [slot.current(), slot.previous()]);
+        let slots =
+            image.rings.values().flat_map(|slots| slots.iter()).flat_map(|slot| [slot.current(), slot.previous()]);
         let taken = entries.chain(slots).chain(in_use.iter().copied()).collect();
         Self { taken, next: REJECT + 1, end: MAX_BACKENDS }
     }
@@ -127,7 +128,7 @@ mod tests {
         let mut image = Image::default();
         image.backends.insert(1, Backend { family: 4, ..Backend::FREE });
         image.backends.insert(2, Backend { generation: 7, ..Backend::FREE });
-        image.rings.insert(0, vec![Slot::settled(3), Slot::new(1, 4, 0)]);
+        image.rings.insert(0, [Slot::settled(3), Slot::new(1, 4, 0)].into());
         let mut numbers = Numbers::backends(&image, &BTreeSet::from([5]));
         assert_eq!([numbers.allocate(), numbers.allocate()], [Some(2), Some(6)]);
     }

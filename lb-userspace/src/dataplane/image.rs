@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
+    sync::Arc,
 };
 
 use lb_common::{backend::Backend, service::Service, settings::Settings, slot::Slot};
@@ -16,8 +17,8 @@ pub struct Image {
     pub addresses: BTreeMap<IpAddr, u32>,
     /// By VIP and port.
     pub services: BTreeMap<SocketAddr, Service>,
-    /// The slots of each range that a service names, by its offset in the arena.
-    pub rings: BTreeMap<u32, Vec<Slot>>,
+    /// The slots of each range that a service names, by its offset in the arena; shared, because most of them stay as they are.
+    pub rings: BTreeMap<u32, Arc<[Slot]>>,
     /// By index; free entries (family 0) whose generation is 0 are left out.
     pub backends: BTreeMap<u32, Backend>,
     /// By index in `SNAT_ADDRESSES`, without holes at the end.

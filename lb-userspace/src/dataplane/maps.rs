@@ -88,7 +88,7 @@ impl Maps {
         let backends = self.read_backends()?;
         let rings = services
             .values()
-            .map(|service| (service.ring_offset, self.rings.read(service.ring_offset, service.ring_len)))
+            .map(|service| (service.ring_offset, self.rings.read(service.ring_offset, service.ring_len).into()))
             .collect();
         Ok(Image {
             settings: self.read_settings()?,

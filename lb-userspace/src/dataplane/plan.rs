@@ -23,7 +23,10 @@ use lb_common::{
     service, settings,
 };
 
-pub use self::recover::{Recovered, recover};
+pub use self::{
+    recover::{Recovered, recover},
+    services::Memo,
+};
 use super::image::{Image, Write};
 use crate::{
     balance::Ring,
@@ -145,9 +148,20 @@ pub enum PlanError {
 
 /// What to write so that the maps say what is wanted. From any state of the maps, also one that somebody edited by hand; nothing if all is right.
 pub fn plan(wanted: &Wanted, programmed: &Image, in_use: &FlowUse, now_ns: u64) -> Result<Plan, PlanError> {
+    plan_again(wanted, programmed, in_use, now_ns, &mut Memo::default())
+}
+
+/// The same, by what is remembered from the plan before: rings in which nothing has changed are not looked at.
+pub fn plan_again(
+    wanted: &Wanted,
+    programmed: &Image,
+    in_use: &FlowUse,
+    now_ns: u64,
+    memo: &mut Memo,
+) -> Result<Plan, PlanError> {
     let mut plan = Plan { services: ids::assign(wanted, programmed), ..Plan::default() };
     backends::place(wanted, programmed, in_use, now_ns, &mut plan)?;
-    services::place(wanted, programmed, in_use, now_ns, &mut plan)?;
+    services::place(wanted, programmed, in_use, now_ns, memo, &mut plan)?;
     plan.target.addresses = addresses(wanted, programmed, in_use, &plan.target);
     plan.target.settings = Some(settings(wanted, &plan.target));
     plan.target.ways_out = wanted.ways_out.clone();

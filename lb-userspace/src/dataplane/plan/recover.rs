@@ -24,7 +24,8 @@ pub fn recover(wanted: &Wanted, programmed: &Image) -> Recovered {
     for (index, backend) in programmed.backends.iter().filter(|(_, backend)| address(backend).is_some()) {
         entries.entry(backend.service).or_default().push((*index, backend));
     }
-    let owners: BTreeSet<u32> = programmed.rings.values().flatten().map(|slot| slot.current()).collect();
+    let owners: BTreeSet<u32> =
+        programmed.rings.values().flat_map(|slots| slots.iter()).map(|slot| slot.current()).collect();
     let mut recovered = Recovered::default();
     for service in &wanted.services {
         let of_service = ids.get(&service.name).and_then(|id| entries.get(id));

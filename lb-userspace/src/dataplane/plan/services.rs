@@ -3,6 +3,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
+    sync::Arc,
 };
 
 use lb_common::{
@@ -14,6 +15,7 @@ use lb_common::{
 
 use super::{FlowUse, Image, Plan, PlanError, Wanted, WantedService, mode_number, nanoseconds};
 use crate::{
+    balance::Ring,
     config::model::Affinity,
     dataplane::arena::{Numbers, Ranges, SERVICE_STATS_LEN, overlap},
     state::BackendId,
@@ -27,17 +29,19 @@ pub fn place(
     programmed: &Image,
     in_use: &FlowUse,
     now_ns: u64,
+    memo: &mut Memo,
     plan: &mut Plan,
 ) -> Result<(), PlanError> {
     let leaving = leaving(wanted, programmed, in_use, now_ns, plan);
     let mut ranges = Ranges::of(programmed);
     let mut kept = kept_ranges(wanted, programmed, plan);
     let mut stats = Stats::new(programmed, in_use);
+    memo.retain(plan);
     for service in &wanted.services {
         let Some(id) = plan.services.get(&service.name).copied() else { continue };
         for (family, ring) in &service.rings {
-            let owners = owners(service, ring, plan);
-            let len = owners.len() as u32;
+            let indexes = indexes(service, ring, plan);
+            let len = ring.declared().ring_size;
             let offset = match kept.remove(&(id, *family)) {
                 Some(offset) => offset,
                 None => ranges.allocate(len).ok_or_else(|| PlanError::Rings { service: service.name.clone(), len })?,
@@ -50,10 +54,8 @@ pub fn place(
                 .collect();
             let is_running =
                 programmed.services.values().any(|before| (before.ring_offset, before.ring_len) == (offset, len));
-            let slots = match programmed.rings.get(&offset).filter(|_| is_running) {
-                Some(before) => before.iter().zip(owners).map(|(slot, owner)| next_slot(*slot, owner)).collect(),
-                None => owners.into_iter().map(Slot::settled).collect(),
-            };
+            let before = programmed.rings.get(&offset).filter(|_| is_running);
+            let slots = memo.slots((id, *family), ring, indexes, before);
             plan.target.rings.insert(offset, slots);
             for vip in vips {
                 let stats = stats
@@ -86,7 +88,7 @@ pub fn place(
             ranges.allocate(REJECTING).ok_or_else(full)?
         }
     };
-    plan.target.rings.insert(offset, vec![Slot::settled(REJECT); REJECTING as usize]);
+    plan.target.rings.insert(offset, [Slot::settled(REJECT); REJECTING as usize].into());
     for (vip, before, since_ns) in leaving {
         let Some(stats) = stats.place(vip, programmed) else { continue };
         let entry = Service {
@@ -108,20 +110,66 @@ fn next_slot(_before: Slot, owner: u32) -> Slot {
     Slot::settled(owner)
 }
 
-/// The owner of each slot, as an index of `BACKENDS`.
-fn owners(service: &WantedService, ring: &crate::balance::Ring, plan: &Plan) -> Vec<u32> {
-    let declared = &ring.declared().backends;
-    let found = declared.iter().map(|(address, _)| {
+/// The slots of each ring as they were decided last, and by what.
+#[derive(Default, Debug)]
+pub struct Memo(BTreeMap<(u32, Family), Decided>);
+
+#[derive(Debug)]
+struct Decided {
+    ring: Arc<Ring>,
+    indexes: Vec<Option<u32>>,
+    slots: Arc<[Slot]>,
+}
+
+impl Memo {
+    /// The slots of a ring whose declared backends have these indexes, those that are not eligible none. `before` is what the slots are, if
+    /// some service runs on them.
+    fn slots(
+        &mut self,
+        key: (u32, Family),
+        ring: &Arc<Ring>,
+        indexes: Vec<Option<u32>>,
+        before: Option<&Arc<[Slot]>>,
+    ) -> Arc<[Slot]> {
+        if let (Some(decided), Some(before)) = (self.0.get(&key), before)
+            && Arc::ptr_eq(&decided.slots, before)
+            && Arc::ptr_eq(&decided.ring, ring)
+            && decided.indexes == indexes
+        {
+            return before.clone();
+        }
+        let owners = owners(ring, &indexes);
+        let slots: Arc<[Slot]> = match before {
+            Some(before) => before.iter().zip(owners).map(|(slot, owner)| next_slot(*slot, owner)).collect(),
+            None => owners.map(Slot::settled).collect(),
+        };
+        self.0.insert(key, Decided { ring: ring.clone(), indexes, slots: slots.clone() });
+        slots
+    }
+
+    /// Forgets the rings of services that are no longer wanted.
+    fn retain(&mut self, plan: &Plan) {
+        self.0.retain(|(id, _), _| plan.services.values().any(|wanted| wanted == id));
+    }
+}
+
+/// The index of each declared backend that is eligible.
+fn indexes(service: &WantedService, ring: &Ring, plan: &Plan) -> Vec<Option<u32>> {
+    let index = |address: &SocketAddr| {
         let at = service.backends.binary_search_by_key(address, |backend| backend.address).ok()?;
         let backend = service.backends.get(at).filter(|backend| backend.is_eligible)?;
         let id = BackendId { service: service.name.clone(), address: backend.address };
         plan.backends.get(&id).copied()
-    });
-    let indexes: Vec<Option<u32>> = found.collect();
+    };
+    ring.declared().backends.iter().map(|(address, _)| index(address)).collect()
+}
+
+/// The owner of each slot, as an index of `BACKENDS`.
+fn owners(ring: &Ring, indexes: &[Option<u32>]) -> impl Iterator<Item = u32> {
     let is_eligible: Vec<bool> = indexes.iter().map(Option::is_some).collect();
     let index =
         |owner: Option<u32>| owner.and_then(|owner| indexes.get(owner as usize).copied().flatten()).unwrap_or(REJECT);
-    ring.owners(&is_eligible).into_iter().map(index).collect()
+    ring.owners(&is_eligible).into_iter().map(index)
 }
 
 /// The ranges that wanted services of a family have already, by id and family. Another mode or size takes a fresh range, so that ring and mode

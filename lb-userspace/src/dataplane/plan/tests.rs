@@ -389,6 +389,25 @@ fn new_backend_has_no_health_to_recover() {
 }
 
 #[test]
+fn plan_by_what_is_remembered_is_the_plan_without() {
+    let mut memo = Memo::default();
+    let mut all = wanted(vec![web(&BOTH)]);
+    let mut image = Image::default();
+    for (at, is_eligible) in [(0, true), (0, false), (2, false), (0, true), (0, true), (2, true)] {
+        all.services[0].backends[at].is_eligible = is_eligible;
+        let again = plan_again(&all, &image, &FlowUse::default(), NOW, &mut memo).unwrap();
+        assert_eq!(again, plan(&all, &image, &FlowUse::default(), NOW).unwrap());
+        image = again.target;
+    }
+    // Somebody edits a slot: what is remembered is not what is there.
+    let (offset, mut slots) = image.rings.pop_first().map(|(offset, slots)| (offset, slots.to_vec())).unwrap();
+    slots[3] = Slot::new(9, 8, Slot::TRACKED);
+    image.rings.insert(offset, slots.into());
+    let again = plan_again(&all, &image, &FlowUse::default(), NOW, &mut memo).unwrap();
+    assert!(matches!(again.writes.as_slice(), [Write::Slot { at, .. }] if *at == offset + 3), "{:?}", again.writes);
+}
+
+#[test]
 fn too_large_rings_are_refused_by_name_and_nothing_is_planned() {
     let huge = service("web", &["192.0.2.10"], vec![up(BOTH[0])], 4_194_319);
     let error = plan(&wanted(vec![huge]), &Image::default(), &FlowUse::default(), NOW).unwrap_err();

@@ -1,6 +1,6 @@
 //! The differences of two images, in the order in which they must be written.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use lb_common::{backend::Backend, service::address::VIP, settings::Settings, slot::Slot};
 
@@ -48,11 +48,13 @@ pub fn writes(from: &Image, to: &Image) -> Vec<Write> {
     }
     for (offset, slots) in &to.rings {
         match running(from, *offset, slots) {
+            Some(before) if Arc::ptr_eq(before, slots) => {}
             Some(before) => {
-                let changed = (*offset..).zip(before.iter().zip(slots)).filter(|(_, (before, slot))| before != slot);
+                let changed =
+                    (*offset..).zip(before.iter().zip(slots.iter())).filter(|(_, (before, slot))| before != slot);
                 writes.extend(changed.map(|(at, (before, slot))| Write::Slot { at, from: *before, to: *slot }));
             }
-            None => writes.push(Write::Ring { offset: *offset, slots: slots.clone() }),
+            None => writes.push(Write::Ring { offset: *offset, slots: slots.to_vec() }),
         }
     }
     for (vip, service) in &to.services {
@@ -125,7 +127,7 @@ fn is_same_use(before: &Backend, after: &Backend) -> bool {
 }
 
 /// The slots of a range as they are, if some service is using it as such.
-fn running<'a>(from: &'a Image, offset: u32, slots: &[Slot]) -> Option<&'a Vec<Slot>> {
+fn running<'a>(from: &'a Image, offset: u32, slots: &[Slot]) -> Option<&'a Arc<[Slot]>> {
     let is_named =
         |len: u32| from.services.values().any(|service| (service.ring_offset, service.ring_len) == (offset, len));
     from.rings.get(&offset).filter(|before| before.len() == slots.len() && is_named(slots.len() as u32))

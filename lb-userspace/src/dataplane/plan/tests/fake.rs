@@ -37,7 +37,7 @@ pub struct Fake {
 
 impl Fake {
     pub fn image(&self) -> Image {
-        let rings = self.services.values().map(|service| (service.ring_offset, self.ring(service))).collect();
+        let rings = self.services.values().map(|service| (service.ring_offset, self.ring(service).into())).collect();
         let snat_len = self.snat.keys().last().map_or(0, |last| last + 1);
         Image {
             settings: self.settings,
