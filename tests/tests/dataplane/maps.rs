@@ -93,7 +93,7 @@ fn what_is_written_is_read_again_also_by_the_next_agent() {
             settings: Some(settings()),
             addresses: BTreeMap::from([("192.0.2.10".parse().unwrap(), 1), ("2001:db8::10".parse().unwrap(), 3)]),
             services: BTreeMap::from([(v4, service(14)), (v6, service(21))]),
-            rings: BTreeMap::from([(14, ring), (21, vec![Slot(0); 7])]),
+            rings: BTreeMap::from([(14, ring.into()), (21, [Slot(0); 7].into())]),
             backends: BTreeMap::from([(1, backend("10.2.0.11", 0)), (9, backend("fd02::11", 2))]),
             snat_addresses: vec![Some("10.0.0.1".parse().unwrap()), None, Some("2001:db8::".parse().unwrap())],
             ways_out: BTreeMap::from([(4, 1)]),
