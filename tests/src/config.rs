@@ -12,6 +12,8 @@ use crate::bed::{Bed, Layout, VIPS};
 #[derive(Clone, Debug)]
 pub struct AgentConfig {
     pub interfaces: Vec<String>,
+    /// `auto`, `native` or `generic`.
+    pub xdp_mode: &'static str,
     pub socket: PathBuf,
     pub http: SocketAddr,
     pub services: Vec<Service>,
@@ -24,6 +26,8 @@ pub struct Service {
     pub port: u16,
     /// `nat` or `dsr-l2`.
     pub mode: &'static str,
+    /// `translate` or `keep`.
+    pub source: &'static str,
     /// `none` or `client-ip`.
     pub affinity: &'static str,
     pub health: Option<Health>,
@@ -54,6 +58,8 @@ impl Health {
 pub struct Backend {
     pub address: SocketAddr,
     pub weight: u32,
+    /// `active`, `draining` or `disabled`.
+    pub state: &'static str,
 }
 
 impl AgentConfig {
@@ -69,11 +75,13 @@ impl AgentConfig {
             vips: VIPS.to_vec(),
             port: 80,
             mode: bed.mode(),
+            source: "translate",
             affinity: "none",
             health: Some(health),
             backends,
         };
         Self {
+            xdp_mode: "auto",
             interfaces: bed.interfaces().iter().map(|name| (*name).to_owned()).collect(),
             socket: bed.dir().join("agent.sock"),
             http: SocketAddr::from(([127, 0, 0, 1], 9560)),
@@ -89,6 +97,7 @@ impl AgentConfig {
             vips: VIPS.to_vec(),
             port: 5201,
             mode: bed.mode(),
+            source: "translate",
             affinity: "client-ip",
             health: None,
             backends: VIPS
@@ -103,7 +112,7 @@ impl AgentConfig {
 
 impl Backend {
     pub fn new(address: SocketAddr) -> Self {
-        Self { address, weight: 1 }
+        Self { address, weight: 1, state: "active" }
     }
 }
 
@@ -121,6 +130,7 @@ impl fmt::Display for AgentConfig {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "version: 1")?;
         writeln!(f, "interfaces: [{}]", self.interfaces.join(", "))?;
+        writeln!(f, "xdpMode: {}", self.xdp_mode)?;
         writeln!(f, "admin: {{ socket: {}, http: \"{}\" }}", self.socket.display(), self.http)?;
         writeln!(f, "services:")?;
         for service in &self.services {
@@ -129,6 +139,9 @@ impl fmt::Display for AgentConfig {
             writeln!(f, "    vips: [{}]", vips.join(", "))?;
             writeln!(f, "    port: {}", service.port)?;
             writeln!(f, "    mode: {}", service.mode)?;
+            if service.mode == "nat" {
+                writeln!(f, "    source: {}", service.source)?;
+            }
             writeln!(f, "    affinity: {}", service.affinity)?;
             if let Some(Health { interval, timeout, fall, rise }) = service.health {
                 let (interval, timeout) = (interval.as_millis(), timeout.as_millis());
@@ -136,9 +149,9 @@ impl fmt::Display for AgentConfig {
                 writeln!(f, "fall: {fall}, rise: {rise} }}")?;
             }
             writeln!(f, "    backends:")?;
-            for Backend { address, weight } in &service.backends {
+            for Backend { address, weight, state } in &service.backends {
                 let (ip, port) = (address.ip(), address.port());
-                writeln!(f, "      - {{ address: \"{ip}\", port: {port}, weight: {weight} }}")?;
+                writeln!(f, "      - {{ address: \"{ip}\", port: {port}, weight: {weight}, state: {state} }}")?;
             }
         }
         Ok(())

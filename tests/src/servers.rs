@@ -15,7 +15,7 @@ use crate::{
     process::{Running, wait_for},
 };
 
-/// A web server that answers with its name (`s1`) and the number it was asked for (`/?n=7` → `s1 7`), `/healthz` with `ok`, and
+/// A web server that answers with its name (`s1`) and the number it was asked for (`/?n=7` → `s1 7`), `/healthz` with `ok`, `/who` with the client's address, and
 /// serves the bed's files under `/files/`.
 pub struct Nginx {
     pub name: String,
@@ -92,6 +92,7 @@ http {
         listen [::]:8080 ipv6only=on backlog=4096;
         default_type text/plain;
         location = / { return 200 "NAME $arg_n\n"; }
+        location = /who { return 200 "$remote_addr\n"; }
         location = /healthz { return 200 "ok\n"; }
         location /files/ { alias FILES/; }
     }

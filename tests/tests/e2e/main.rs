@@ -2,6 +2,7 @@
 
 mod agent;
 mod bed;
+mod modes;
 mod scene;
 mod stack;
 mod traffic;
