@@ -44,6 +44,9 @@ pub const NAT_FIN_BACKEND: u32 = 16;
 /// A RST passed, and no packet since; set in the entries of both directions.
 pub const NAT_RESET: u32 = 32;
 
+/// The client was the first to say FIN: its backend keeps no TIME_WAIT; set in the entries of both directions.
+pub const NAT_CLIENT_FIRST: u32 = 64;
+
 /// Whether both ends have said FIN.
 #[inline(always)]
 pub const fn is_finished(flags: u32) -> bool {

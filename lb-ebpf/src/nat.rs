@@ -4,8 +4,8 @@ use lb_common::{
     backend::Backend,
     flow::Addr,
     nat::{
-        NAT_ANSWERED, NAT_ESTABLISHED, NAT_FIN_BACKEND, NAT_FIN_CLIENT, NAT_FORWARD, NAT_RESET, NatEntry, is_closing,
-        is_finished,
+        NAT_ANSWERED, NAT_CLIENT_FIRST, NAT_ESTABLISHED, NAT_FIN_BACKEND, NAT_FIN_CLIENT, NAT_FORWARD, NAT_RESET,
+        NatEntry, is_closing, is_finished,
     },
     service::Service,
     settings::Settings,
@@ -285,7 +285,8 @@ fn follow<V: Family, F: Frame>(
         match work.direction {
             Direction::ToClient => mark::<V>(table, entry, NAT_FIN_BACKEND, work),
             Direction::ToBackend => {
-                mark::<V>(table, entry, NAT_FIN_CLIENT, work);
+                let first = if seen.flags & NAT_FIN_BACKEND == 0 { NAT_CLIENT_FIRST } else { 0 };
+                mark::<V>(table, entry, NAT_FIN_CLIENT | first, work);
                 // What a new SYN must exceed stands where a search for a free port looks: in the entry of the way back.
                 work.back = seen.peer();
                 if let Some(peer) = table.find(&work.back) {

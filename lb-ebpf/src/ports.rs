@@ -3,7 +3,7 @@
 use lb_common::{
     backend::Backend,
     flow::Addr,
-    nat::{NAT_FORWARD, NatEntry, is_closing, is_finished},
+    nat::{NAT_CLIENT_FIRST, NAT_FORWARD, NatEntry, is_closing, is_finished},
     verdict::{EVENT_CLOSED_REUSED, EVENT_HALF_OPEN_STOLEN, Reason},
 };
 
@@ -19,8 +19,9 @@ use crate::{
 };
 
 /// Tuples that are tried before the best of those in use is taken, or the SYN refused.
-const PROBES: u32 = 8;
-/// A half-open flow is left alone for so long before a newer one may take its port.
+const PROBES: u32 = 12;
+/// A half-open flow is left alone for so long before a newer one may take its port, and so is a finished one whose backend keeps no TIME_WAIT:
+/// its last acknowledgement may have to be sent again.
 const STEAL_AFTER_NS: u64 = 1_000_000_000;
 
 /// What holds the tuple that a backend would answer to, and since when.
@@ -170,7 +171,10 @@ fn look_up<V: Family>(now: &Now, work: &mut Work<V::Addr>) -> u32 {
     if let Some(entry) = V::half_open().find(&work.back) {
         // SAFETY: as above.
         let seen = unsafe { &*entry };
-        if nat::is_fresh(now, seen) {
+        let has_ended = seen.flags & NAT_CLIENT_FIRST != 0
+            && is_finished(seen.flags)
+            && now.time_ns.wrapping_sub(seen.last_seen_ns) > STEAL_AFTER_NS;
+        if nat::is_fresh(now, seen) && !has_ended {
             work.entry.last_seen_ns = seen.last_seen_ns;
             work.entry.sequence = seen.sequence;
             work.entry.timestamp = seen.timestamp;
@@ -181,12 +185,15 @@ fn look_up<V: Family>(now: &Now, work: &mut Work<V::Addr>) -> u32 {
     NOBODY
 }
 
-/// Whether a backend in TIME_WAIT lets this SYN in (RFC 6191; Linux's `tcp_timewait_state_process`): its sequence number is after the
-/// last one, and so is its timestamp, for an older one would be refused before.
+/// Whether a backend in TIME_WAIT lets this SYN in (RFC 6191, section 2; Linux's `tcp_timewait_state_process`): by its timestamp if both connections
+/// have one, else, or if that is the same, by its sequence number.
 #[inline(always)]
 fn is_let_in(tcp: &Tcp, sequence: u32, timestamp: u32) -> bool {
     let after = |new: u32, old: u32| (new.wrapping_sub(old) as i32) > 0;
-    (sequence == 0 || after(tcp.sequence, sequence)) && (timestamp == 0 || after(tcp.timestamp, timestamp))
+    if timestamp != 0 && tcp.timestamp != 0 && timestamp != tcp.timestamp {
+        return after(tcp.timestamp, timestamp);
+    }
+    sequence == 0 || after(tcp.sequence, sequence)
 }
 
 /// Removes the flow that holds the tuple `work.back`, from both tables.

@@ -38,15 +38,15 @@ fn is_refused(ran: &Ran, syn: &Segment) {
     ran.is(Action::Tx, Reason::PortsExhausted, &reset_of(syn).frame());
 }
 
-/// Opens, closes from both ends; the client's last sequence number and timestamp are `sequence` and `timestamp`.
+/// Opens, closes from both ends, the backend first, so that it keeps TIME_WAIT; the client's last sequence number and timestamp are `sequence` and `timestamp`.
 #[track_caller]
 fn open_and_close(rig: &mut Rig, talk: Talk, sequence: u32, timestamp: u32) -> Talk {
     let talk = open(rig, talk, &talk.ask(SYN));
     talk.reply(rig, &talk.answer(SYN | ACK));
     talk.send(rig, &talk.ask(ACK));
-    let fin = talk.ask(FIN | ACK).sequence(sequence - 1, SERVER_SEQUENCE + 1);
-    talk.send(rig, &if timestamp == 0 { fin } else { fin.timestamp(timestamp) });
     talk.reply(rig, &talk.answer(FIN | ACK));
+    let fin = talk.ask(FIN | ACK).sequence(sequence.wrapping_sub(1), SERVER_SEQUENCE + 2);
+    talk.send(rig, &if timestamp == 0 { fin } else { fin.timestamp(timestamp) });
     talk
 }
 
@@ -163,7 +163,7 @@ fn closed_tuple_is_taken_only_by_a_syn_that_time_wait_lets_in() {
     rig(|rig| {
         for family in Family::BOTH {
             // (last sequence, last timestamp, the SYN's sequence, its timestamp, whether it is let in)
-            let cases: [(u32, u32, u32, u32, bool); 12] = [
+            let cases: [(u32, u32, u32, u32, bool); 14] = [
                 (5000, 0, 5001, 0, true),
                 (5000, 0, 5000, 0, false),
                 (5000, 0, 4999, 0, false),
@@ -171,10 +171,12 @@ fn closed_tuple_is_taken_only_by_a_syn_that_time_wait_lets_in() {
                 (0xffff_fff0, 0, 0x10, 0, true),
                 (0x10, 0, 0xffff_fff0, 0, false),
                 (5000, 100, 5001, 101, true),
-                (5000, 100, 5001, 100, false),
+                (5000, 100, 5001, 100, true),
                 (5000, 100, 5001, 99, false),
-                (5000, 100, 4999, 101, false),
-                (5000, 100, 5001, 0, false),
+                (5000, 100, 4999, 101, true),
+                (5000, 100, 5001, 0, true),
+                (5000, 100, 4999, 0, false),
+                (5000, 100, 4999, 100, false),
                 (5000, 0xffff_ffff, 5001, 5, true),
             ];
             for case in cases {
@@ -200,6 +202,29 @@ fn closed_tuple_is_taken_only_by_a_syn_that_time_wait_lets_in() {
                     assert_eq!(rig.counts(family), (2, 0), "{case:?}");
                 }
             }
+        }
+    });
+}
+
+#[test]
+fn tuple_that_the_client_closed_first_is_free_after_a_second() {
+    rig(|rig| {
+        for family in Family::BOTH {
+            pool(rig, family, 2000, 2000);
+            let old = open(rig, from_port(family, 40_000), &from_port(family, 40_000).ask(SYN));
+            old.reply(rig, &old.answer(SYN | ACK));
+            old.send(rig, &old.ask(ACK));
+            old.send(rig, &old.ask(FIN | ACK).sequence(5000, SERVER_SEQUENCE + 1));
+            old.reply(rig, &old.answer(FIN | ACK));
+            let mut new = from_port(family, 40_001);
+            // Older in sequence: a TIME_WAIT would not let it in, and its backend's last acknowledgement may still be under way.
+            let syn = new.ask(SYN).sequence(4000, 0);
+            is_refused(&new.show(rig, &syn), &syn);
+            rig.age(family, Table::HalfOpen, 2);
+            let ran = new.show(rig, &syn);
+            new.snat = old.snat;
+            assert_eq!(ran.differs(Action::Redirect, &["to_backend"], Some(&new.asked(&syn).frame())), "");
+            assert_eq!(rig.flow(family, Table::HalfOpen, old.forward()), None);
         }
     });
 }
