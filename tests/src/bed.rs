@@ -4,6 +4,7 @@ use std::{
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
+    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use anyhow::{Context, Result};
@@ -46,12 +47,29 @@ pub struct Bed {
     /// `s1`, `s2`, ...: see [`server_v4`] and [`server_v6`].
     pub servers: Vec<Netns>,
     kept: bool,
+    /// Released when the rest is gone.
+    _turn: Option<MutexGuard<'static, ()>>,
 }
 
+/// Two beds would share the processors and blur what is counted by time, so tests that run at once take turns.
+static TURN: Mutex<()> = Mutex::new(());
+
 impl Bed {
+    /// Waits until this process has no other bed.
     pub fn new(layout: Layout, servers: u16) -> Result<Self> {
+        // A test that failed with its bed has poisoned the lock, and dropped the bed all the same.
+        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+        Self::in_turn(layout, servers, Some(turn))
+    }
+
+    /// A second bed, for comparison.
+    pub fn beside(other: &Bed, servers: u16) -> Result<Self> {
+        Self::in_turn(other.layout, servers, None)
+    }
+
+    fn in_turn(layout: Layout, servers: u16, turn: Option<MutexGuard<'static, ()>>) -> Result<Self> {
         let id = leftovers::new_id()?;
-        let made = Self::make(&id, layout, servers);
+        let made = Self::make(&id, layout, servers, turn);
         if made.is_err()
             && let Err(error) = leftovers::remove(&id)
         {
@@ -62,7 +80,7 @@ impl Bed {
         Ok(bed)
     }
 
-    fn make(id: &str, layout: Layout, servers: u16) -> Result<Self> {
+    fn make(id: &str, layout: Layout, servers: u16, turn: Option<MutexGuard<'static, ()>>) -> Result<Self> {
         let dir = leftovers::run_dir(id);
         for part in ["bpf", "state", "files"] {
             fs::create_dir_all(dir.join(part)).with_context(|| format!("can't make {}", dir.join(part).display()))?;
@@ -80,6 +98,7 @@ impl Bed {
             switch: add("switch")?,
             servers: (1..=servers).map(|number| add(&format!("s{number}"))).collect::<Result<_>>()?,
             kept: false,
+            _turn: turn,
         })
     }
 
