@@ -1,6 +1,6 @@
 //! Other settings than those of most tests: the client's address kept, a server on the balancer itself, generic XDP, disabled servers.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, process::Command, time::Duration};
 
 use anyhow::Result;
 use weir_tests::{
@@ -11,7 +11,7 @@ use weir_tests::{
     process::wait_for,
     servers::Nginx,
     tally::{Tally, begun_between, expect_no_failure},
-    tools::{curl, url},
+    tools::{curl, sha256_of_file, sha256_of_url, url},
     witness::Witness,
 };
 
@@ -72,8 +72,15 @@ fn nat_works_with_generic_xdp() -> Result<()> {
     let scene = Scene::with(bed, &config)?;
     let links = weir_tests::process::check(scene.bed.lb.command("ip").args(["link"]))?;
     assert!(links.contains("xdpgeneric"), "{links}");
+    let file = scene.bed.dir().join("files/large");
+    let script = "head --bytes=64M /dev/urandom > \"$0\"";
+    weir_tests::process::check(Command::new("bash").args(["-c", script]).arg(&file))?;
     let load = scene.load()?;
-    seconds(3.0);
+    for vip in VIPS {
+        let got = sha256_of_url(&scene.bed.client, &url((vip, 80).into(), "/files/large"))?;
+        assert_eq!(got, sha256_of_file(&file)?, "{vip}");
+    }
+    seconds(2.0);
     stop_without_failure(load)
 }
 
