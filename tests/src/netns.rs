@@ -38,7 +38,7 @@ impl Netns {
     /// `ip` in this namespace, one command a line.
     pub fn ip(&self, lines: &str) -> Result<()> {
         for line in lines.lines().map(str::trim).filter(|line| !line.is_empty()) {
-            check(Command::new("ip").args(["-n", &self.name]).args(line.split_whitespace()))?;
+            check(self.command("ip").args(line.split_whitespace()))?;
         }
         Ok(())
     }
