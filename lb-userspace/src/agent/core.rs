@@ -335,6 +335,10 @@ impl Agent {
             self.samples.add(sample);
         }
         self.become_ready();
+        if reads {
+            // Judged also when nobody asks, so that the state is as old as it says.
+            drop(self.snapshot());
+        }
     }
 
     /// Ready: the maps written, the hooks attached, and a verdict on every backend, or time enough for one.

@@ -23,7 +23,12 @@ impl Agent {
         interfaces: &[InterfaceView],
         sample: Option<&Sample>,
     ) -> Status {
-        let (state, reasons) = self.judge(services, backends, interfaces);
+        let tables = self.tables(sample);
+        let nat = self.nat(backends, sample);
+        let (state, mut reasons) = self.judge(services, backends, interfaces);
+        let tight = shortages(&tables);
+        let state = if tight.is_empty() { state } else { state.max(Overall::Degraded) };
+        reasons.extend(tight);
         if self.overall.0 != state {
             self.overall = (state, unix_now());
         }
@@ -40,8 +45,8 @@ impl Agent {
             started_at: self.started_at,
             config: self.config_status.clone(),
             backends: totals(backends),
-            tables: self.tables(sample),
-            nat: self.nat(backends, sample),
+            tables,
+            nat,
             sync: self.sync.clone(),
             findings: self.examination.findings.borrow().clone(),
         }
@@ -147,6 +152,21 @@ impl Agent {
     }
 }
 
+/// The share in use from which a table is worth a look.
+const TIGHT: f64 = 0.9;
+
+/// The tables of established flows that are nearly full, one sentence each. The half-open ones make room themselves, and what configuration fills is
+/// refused before it is too much.
+fn shortages(tables: &[TableView]) -> Vec<String> {
+    let of_flows = [map::NAT_ESTABLISHED_V4, map::NAT_ESTABLISHED_V6];
+    tables
+        .iter()
+        .filter(|table| of_flows.contains(&table.map.as_str()))
+        .filter(|table| table.entries as f64 > TIGHT * table.max_entries as f64)
+        .map(|table| format!("table {} is nearly full: {} of {} entries", table.map, table.entries, table.max_entries))
+        .collect()
+}
+
 fn totals(backends: &[BackendView]) -> BackendTotals {
     let count = |fits: &dyn Fn(&BackendView) -> bool| backends.iter().filter(|backend| fits(backend)).count() as u32;
     let active = |backend: &BackendView| backend.admin == AdminState::Active;
@@ -157,5 +177,19 @@ fn totals(backends: &[BackendView]) -> BackendTotals {
         unknown: count(&|backend| active(backend) && backend.health == Health::Unknown && !backend.eligible),
         draining: count(&|backend| backend.admin == AdminState::Draining),
         disabled: count(&|backend| backend.admin == AdminState::Disabled),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn full_table_of_established_flows_is_said_and_one_that_makes_room_may_be_full() {
+        let table =
+            |map: &str, entries| TableView { map: map.to_owned(), entries, max_entries: 100, insert_failures: 0 };
+        let tables = [table(map::NAT_HALF_OPEN_V4, 100), table(map::NAT_ESTABLISHED_V6, 91), table(map::RINGS, 100)];
+        assert_eq!(shortages(&tables), ["table NAT_ESTABLISHED_V6 is nearly full: 91 of 100 entries"]);
+        assert_eq!(shortages(&[table(map::NAT_ESTABLISHED_V4, 90)]), Vec::<String>::new());
     }
 }
