@@ -8,7 +8,10 @@ use super::{
     client::{Client, Failure},
     output,
 };
-use crate::{api::types::Status, dataplane};
+use crate::{
+    api::types::Status,
+    dataplane::{self, interfaces::Netlink},
+};
 
 /// Detach the programs and remove the maps; every connection through Weir ends
 ///
@@ -31,7 +34,10 @@ impl Cleanup {
         if !self.force {
             refuse_beside_an_agent(client).await?;
         }
-        let done = dataplane::pins::cleanup(&self.pin_dir)?;
+        let mut done = dataplane::pins::cleanup(&self.pin_dir)?;
+        // The kernel would go on asking for the backends for ever.
+        let neighbours = Netlink::connect()?.forget_neighbours().await?;
+        done.extend(neighbours.iter().map(|(_, address)| format!("no longer kept resolved: neighbour {address}")));
         if done.is_empty() {
             output::print(&format!("nothing to clean up in {}\n", self.pin_dir.display()))?;
         }

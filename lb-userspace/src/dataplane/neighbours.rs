@@ -65,6 +65,18 @@ impl Netlink {
         Ok(found)
     }
 
+    /// Takes all of ours away, for `weir cleanup`; returns which they were.
+    pub async fn forget_neighbours(&self) -> Result<BTreeSet<NextHop>, NetlinkError> {
+        let mut forgotten = BTreeSet::new();
+        for (next_hop, entry) in self.neighbours().await? {
+            if entry.is_ours {
+                self.forget(next_hop, entry.message).await?;
+                forgotten.insert(next_hop);
+            }
+        }
+        Ok(forgotten)
+    }
+
     /// Those of `wanted` that have no link-layer address now. Changes nothing.
     pub async fn unresolved(&self, wanted: &BTreeSet<NextHop>) -> Result<BTreeSet<NextHop>, NetlinkError> {
         let entries = self.neighbours().await?;

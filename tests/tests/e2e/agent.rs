@@ -196,6 +196,8 @@ fn cleanup_takes_all_away_and_leaves_a_plain_router() -> Result<()> {
     assert!(!scene.agent.pin_dir.exists(), "{} is still there", scene.agent.pin_dir.display());
     let links = check(scene.bed.lb.command("ip").args(["-details", "link"]))?;
     assert!(!links.contains("xdp"), "{links}");
+    let neighbours = check(scene.bed.lb.command("ip").args(["neigh", "show"]))?;
+    assert!(!neighbours.contains("managed"), "the kernel still keeps them resolved: {neighbours}");
     assert_eq!(curl(&scene.bed.client, &url(scene.bed.backend(1, VIPS[0]), "/?n=2"))?, "s1 2\n");
     let gone = output(scene.bed.client.command("curl").args(["--silent", "--max-time", "1", &vip]))?;
     assert!(!gone.status.success());
