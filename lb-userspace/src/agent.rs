@@ -15,7 +15,10 @@ mod snapshot;
 mod supervisor;
 mod wanted;
 
-use std::{path::PathBuf, sync::Arc};
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use anyhow::Context as _;
 use tokio::{
@@ -27,11 +30,11 @@ use tracing::{error, info, warn};
 
 use self::core::{Agent, Parts};
 use crate::{
-    api::{HttpServer, SocketServer, handle::AgentHandle},
+    api::{HttpServer, SocketServer, handle::AgentHandle, types::Severity},
     config::Config,
     dataplane::{
         flows::boottime_ns,
-        load::{BpfLog, DataPath},
+        load::{BpfLog, DataPath, LoadError},
         maps::Maps,
         stats::Counters,
     },
@@ -120,7 +123,10 @@ async fn prepare(
         Some(address) => Some(HttpServer::bind(address).await?),
         None => None,
     };
-    let mut data_path = DataPath::open(&options.pin_dir, options.bpf_log)?;
+    let mut data_path = match DataPath::open(&options.pin_dir, options.bpf_log) {
+        Ok(data_path) => data_path,
+        Err(error) => return Err(explained(&error, config, &options.pin_dir).await),
+    };
     if options.bpf_log != BpfLog::Off {
         data_path.forward_log();
     }
@@ -177,6 +183,17 @@ async fn prepare(
         now_ns: boottime_ns(),
     };
     Ok(Agent::new(parts))
+}
+
+/// The error with what is wrong on the machine, which may be its cause: a missing capability reaches us as a mere "not permitted".
+async fn explained(error: &LoadError, config: &Config, pin_dir: &Path) -> anyhow::Error {
+    let mut text = error.to_string();
+    for finding in crate::dataplane::doctor::findings(Some(config), pin_dir).await {
+        if finding.severity == Severity::Error {
+            text.push_str(&format!("\n  {}: {}; {}", finding.check, finding.message, finding.remedy));
+        }
+    }
+    anyhow::anyhow!(text)
 }
 
 /// The tasks beside the agent's own; one that ends before it is told to takes the agent with it.
