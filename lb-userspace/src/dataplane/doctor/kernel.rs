@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use aya::util::KernelVersion;
+use lb_common::limits::map;
 
 use super::{error, ok, sysctl, warning};
 use crate::{api::types::Finding, dataplane::load};
@@ -13,7 +14,25 @@ const CAPABILITIES: [(&str, u32); 4] = [("NET_ADMIN", 12), ("NET_RAW", 13), ("PE
 const SYS_ADMIN: u32 = 21;
 
 pub(super) fn findings(pin_dir: &Path) -> Vec<Finding> {
-    vec![bpffs(pin_dir), capabilities(), version(), btf(), jit()]
+    let mut findings = vec![bpffs(pin_dir), capabilities(), version(), btf(), jit()];
+    findings.extend(pins(pin_dir));
+    findings
+}
+
+/// Pins of maps that somebody deleted beside others that are there: the running data path keeps its maps, the next one would begin with empty ones.
+fn pins(pin_dir: &Path) -> Option<Finding> {
+    let (there, gone): (Vec<&str>, Vec<&str>) = map::PINNED.iter().partition(|name| pin_dir.join(name).exists());
+    if there.is_empty() {
+        return None;
+    }
+    if gone.is_empty() {
+        return Some(ok("pins", format!("every map is pinned in {}", pin_dir.display())));
+    }
+    Some(error(
+        "pins",
+        format!("{} gone from {}: the agent's next start begins with empty ones", gone.join(", "), pin_dir.display()),
+        "leave the agent running until connections may be lost; then stop it, `weir cleanup`, and start it",
+    ))
 }
 
 fn bpffs(pin_dir: &Path) -> Finding {
@@ -90,6 +109,21 @@ fn jit() -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::api::types::Severity;
+
+    #[test]
+    fn deleted_pin_beside_others_is_an_error_and_none_at_all_is_nothing() {
+        let directory = tempfile::tempdir().unwrap();
+        assert!(pins(directory.path()).is_none());
+        for name in map::PINNED {
+            std::fs::write(directory.path().join(name), "").unwrap();
+        }
+        assert_eq!(pins(directory.path()).unwrap().severity, Severity::Ok);
+        std::fs::remove_file(directory.path().join(map::BACKENDS)).unwrap();
+        let found = pins(directory.path()).unwrap();
+        assert_eq!(found.severity, Severity::Error);
+        assert!(found.message.contains(map::BACKENDS), "{}", found.message);
+    }
 
     #[test]
     fn capabilities_that_are_missing_are_named() {
