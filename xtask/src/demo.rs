@@ -25,22 +25,24 @@ pub struct Arguments {
 }
 
 pub fn run_demo(arguments: &Arguments) -> Result<()> {
+    let flags = [(arguments.json, "--json"), (arguments.keep, "--keep"), (arguments.clean, "--clean")];
+    let given = flags.into_iter().filter(|(given, _)| *given).map(|(_, flag)| flag.to_owned());
+    hand_over("demo", given)
+}
+
+/// Builds what a program of the crate `weir-tests` needs, and becomes that program.
+pub fn hand_over(program: &str, arguments: impl IntoIterator<Item = String>) -> Result<()> {
     if !exec::is_root() {
-        bail!("the demo makes network namespaces and loads BPF programs: run it as root");
+        bail!("{program} makes network namespaces and loads BPF programs: run it as root");
     }
     setup::programs()?;
     ebpf::build()?;
     run(&mut host_cargo(["build", "-p", "lb-userspace", "-p", "weir-tests", "--bins"]))?;
-    let demo = exec::target().join("debug/demo");
-    say("demo", demo.display());
-    let mut command = std::process::Command::new(&demo);
-    for (given, flag) in [(arguments.json, "--json"), (arguments.keep, "--keep"), (arguments.clean, "--clean")] {
-        if given {
-            command.arg(flag);
-        }
-    }
-    command.env("PATH", exec::path_with_sbin()?);
-    // Replaced by the demo, so that its exit status and signals are the command's own.
+    let path = exec::target().join("debug").join(program);
+    say(program, path.display());
+    let mut command = std::process::Command::new(&path);
+    command.args(arguments).env("PATH", exec::path_with_sbin()?);
+    // Replaced by it, so that its exit status and signals are the command's own.
     Err(command.env("WEIR_BIN", exec::target().join("debug/weir")).exec())
-        .with_context(|| format!("can't start {}", demo.display()))
+        .with_context(|| format!("can't start {}", path.display()))
 }

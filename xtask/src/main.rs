@@ -49,10 +49,23 @@ enum Command {
     },
     /// Show Weir at work: a client, a balancer and three servers in network namespaces, real HTTP. Needs root.
     Demo(demo::Arguments),
+    /// Measure; prints ratios, judges nothing. Needs root.
+    #[command(subcommand)]
+    Bench(Bench),
     /// Run the tests; all suites if none is named. `packet` and `e2e` need root.
     Test(suites::Arguments),
     /// Check the format, and lint for the host and for the BPF target.
     Lint,
+}
+
+#[derive(Subcommand)]
+enum Bench {
+    /// wrk through `nat` against wrk through a plain router, on beds alike that take turns.
+    Http {
+        /// Handed on: `--rounds N`, `--seconds N`, `--connections N`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
 }
 
 impl Command {
@@ -62,6 +75,7 @@ impl Command {
             Command::BuildEbpf => ebpf::build().map(drop),
             Command::Build { release } => build(release),
             Command::Demo(arguments) => demo::run_demo(&arguments),
+            Command::Bench(Bench::Http { arguments }) => demo::hand_over("compare", arguments),
             Command::Test(arguments) => suites::run_suites(&arguments),
             Command::Lint => lint::run_all(),
         }

@@ -83,7 +83,11 @@ impl Pin {
     /// Detaches it and removes the pin; says what was done.
     pub fn release(self, pin_dir: &Path) -> Result<String, LoadError> {
         let path = self.path(pin_dir);
-        let interface = if_indextoname(self.ifindex).ok().map(|name| name.to_string_lossy().into_owned());
+        let interface = if_indextoname(self.ifindex)
+            .ok()
+            .map(|name| name.to_string_lossy().into_owned())
+            // So it is for an interface that is on its way out.
+            .filter(|name| !name.is_empty());
         let direction = match self.kind {
             PinKind::FilterIngress => Some(TcAttachType::Ingress),
             PinKind::FilterEgress => Some(TcAttachType::Egress),
