@@ -74,16 +74,9 @@ pub fn sha256_of_file(path: &std::path::Path) -> Result<String> {
     first_word(&check(std::process::Command::new("sha256sum").arg(path))?)
 }
 
-/// `http://192.0.2.10/` or `http://[2001:db8::10]/`, with the port where it isn't 80.
+/// `http://192.0.2.10:80/` or `http://[2001:db8::10]:80/`; always with the port, for which wrk would want /etc/services.
 pub fn url(address: SocketAddr, path: &str) -> String {
-    let host = match address.ip() {
-        IpAddr::V4(v4) => v4.to_string(),
-        IpAddr::V6(v6) => format!("[{v6}]"),
-    };
-    match address.port() {
-        80 => format!("http://{host}{path}"),
-        port => format!("http://{host}:{port}{path}"),
-    }
+    format!("http://{address}{path}")
 }
 
 fn first_word(text: &str) -> Result<String> {
