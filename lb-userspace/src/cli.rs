@@ -53,7 +53,8 @@ struct Cli {
 
 const EXAMPLES: &str = "\
 Examples:
-  weir config init > /etc/weir/weir.yaml      a commented configuration to begin with
+  (umask 077; weir config init > /etc/weir/weir.yaml)
+                                              a commented configuration to begin with
   weir doctor                                 what this machine lacks, and how to mend it
   weir status                                 is all well? exits with 0, 1 or 2: ok, degraded, down
   weir get backends web --watch               the backends of a service, every 2 seconds

@@ -18,7 +18,7 @@ pub const DEFAULT_CONFIG: &str = "/etc/weir/weir.yaml";
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
-  weir config init > /etc/weir/weir.yaml
+  (umask 077; weir config init > /etc/weir/weir.yaml)
   weir config check /etc/weir/weir.yaml
   weir config schema > weir.schema.json")]
 pub struct Config {
@@ -50,7 +50,7 @@ struct Check {
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
-  weir config init > /etc/weir/weir.yaml")]
+  (umask 077; weir config init > /etc/weir/weir.yaml)")]
 struct Init {}
 
 /// Print the JSON schema of the file, for editors and checkers

@@ -120,7 +120,7 @@ fn drain(stage: &mut Stage) -> Result<Step> {
             family.problems.push("the old connections of s3 stand still".to_owned());
         }
     }
-    Ok(step.done("none to s3"))
+    Ok(step.done("none to s3 that was begun after the command"))
 }
 
 fn undrain(stage: &mut Stage) -> Result<Step> {
