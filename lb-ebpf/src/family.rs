@@ -27,7 +27,6 @@ pub trait Family: 'static {
     type Addr: Addr + 'static;
     /// The fixed part of its header.
     type Header;
-    const AF: u8;
     /// Its ICMP's protocol number.
     const ICMP: u8;
     /// Whether a checksum guards the IP header, and whether addresses count in ICMP's.
@@ -64,7 +63,6 @@ pub struct V6;
 impl Family for V4 {
     type Addr = V4Addr;
     type Header = Ipv4Hdr;
-    const AF: u8 = AF_INET;
     const ICMP: u8 = parse::PROTOCOL_ICMP;
     const IS_V4: bool = true;
     const SRC: usize = offset_of!(Ipv4Hdr, src_addr);
@@ -138,7 +136,6 @@ impl Family for V4 {
 impl Family for V6 {
     type Addr = V6Addr;
     type Header = Ipv6Hdr;
-    const AF: u8 = AF_INET6;
     const ICMP: u8 = parse::PROTOCOL_ICMPV6;
     const IS_V4: bool = false;
     const SRC: usize = offset_of!(Ipv6Hdr, src_addr);

@@ -2,7 +2,7 @@
 
 use core::mem::offset_of;
 
-use aya_ebpf::{EbpfContext, bindings::BPF_F_PSEUDO_HDR, programs::TcContext};
+use aya_ebpf::{bindings::BPF_F_PSEUDO_HDR, programs::TcContext};
 use lb_common::{
     checksum::{Delta, fold},
     flow::Flow,
@@ -96,10 +96,4 @@ pub fn age_by_helpers<V: Family>(skb: &TcContext, l3: usize) -> Option<()> {
         skb.l3_csum_replace(l3.wrapping_add(V4_CHECKSUM), word(ttl), word(aged), 2).ok()?;
     }
     skb.store(at, &aged, 0).ok()
-}
-
-/// The context that helpers want.
-#[inline(always)]
-pub fn raw<C: EbpfContext>(context: &C) -> *mut core::ffi::c_void {
-    context.as_ptr()
 }
