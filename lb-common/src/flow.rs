@@ -18,6 +18,8 @@ pub trait Addr: Copy + Eq + Hash + Debug + Sized {
     /// Its first 4 or 16 bytes, as maps of both families hold it: see [`AnyAddr`].
     fn from_any(any: &AnyAddr) -> Self;
     fn to_any(self) -> AnyAddr;
+    /// A number of which the high bits differ for near addresses: see [`crate::filter`].
+    fn scatter(&self) -> u32;
     /// The one's complement sum of its words, for checksums (see [`crate::checksum`]).
     fn sum(self) -> u64;
     /// The same address, read word by word: from one map value to another, a copy as a whole becomes a call of `memmove`, byte by byte.
@@ -169,6 +171,11 @@ impl Addr for V4Addr {
     }
 
     #[inline(always)]
+    fn scatter(&self) -> u32 {
+        self.wrapping_mul(SCATTER)
+    }
+
+    #[inline(always)]
     fn sum(self) -> u64 {
         self as u64
     }
@@ -203,6 +210,15 @@ impl Addr for V6Addr {
     }
 
     #[inline(always)]
+    fn scatter(&self) -> u32 {
+        let [a, b, c, d] = self;
+        a.wrapping_add(b.wrapping_mul(0x85eb_ca6b))
+            .wrapping_add(c.wrapping_mul(0xc2b2_ae35))
+            .wrapping_add(*d)
+            .wrapping_mul(SCATTER)
+    }
+
+    #[inline(always)]
     fn sum(self) -> u64 {
         let [a, b, c, d] = self;
         a as u64 + b as u64 + c as u64 + d as u64
@@ -214,6 +230,9 @@ impl Addr for V6Addr {
         [*a, *b, *c, *d]
     }
 }
+
+/// 2^32 over the golden ratio (Knuth, TAOCP 6.4).
+const SCATTER: u32 = 0x9e37_79b1;
 
 #[inline(always)]
 fn ports<A>(flow: &Flow<A>) -> u32 {

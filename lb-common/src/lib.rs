@@ -9,8 +9,14 @@
     deny(clippy::indexing_slicing, reason = "this code also runs in the kernel, where a panic cannot be")
 )]
 
+/// Whether this is the build of the test of upgrades, in which members of the shared types lie elsewhere.
+pub const OTHER_LAYOUT: bool = cfg!(feature = "other-layout");
+
 pub mod backend;
+pub mod bench;
 pub mod checksum;
+pub mod exception;
+pub mod filter;
 pub mod flow;
 pub mod hash;
 pub mod limits;
@@ -19,4 +25,6 @@ pub mod ports;
 pub mod service;
 pub mod settings;
 pub mod slot;
+pub mod syn;
+pub mod trace;
 pub mod verdict;

@@ -14,6 +14,20 @@ pub const MAX_SNAT_ADDRESSES: u32 = 256;
 pub const MAX_NAT_ESTABLISHED: u32 = 1 << 18;
 /// Entries of `NAT_HALF_OPEN_*`, two for each flow.
 pub const MAX_NAT_HALF_OPEN: u32 = 1 << 17;
+/// Entries of `ESTABLISHED_*`: confirmed exceptions of DSR services; the default.
+pub const MAX_ESTABLISHED: u32 = 1 << 17;
+/// Entries of `HALF_OPEN_*`; the default.
+pub const MAX_HALF_OPEN: u32 = 1 << 17;
+/// Entries of `SEEN_*`; the default. No more than `ESTABLISHED_*` has: what is seen is to become established.
+pub const MAX_SEEN: u32 = 1 << 17;
+/// Words of `SYNS`; a power of two. 1 MiB stays in a core's cache.
+pub const SYNS_LEN: u32 = 1 << 17;
+/// Entries of `REFUSALS`: VIPs times the reasons that occur at them.
+pub const MAX_REFUSALS: u32 = 1 << 13;
+/// Prefixes of `PEERS_*`, for each family.
+pub const MAX_PEERS: u32 = 1 << 12;
+/// Bytes of the ring buffer `TRACE`.
+pub const TRACE_BYTES: u32 = 1 << 18;
 /// Interfaces that the counters keep apart; an interface counts under its index modulo this.
 pub const MAX_INTERFACES: u32 = 256;
 
@@ -26,6 +40,7 @@ pub const WAY_OUT_NO_TX: u32 = 2;
 /// The names of the maps as bpftool and the pin directory show them.
 pub mod map {
     pub const SETTINGS: &str = "SETTINGS";
+    pub const ADDRESS_FILTER: &str = "ADDRESS_FILTER";
     pub const ADDRESSES_V4: &str = "ADDRESSES_V4";
     pub const ADDRESSES_V6: &str = "ADDRESSES_V6";
     pub const SERVICES_V4: &str = "SERVICES_V4";
@@ -38,14 +53,28 @@ pub mod map {
     pub const NAT_ESTABLISHED_V6: &str = "NAT_ESTABLISHED_V6";
     pub const NAT_HALF_OPEN_V4: &str = "NAT_HALF_OPEN_V4";
     pub const NAT_HALF_OPEN_V6: &str = "NAT_HALF_OPEN_V6";
+    pub const ESTABLISHED_V4: &str = "ESTABLISHED_V4";
+    pub const ESTABLISHED_V6: &str = "ESTABLISHED_V6";
+    pub const HALF_OPEN_V4: &str = "HALF_OPEN_V4";
+    pub const HALF_OPEN_V6: &str = "HALF_OPEN_V6";
+    pub const SEEN_V4: &str = "SEEN_V4";
+    pub const SEEN_V6: &str = "SEEN_V6";
+    pub const SYNS: &str = "SYNS";
+    pub const SLOT_CLOCKS: &str = "SLOT_CLOCKS";
+    pub const PEERS_V4: &str = "PEERS_V4";
+    pub const PEERS_V6: &str = "PEERS_V6";
+    pub const REFUSALS: &str = "REFUSALS";
+    pub const TRACE: &str = "TRACE";
+    pub const TRACE_FILTER: &str = "TRACE_FILTER";
     pub const SERVICE_STATS: &str = "SERVICE_STATS";
     pub const BACKEND_STATS: &str = "BACKEND_STATS";
     pub const VERDICTS: &str = "VERDICTS";
     pub const WAYS_OUT: &str = "WAYS_OUT";
 
     /// Every map that is pinned, so that the data path outlives the agent.
-    pub const PINNED: [&str; 17] = [
+    pub const PINNED: [&str; 31] = [
         SETTINGS,
+        ADDRESS_FILTER,
         ADDRESSES_V4,
         ADDRESSES_V6,
         SERVICES_V4,
@@ -58,6 +87,19 @@ pub mod map {
         NAT_ESTABLISHED_V6,
         NAT_HALF_OPEN_V4,
         NAT_HALF_OPEN_V6,
+        ESTABLISHED_V4,
+        ESTABLISHED_V6,
+        HALF_OPEN_V4,
+        HALF_OPEN_V6,
+        SEEN_V4,
+        SEEN_V6,
+        SYNS,
+        SLOT_CLOCKS,
+        PEERS_V4,
+        PEERS_V6,
+        REFUSALS,
+        TRACE,
+        TRACE_FILTER,
         SERVICE_STATS,
         BACKEND_STATS,
         VERDICTS,

@@ -1,5 +1,7 @@
 //! What the program knows of a VIP and port.
 
+use crate::OTHER_LAYOUT;
+
 /// The key of `SERVICES_V4/_V6`: 8 bytes for IPv4, 20 for IPv6.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -28,6 +30,8 @@ impl<A> VipKey<A> {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Service {
+    #[cfg(feature = "other-layout")]
+    pub draining_since_ns: u64,
     /// First slot of the service's ring in `RINGS`.
     pub ring_offset: u32,
     /// Slots of its ring; a prime.
@@ -42,6 +46,7 @@ pub struct Service {
     pub mode: u8,
     pub reserved: [u8; 3],
     /// Since when this VIP and port, which left the file, only lets its flows end; 0 if it is served. The agent's, for its own restart.
+    #[cfg(not(feature = "other-layout"))]
     pub draining_since_ns: u64,
 }
 
@@ -54,11 +59,28 @@ impl Service {
 
 pub const MODE_NAT: u8 = 1;
 pub const MODE_DSR_L2: u8 = 2;
+pub const MODE_DSR_IPIP: u8 = 3;
+
+/// The key of `REFUSALS`: what was not forwarded, by VIP and reason.
+#[repr(C)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Refusal {
+    /// [`Service::stats`] of the VIP.
+    pub stats: u32,
+    /// A [`crate::verdict::Reason`] that is no forwarding, as a number.
+    pub reason: u32,
+}
+
+const _: () = assert!(size_of::<Refusal>() == 8);
 
 /// Counters of one VIP and port, per CPU, in `SERVICE_STATS`.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Stats {
+    #[cfg(feature = "other-layout")]
+    pub fresh: u64,
+    #[cfg(feature = "other-layout")]
+    pub refused: u64,
     /// Packets from clients, forwarded.
     pub packets: u64,
     /// Their bytes, from the IP header on.
@@ -69,10 +91,11 @@ pub struct Stats {
     pub reply_packets: u64,
     pub reply_bytes: u64,
     /// Packets of clients that were reset or dropped.
+    #[cfg(not(feature = "other-layout"))]
     pub refused: u64,
 }
 
-const _: () = assert!(size_of::<Stats>() == 48);
+const _: () = assert!(size_of::<Stats>() == if OTHER_LAYOUT { 56 } else { 48 });
 
 /// What `ADDRESSES_V4/_V6` say of an address; bits of a `u32`.
 pub mod address {
@@ -84,6 +107,8 @@ pub mod address {
     pub const SNAT: u32 = 4;
     /// A backend whose flows keep the client's address: its answers are recognised by their source.
     pub const KEEP_SOURCE: u32 = 8;
+    /// An address of this node to which peers may send encapsulated packets.
+    pub const TUNNEL: u32 = 16;
 }
 
 #[cfg(feature = "user")]
@@ -94,6 +119,8 @@ mod pod {
     unsafe impl aya::Pod for super::VipKey<[u32; 4]> {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Service {}
+    // SAFETY: as above.
+    unsafe impl aya::Pod for super::Refusal {}
     // SAFETY: as above.
     unsafe impl aya::Pod for super::Stats {}
 }

@@ -17,6 +17,18 @@ pub struct Slot(pub u64);
 impl Slot {
     /// Flows of this slot may be elsewhere than at its owner: look them up.
     pub const TRACKED: u64 = 1 << FLAGS_SHIFT;
+    /// The agent settles it: until what SEEN holds has become ESTABLISHED, a flow that is in no other table goes where SEEN says.
+    pub const SETTLING: u64 = 1 << (FLAGS_SHIFT + 1);
+    /// The agent looks whether any entry of this slot is left: a program sets [`Slot::WRITTEN`] before it writes one.
+    pub const COLLECTING: u64 = 1 << (FLAGS_SHIFT + 2);
+    /// A program has written an entry since the agent has set [`Slot::COLLECTING`].
+    pub const WRITTEN: u64 = 1 << (FLAGS_SHIFT + 3);
+    /// ESTABLISHED may hold entries of this slot. Without this flag, and without [`Slot::COLLECTING`], nobody looks there; likewise below.
+    pub const IN_ESTABLISHED: u64 = 1 << (FLAGS_SHIFT + 4);
+    pub const IN_HALF_OPEN: u64 = 1 << (FLAGS_SHIFT + 5);
+    pub const IN_SEEN: u64 = 1 << (FLAGS_SHIFT + 6);
+    /// All three.
+    pub const IN_TABLES: u64 = Self::IN_ESTABLISHED | Self::IN_HALF_OPEN | Self::IN_SEEN;
 
     /// A slot whose owners agree, without a flag.
     #[inline(always)]
@@ -56,12 +68,14 @@ impl Slot {
     }
 
     /// The slot after its owner became `owner`: `previous` is the owner from when they last agreed, and a return to it leaves the slot tracked.
+    /// A settled slot that rejects has no flows to keep.
     pub const fn changed(self, owner: u32) -> Self {
         if owner == self.current() {
             return self;
         }
         if self.is_settled() {
-            return Self::new(owner, self.current(), 0);
+            let previous = if self.current() == REJECT { owner } else { self.current() };
+            return Self::new(owner, previous, 0);
         }
         let flags = if owner == self.previous() { self.flags() | Self::TRACKED } else { self.flags() };
         Self::new(owner, self.previous(), flags)
@@ -74,13 +88,50 @@ impl Slot {
         }
         self
     }
+
+    /// The slot as it begins to settle: its owners agree, and SEEN is asked as well.
+    pub const fn settling(self) -> Self {
+        Self::new(self.current(), self.current(), self.flags() | Self::TRACKED | Self::SETTLING)
+    }
+
+    /// The same slot with these flags set.
+    pub const fn with(self, flags: u64) -> Self {
+        Self(self.0 | flags)
+    }
+
+    /// The same slot with these flags cleared.
+    pub const fn clear(self, flags: u64) -> Self {
+        Self(self.0 & !flags)
+    }
+
+    /// Whether the table of this `IN_*` flag may hold entries of the slot. While the agent finds out which do, all may.
+    #[inline(always)]
+    pub const fn may_be(self, table: u64) -> bool {
+        self.has(table | Self::COLLECTING)
+    }
+
+    /// Whether any of these flags is set.
+    #[inline(always)]
+    pub const fn has(self, flags: u64) -> bool {
+        self.0 & flags != 0
+    }
 }
 
 impl core::fmt::Debug for Slot {
     fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
         write!(f, "slot {}<-{}", self.current(), self.previous())?;
-        if self.flags() & Self::TRACKED != 0 {
-            write!(f, " tracked")?;
+        for (flag, name) in [
+            (Self::TRACKED, " tracked"),
+            (Self::SETTLING, " settling"),
+            (Self::COLLECTING, " collecting"),
+            (Self::WRITTEN, " written"),
+            (Self::IN_ESTABLISHED, " established"),
+            (Self::IN_HALF_OPEN, " half-open"),
+            (Self::IN_SEEN, " seen"),
+        ] {
+            if self.has(flag) {
+                write!(f, "{name}")?;
+            }
         }
         Ok(())
     }

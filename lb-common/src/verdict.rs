@@ -76,6 +76,10 @@ reasons! {
     NoXdpWayOut = 5, Pass, "no_xdp_way_out";
     /// Rewritten, for a backend on this node: up the stack.
     LocalBackend = 6, Pass, "local_backend";
+    /// Encapsulated, to this node, but not from a peer of `tunnel.peers`: left to the stack.
+    NotPeer = 8, Pass, "not_peer";
+    /// From a peer: the outer header taken off, for a backend on this node: up the stack.
+    Decapsulated = 9, Pass, "decapsulated";
     /// Neighbour discovery or another ICMPv6 message that the node itself must see.
     NodeIcmp = 7, Pass, "node_icmp";
 
@@ -94,6 +98,10 @@ reasons! {
     NoBackend = 24, Reject, "no_backend";
     /// TCP to a port of a VIP that is not served: reset.
     PortNotServed = 25, Reject, "port_not_served";
+    /// Of a connection whose backend is dead or gone, with `onDead: reset`: reset.
+    BackendDead = 30, Reject, "backend_dead";
+    /// Larger than what fits in the tunnel to the backend: answered with ICMP, so that the client sends less at once.
+    PacketTooBig = 31, Reject, "packet_too_big";
     /// In the middle of a connection that this node does not know: reset.
     UnknownFlow = 26, Reject, "unknown_flow";
     /// Of a connection whose backend is disabled or gone: reset.
@@ -125,6 +133,12 @@ reasons! {
     Rewrite = 49, Drop, "rewrite_failed";
     /// A reset with no connection behind it: nothing to answer.
     StrayReset = 50, Drop, "stray_reset";
+    /// Of a connection whose backend is dead or gone, with `onDead: drop`.
+    BackendDeadDrop = 52, Drop, "backend_dead_drop";
+    /// From a peer, but what is in it is not a whole IP packet.
+    BadInner = 53, Drop, "bad_inner";
+    /// Not known in the moment in which another build takes over and some hooks still run the one before: the other end sends it again.
+    Handover = 54, Drop, "handover";
     /// At TC, when XDP has already passed the packet on and what it saw has changed since.
     Raced = 51, Drop, "raced";
 }
@@ -140,6 +154,16 @@ pub const EVENT_ESTABLISHED_FULL: u32 = 60;
 pub const EVENT_HALF_OPEN_STOLEN: u32 = 61;
 /// Not a verdict: closed tuples used again before their time was over because the pool was used up.
 pub const EVENT_CLOSED_REUSED: u32 = 62;
+/// Not a verdict: exceptions that found no room in ESTABLISHED and stay half-open.
+pub const EVENT_EXCEPTIONS_FULL: u32 = 59;
+/// Not a verdict: SYNs whose exception could not be written to HALF_OPEN; they went where a miss goes.
+pub const EVENT_HALF_OPEN_FULL: u32 = 58;
+/// Not a verdict: flows seen through `previous` that could not be noted in SEEN.
+pub const EVENT_SEEN_FULL: u32 = 57;
+/// Not a verdict: SYNs sent again, which followed their first.
+pub const EVENT_SYN_AGAIN: u32 = 56;
+/// Not a verdict: packets that were too big for their tunnel and dropped without an answer, because enough was said already.
+pub const EVENT_TOO_BIG_UNSAID: u32 = 55;
 
 /// The counter of `place` (a [`Reason`] as a number, or an `EVENT_*`) on the interface with this index.
 #[inline(always)]
@@ -158,7 +182,7 @@ mod tests {
         let places: BTreeSet<u32> = Reason::ALL.iter().map(|reason| *reason as u32).collect();
         let names: BTreeSet<&str> = Reason::ALL.iter().map(|reason| reason.name()).collect();
         assert_eq!((places.len(), names.len()), (Reason::ALL.len(), Reason::ALL.len()));
-        assert!(places.iter().all(|place| *place < EVENT_ESTABLISHED_FULL));
+        assert!(places.iter().all(|place| *place < EVENT_TOO_BIG_UNSAID));
         assert!(Reason::ALL.iter().all(|reason| reason.help().ends_with('.')));
     }
 }

@@ -2,7 +2,12 @@
 
 use core::mem::offset_of;
 
-use aya_ebpf::{EbpfContext, helpers::generated::bpf_xdp_adjust_tail};
+use aya_ebpf::{
+    EbpfContext,
+    btf_maps::PerCpuArray,
+    helpers::generated::{bpf_jiffies64, bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
+    macros::btf_map,
+};
 use lb_common::{
     checksum::{Delta, fold},
     flow::Addr,
@@ -43,7 +48,7 @@ pub fn reset<V: Family, F: Frame + EbpfContext>(frame: &F, work: &Work<V::Addr>)
     }
 
     turn_ethernet(frame)?;
-    write_ip::<V, F>(frame, L3, dst, src)?;
+    write_ip::<V, F>(frame, L3, dst, src, PROTOCOL_TCP, TcpHdr::LEN as u16)?;
     let tcp = header::<TcpHdr, F>(frame, l4)?;
     tcp.set::<u16, { offset_of!(TcpHdr, source) }>(flow.dst_port_be);
     tcp.set::<u16, { offset_of!(TcpHdr, dest) }>(flow.src_port_be);
@@ -66,31 +71,38 @@ pub fn reset<V: Family, F: Frame + EbpfContext>(frame: &F, work: &Work<V::Addr>)
     Some(())
 }
 
-/// A plain IP header before a TCP header alone.
+/// A plain IP header before `payload` bytes of `protocol`.
 #[inline(always)]
-fn write_ip<V: Family, F: Frame>(frame: &F, l3: usize, src: V::Addr, dst: V::Addr) -> Option<()> {
+fn write_ip<V: Family, F: Frame>(
+    frame: &F,
+    l3: usize,
+    src: V::Addr,
+    dst: V::Addr,
+    protocol: u8,
+    payload: u16,
+) -> Option<()> {
     if V::IS_V4 {
         let ip = header::<Ipv4Hdr, F>(frame, l3)?;
-        let len = (Ipv4Hdr::LEN + TcpHdr::LEN) as u16;
+        let len = payload.wrapping_add(Ipv4Hdr::LEN as u16);
         const DONT_FRAGMENT: u16 = 0x4000;
         ip.set::<[u8; 2], 0>([0x45, 0]);
         ip.set::<u16, { offset_of!(Ipv4Hdr, tot_len) }>(len.to_be());
         ip.set::<u16, { offset_of!(Ipv4Hdr, id) }>(0);
         ip.set::<u16, { offset_of!(Ipv4Hdr, frags) }>(DONT_FRAGMENT.to_be());
-        ip.set::<[u8; 2], { offset_of!(Ipv4Hdr, ttl) }>([TTL, PROTOCOL_TCP]);
+        ip.set::<[u8; 2], { offset_of!(Ipv4Hdr, ttl) }>([TTL, protocol]);
         let sum = src
             .sum()
             .wrapping_add(dst.sum())
             .wrapping_add(u16::from_ne_bytes([0x45, 0]) as u64)
             .wrapping_add(len.to_be() as u64)
             .wrapping_add(DONT_FRAGMENT.to_be() as u64)
-            .wrapping_add(u16::from_ne_bytes([TTL, PROTOCOL_TCP]) as u64);
+            .wrapping_add(u16::from_ne_bytes([TTL, protocol]) as u64);
         ip.set::<u16, { offset_of!(Ipv4Hdr, check) }>(!fold(sum));
     } else {
         let ip = header::<Ipv6Hdr, F>(frame, l3)?;
         ip.set::<[u8; 4], { offset_of!(Ipv6Hdr, vcf) }>([0x60, 0, 0, 0]);
-        ip.set::<u16, { offset_of!(Ipv6Hdr, payload_len) }>((TcpHdr::LEN as u16).to_be());
-        ip.set::<[u8; 2], { offset_of!(Ipv6Hdr, next_hdr) }>([PROTOCOL_TCP, TTL]);
+        ip.set::<u16, { offset_of!(Ipv6Hdr, payload_len) }>(payload.to_be());
+        ip.set::<[u8; 2], { offset_of!(Ipv6Hdr, next_hdr) }>([protocol, TTL]);
     }
     let ip = ip_header::<V, F>(frame, l3)?;
     V::set_addresses(&ip, src, dst);
@@ -121,6 +133,86 @@ pub fn echo<V: Family, F: Frame>(frame: &F, work: &Work<V::Addr>) -> Option<()> 
     icmp.set::<u8, ICMP_TYPE>(if V::IS_V4 { 0 } else { 129 });
     let new = icmp.u16::<ICMP_TYPE>();
     icmp.set::<u16, ICMP_CHECKSUM>(Delta::new().replace16(old, new).apply(icmp.u16::<ICMP_CHECKSUM>()));
+    Some(())
+}
+
+/// Bytes that are quoted of a packet that was too big: enough for its TCP header behind options or extension headers.
+const QUOTE: usize = 128;
+/// Answers to packets that were too big, on each CPU within [`WINDOW_JIFFIES`].
+const MAX_ANSWERS: u64 = 64;
+const WINDOW_JIFFIES: u64 = 64;
+
+/// How many were given since when.
+#[repr(C)]
+struct Answered {
+    since_jiffies: u64,
+    answers: u64,
+}
+
+#[btf_map]
+static ANSWERED: PerCpuArray<Answered, 1> = PerCpuArray::new();
+
+/// Whether one more answer to a packet that was too big may be given now.
+#[inline(always)]
+pub fn may_say_too_big() -> bool {
+    let Some(answered) = ANSWERED.get_ptr_mut(0) else { return false };
+    // SAFETY: a per-CPU value: nobody else writes it while this program runs.
+    let answered = unsafe { &mut *answered };
+    // SAFETY: a helper without arguments.
+    let now = unsafe { bpf_jiffies64() };
+    if now.wrapping_sub(answered.since_jiffies) >= WINDOW_JIFFIES {
+        answered.since_jiffies = now;
+        answered.answers = 0;
+    }
+    answered.answers = answered.answers.wrapping_add(1);
+    answered.answers <= MAX_ANSWERS
+}
+
+/// Turns a packet into the answer that it is too big: fragmentation needed (RFC 1191, section 4) or packet too big (RFC 4443, section 3.2), from the
+/// VIP. Whoever lets its packets be cut is told as well: nobody here cuts them. `None`: the kernel refused.
+#[inline(never)]
+pub fn too_big<V: Family, F: Frame + EbpfContext>(frame: &F, work: &Work<V::Addr>) -> Option<()> {
+    let header_len = size_of::<V::Header>();
+    let grow = header_len.wrapping_add(size_of::<IcmpHeader>());
+    let shrink = ((L3 + QUOTE) as i32).wrapping_sub(frame.whole_len() as i32);
+    let ethernet = header::<EthHdr, F>(frame, 0)?;
+    let (src_mac, dst_mac) = (
+        ethernet.bytes::<6, { offset_of!(EthHdr, src_addr) }>(),
+        ethernet.bytes::<6, { offset_of!(EthHdr, dst_addr) }>(),
+    );
+    let ether_type = ethernet.u16::<{ offset_of!(EthHdr, ether_type) }>();
+    // SAFETY: the context is this program's. What is too big for a tunnel is longer than a quote.
+    if unsafe { bpf_xdp_adjust_tail(frame.as_ptr().cast(), shrink) } != 0
+        // SAFETY: as above.
+        || unsafe { bpf_xdp_adjust_head(frame.as_ptr().cast(), (grow as i32).wrapping_neg()) } != 0
+    {
+        return None;
+    }
+    let ethernet = header::<EthHdr, F>(frame, 0)?;
+    ethernet.set::<[u8; 6], { offset_of!(EthHdr, dst_addr) }>(src_mac);
+    ethernet.set::<[u8; 6], { offset_of!(EthHdr, src_addr) }>(dst_mac);
+    ethernet.set::<u16, { offset_of!(EthHdr, ether_type) }>(ether_type);
+    let (src, dst) = (work.from.dst, work.from.src);
+    let len = const { (size_of::<IcmpHeader>() + QUOTE) as u16 };
+    write_ip::<V, F>(frame, L3, src, dst, V::ICMP, len)?;
+
+    let quote = header::<[u8; QUOTE], F>(frame, L3.wrapping_add(grow))?;
+    let icmp = header::<IcmpHeader, F>(frame, L3.wrapping_add(header_len))?;
+    let mtu = if V::IS_V4 { work.mtu & 0xffff } else { work.mtu };
+    let (kind, code) = if V::IS_V4 { (3, 4) } else { (2, 0) };
+    icmp.set::<[u8; 4], 0>([kind, code, 0, 0]);
+    icmp.set::<u32, 4>(mtu.to_be());
+    let mut sum = (u16::from_ne_bytes([kind, code]) as u64).wrapping_add(mtu.to_be() as u64);
+    if !V::IS_V4 {
+        // ICMPv6 counts a pseudo header (RFC 4443, section 2.3).
+        sum = sum
+            .wrapping_add(src.sum())
+            .wrapping_add(dst.sum())
+            .wrapping_add(u16::to_be(V::ICMP as u16) as u64)
+            .wrapping_add(len.to_be() as u64);
+    }
+    sum = sum.wrapping_add(quote.sum());
+    icmp.set::<u16, ICMP_CHECKSUM>(!fold(sum));
     Some(())
 }
 

@@ -19,6 +19,19 @@ pub unsafe fn or(word: *mut u32, bits: u32) {
 /// # Safety
 /// `word` must point at a live map value.
 #[inline(always)]
+pub unsafe fn or64(word: *mut u64, bits: u64) {
+    // SAFETY: the caller's.
+    unsafe {
+        #[cfg(target_arch = "bpf")]
+        let _old = atomic_or::<u64, u64, { AtomicOrdering::Relaxed }>(word, bits);
+        #[cfg(not(target_arch = "bpf"))]
+        let _old = core::sync::atomic::AtomicU64::from_ptr(word).fetch_or(bits, core::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+/// # Safety
+/// `word` must point at a live map value.
+#[inline(always)]
 pub unsafe fn and(word: *mut u32, bits: u32) {
     // SAFETY: the caller's.
     unsafe {

@@ -1,22 +1,22 @@
 //! What becomes of a packet: the same for XDP and TC.
 
-use aya_ebpf::helpers::generated::bpf_ktime_get_boot_ns;
+use aya_ebpf::{EbpfContext, helpers::generated::bpf_ktime_get_boot_ns};
 use lb_common::{
-    backend::WAY_DSR_L2,
-    flow::Addr,
     service::{MODE_NAT, Service, VipKey, address},
     settings::Settings,
+    trace::rule,
     verdict::Reason,
 };
 
 use crate::{
+    decap, dsr,
     family::{Family, ip_header},
-    icmp, maps,
+    forward, icmp, maps,
     nat::{self, FromClient, Now},
     packet::Frame,
     parse::{self, L3, Link, PROTOCOL_TCP, RST, Tcp},
     ports, select,
-    work::{Direction, Via, Work},
+    work::Work,
 };
 
 /// Decides for the packet behind `link`: where it goes is in `work` then. An error is a verdict that sends nothing on.
@@ -28,6 +28,7 @@ pub fn decide<V: Family, F: Frame>(
     work: &mut Work<V::Addr>,
 ) -> Result<(), Reason> {
     let ip = ip_header::<V, F>(frame, link.l3).ok_or(Reason::NotIp)?;
+    work.forget_transport();
     let (src, dst) = V::addresses(&ip);
     work.from.src = src;
     work.from.dst = dst;
@@ -42,6 +43,12 @@ pub fn decide<V: Family, F: Frame>(
             Err(reason) if bits & address::NODE != 0 => Err(left_to_node(reason)),
             verdict => verdict,
         };
+    }
+    if bits & address::TUNNEL != 0 && !link.tagged {
+        work.transport = V::walk(frame, L3).map_err(|_| Reason::NotVip)?;
+        if decap::is_tunnel(work.transport.protocol) {
+            return Err(decap::judge::<V>(work));
+        }
     }
     let keeps =
         settings.flags & Settings::FLAG_KEEP_SOURCE != 0 && V::address_bits(&work.from.src) & address::KEEP_SOURCE != 0;
@@ -74,7 +81,10 @@ fn to_vip<V: Family, F: Frame>(
 ) -> Result<(), Reason> {
     work.transport = V::walk(frame, L3)?;
     if work.transport.protocol == V::ICMP {
-        return icmp::to_vip::<V, F>(frame, work);
+        return icmp::to_vip::<V, F>(frame, settings, ifindex, work);
+    }
+    if bits & address::TUNNEL != 0 && decap::is_tunnel(work.transport.protocol) {
+        return Err(decap::judge::<V>(work));
     }
     if work.transport.protocol != PROTOCOL_TCP {
         return Err(Reason::NotServedProtocol);
@@ -92,9 +102,15 @@ fn to_vip<V: Family, F: Frame>(
     };
     work.stats = service.stats;
     choose::<V, F>(frame, ifindex, settings, service, work).map_err(|reason| {
-        maps::count_refused(service.stats);
+        let reason = if reason == Reason::UnknownFlow { unknown(settings, reason) } else { reason };
         unless_reset(&work.tcp, reason)
     })
+}
+
+/// The verdict on a packet of a connection that nobody knows: another program of ours may, while it hands over.
+#[inline(always)]
+fn unknown(settings: &Settings, reason: Reason) -> Reason {
+    if settings.flags & Settings::FLAG_HANDOVER != 0 { Reason::Handover } else { reason }
 }
 
 /// A reset is never answered by a reset.
@@ -111,26 +127,43 @@ fn choose<V: Family, F: Frame>(
     service: &Service,
     work: &mut Work<V::Addr>,
 ) -> Result<(), Reason> {
-    if service.mode == MODE_NAT {
-        let now = now(settings, ifindex);
-        let opens = nat::from_client::<V, F>(&now, frame, service, work)?;
-        if opens == FromClient::Known {
-            return Ok(());
-        }
-        let owner = select::owner(settings, service, &work.from).ok_or(Reason::NoBackend)?;
-        return ports::open::<V, F>(&now, frame, &owner, opens == FromClient::OpensAgain, work);
-    }
-    let owner = select::owner(settings, service, &work.from).ok_or(Reason::NoBackend)?;
-    if owner.backend.way != WAY_DSR_L2 {
-        return Err(Reason::NoBackend);
-    }
-    work.to = work.from.read();
-    work.next = V::Addr::from_any(&owner.backend.address);
-    work.backend = owner.index;
-    work.via = Via::DsrL2;
-    work.direction = Direction::ToBackend;
     work.quoted = 0;
-    Ok(())
+    if service.mode != MODE_NAT {
+        return dsr::choose::<V>(settings, service, ifindex, work);
+    }
+    let now = now(settings, ifindex);
+    work.rule = rule::NAT;
+    let opens = nat::from_client::<V, F>(&now, frame, service, work)?;
+    if opens == FromClient::Known {
+        return Ok(());
+    }
+    let owner = select::owner(settings, service, work).ok_or(Reason::NoBackend)?;
+    ports::open::<V, F>(&now, frame, &owner, opens == FromClient::OpensAgain, work)
+}
+
+/// A packet without options or extension headers of a client to a DSR service, sent on: what nearly all packets of such a service are.
+/// `None`: it takes a longer look.
+#[inline(never)]
+pub fn quick<V: Family, F: Frame + EbpfContext>(frame: &F, ifindex: u32, work: &mut Work<V::Addr>) -> Option<Reason> {
+    let ip = ip_header::<V, F>(frame, L3)?;
+    let (src, dst) = V::addresses(&ip);
+    let settings = maps::SETTINGS.get(0)?;
+    if !maps::may_be_known(&dst) {
+        return (settings.flags & Settings::FLAG_KEEP_SOURCE == 0).then_some(Reason::NotVip);
+    }
+    work.from.src = src;
+    work.from.dst = dst;
+    parse::plain_tcp::<V, F>(frame, &ip, work)?;
+    let service = V::service(&VipKey::tcp(dst, work.from.dst_port_be))?;
+    if service.mode == MODE_NAT {
+        return None;
+    }
+    work.stats = service.stats;
+    work.quoted = 0;
+    if let Err(reason) = dsr::choose::<V>(settings, service, ifindex, work) {
+        return Some(unless_reset(&work.tcp, reason));
+    }
+    Some(forward::dsr_at_xdp::<V, F>(frame, settings, ifindex, work))
 }
 
 /// A packet to a SNAT address, or from a backend that keeps the client's: an answer, or the node's own.
@@ -156,7 +189,7 @@ pub fn from_backend<V: Family, F: Frame>(
     answer::<V, F>(frame, ifindex, settings, work)
 }
 
-/// A TCP packet that may be a backend's answer; `NotVip` if no flow knows it.
+/// A TCP packet that may be a backend's answer; `NotVip` or `Handover` if no flow knows it.
 #[inline(never)]
 fn answer<V: Family, F: Frame>(
     frame: &F,
@@ -165,8 +198,11 @@ fn answer<V: Family, F: Frame>(
     work: &mut Work<V::Addr>,
 ) -> Result<(), Reason> {
     match nat::from_backend::<V, F>(&now(settings, ifindex), frame, work) {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(Reason::NotVip),
+        Ok(true) => {
+            work.rule = rule::NAT;
+            Ok(())
+        }
+        Ok(false) => Err(unknown(settings, Reason::NotVip)),
         Err(reason) => Err(unless_reset(&work.tcp, reason)),
     }
 }

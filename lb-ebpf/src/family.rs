@@ -2,11 +2,15 @@
 
 use core::mem::offset_of;
 
-use aya_ebpf::bindings::{
-    __be32, bpf_fib_lookup, bpf_fib_lookup__bindgen_ty_3 as FibSrc, bpf_fib_lookup__bindgen_ty_4 as FibDst,
-    bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1 as NextHop,
+use aya_ebpf::{
+    bindings::{
+        __be32, bpf_fib_lookup, bpf_fib_lookup__bindgen_ty_3 as FibSrc, bpf_fib_lookup__bindgen_ty_4 as FibDst,
+        bpf_redir_neigh, bpf_redir_neigh__bindgen_ty_1 as NextHop,
+    },
+    btf_maps::lpm_trie::Key,
 };
 use lb_common::{
+    checksum::Delta,
     flow::{Addr, V4Addr, V6Addr},
     service::{Service, VipKey},
     verdict::Reason,
@@ -14,7 +18,8 @@ use lb_common::{
 use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 
 use crate::{
-    maps::{self, Established, HalfOpen},
+    icmp,
+    maps::{self, Established, HalfOpen, NatEstablished, NatHalfOpen, Seen},
     packet::{Frame, Header, header},
     parse::{self, Transport},
 };
@@ -40,14 +45,24 @@ pub trait Family: 'static {
     fn addresses(ip: &Header<Self::Header>) -> (Self::Addr, Self::Addr);
     fn set_addresses(ip: &Header<Self::Header>, src: Self::Addr, dst: Self::Addr);
     fn ttl(ip: &Header<Self::Header>) -> u8;
+    /// DSCP and ECN.
+    fn traffic_class(ip: &Header<Self::Header>) -> u8;
+    fn set_traffic_class(ip: &Header<Self::Header>, class: u8);
+    /// The length of a packet that is TCP right behind this header, no fragment and without options; `None` for any other.
+    fn plain_tcp_len(ip: &Header<Self::Header>) -> Option<usize>;
     /// Checks the header at `l3` and finds the transport header behind it.
     fn walk<F: Frame>(frame: &F, l3: usize) -> Result<Transport, Reason>;
 
     /// The bits of `lb_common::service::address`; 0 for a stranger.
     fn address_bits(address: &Self::Addr) -> u32;
     fn service(key: &VipKey<Self::Addr>) -> Option<&'static Service>;
+    fn nat_established() -> &'static NatEstablished<Self::Addr>;
+    fn nat_half_open() -> &'static NatHalfOpen<Self::Addr>;
     fn established() -> &'static Established<Self::Addr>;
     fn half_open() -> &'static HalfOpen<Self::Addr>;
+    fn seen() -> &'static Seen<Self::Addr>;
+    /// Whether `address` may send this node encapsulated packets.
+    fn is_peer(address: Self::Addr) -> bool;
 
     fn set_fib(params: &mut bpf_fib_lookup, src: Self::Addr, dst: Self::Addr);
     /// After a look-up: the next hop.
@@ -86,6 +101,28 @@ impl Family for V4 {
     }
 
     #[inline(always)]
+    fn traffic_class(ip: &Header<Ipv4Hdr>) -> u8 {
+        ip.u8::<{ offset_of!(Ipv4Hdr, tos) }>()
+    }
+
+    #[inline(always)]
+    fn set_traffic_class(ip: &Header<Ipv4Hdr>, class: u8) {
+        // The word of version, length and class.
+        let old = ip.u16::<0>();
+        ip.set::<u8, { offset_of!(Ipv4Hdr, tos) }>(class);
+        icmp::apply_v4_checksum(ip, Delta::new().replace16(old, ip.u16::<0>()));
+    }
+
+    #[inline(always)]
+    fn plain_tcp_len(ip: &Header<Ipv4Hdr>) -> Option<usize> {
+        const VERSION_AND_LENGTH: u8 = 0x45;
+        let is_plain = ip.u8::<{ offset_of!(Ipv4Hdr, vihl) }>() == VERSION_AND_LENGTH
+            && ip.u8::<{ offset_of!(Ipv4Hdr, proto) }>() == parse::PROTOCOL_TCP
+            && ip.u16::<{ offset_of!(Ipv4Hdr, frags) }>() & 0x3fff_u16.to_be() == 0;
+        is_plain.then_some(u16::from_be(ip.u16::<{ offset_of!(Ipv4Hdr, tot_len) }>()) as usize)
+    }
+
+    #[inline(always)]
     fn walk<F: Frame>(frame: &F, l3: usize) -> Result<Transport, Reason> {
         parse::ipv4(frame, l3)
     }
@@ -103,13 +140,33 @@ impl Family for V4 {
     }
 
     #[inline(always)]
-    fn established() -> &'static Established<V4Addr> {
+    fn nat_established() -> &'static NatEstablished<V4Addr> {
         &maps::NAT_ESTABLISHED_V4
     }
 
     #[inline(always)]
-    fn half_open() -> &'static HalfOpen<V4Addr> {
+    fn nat_half_open() -> &'static NatHalfOpen<V4Addr> {
         &maps::NAT_HALF_OPEN_V4
+    }
+
+    #[inline(always)]
+    fn established() -> &'static Established<V4Addr> {
+        &maps::ESTABLISHED_V4
+    }
+
+    #[inline(always)]
+    fn half_open() -> &'static HalfOpen<V4Addr> {
+        &maps::HALF_OPEN_V4
+    }
+
+    #[inline(always)]
+    fn seen() -> &'static Seen<V4Addr> {
+        &maps::SEEN_V4
+    }
+
+    #[inline(always)]
+    fn is_peer(address: V4Addr) -> bool {
+        maps::PEERS_V4.get(&Key::new(32, address)).is_some()
     }
 
     #[inline(always)]
@@ -159,6 +216,25 @@ impl Family for V6 {
     }
 
     #[inline(always)]
+    fn traffic_class(ip: &Header<Ipv6Hdr>) -> u8 {
+        (u16::from_be(ip.u16::<0>()) >> 4) as u8
+    }
+
+    #[inline(always)]
+    fn set_traffic_class(ip: &Header<Ipv6Hdr>, class: u8) {
+        let rest = u16::from_be(ip.u16::<0>()) & 0xf00f;
+        ip.set::<u16, 0>((rest | (class as u16) << 4).to_be());
+    }
+
+    #[inline(always)]
+    fn plain_tcp_len(ip: &Header<Ipv6Hdr>) -> Option<usize> {
+        let is_plain = ip.u8::<{ offset_of!(Ipv6Hdr, vcf) }>() >> 4 == 6
+            && ip.u8::<{ offset_of!(Ipv6Hdr, next_hdr) }>() == parse::PROTOCOL_TCP;
+        let payload = u16::from_be(ip.u16::<{ offset_of!(Ipv6Hdr, payload_len) }>());
+        is_plain.then_some((payload as usize).wrapping_add(Ipv6Hdr::LEN))
+    }
+
+    #[inline(always)]
     fn walk<F: Frame>(frame: &F, l3: usize) -> Result<Transport, Reason> {
         parse::ipv6(frame, l3)
     }
@@ -176,13 +252,33 @@ impl Family for V6 {
     }
 
     #[inline(always)]
-    fn established() -> &'static Established<V6Addr> {
+    fn nat_established() -> &'static NatEstablished<V6Addr> {
         &maps::NAT_ESTABLISHED_V6
     }
 
     #[inline(always)]
-    fn half_open() -> &'static HalfOpen<V6Addr> {
+    fn nat_half_open() -> &'static NatHalfOpen<V6Addr> {
         &maps::NAT_HALF_OPEN_V6
+    }
+
+    #[inline(always)]
+    fn established() -> &'static Established<V6Addr> {
+        &maps::ESTABLISHED_V6
+    }
+
+    #[inline(always)]
+    fn half_open() -> &'static HalfOpen<V6Addr> {
+        &maps::HALF_OPEN_V6
+    }
+
+    #[inline(always)]
+    fn seen() -> &'static Seen<V6Addr> {
+        &maps::SEEN_V6
+    }
+
+    #[inline(always)]
+    fn is_peer(address: V6Addr) -> bool {
+        maps::PEERS_V6.get(&Key::new(128, address)).is_some()
     }
 
     #[inline(always)]

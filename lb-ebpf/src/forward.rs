@@ -6,73 +6,86 @@ use aya_ebpf::{
     EbpfContext,
     bindings::{
         BPF_FIB_LKUP_RET_FRAG_NEEDED, BPF_FIB_LKUP_RET_FWD_DISABLED, BPF_FIB_LKUP_RET_NO_NEIGH,
-        BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNSUPP_LWT, bpf_fib_lookup as FibParams,
+        BPF_FIB_LKUP_RET_SUCCESS, BPF_FIB_LKUP_RET_UNSUPP_LWT, bpf_fib_lookup as FibParams, bpf_redir_neigh,
     },
     helpers::generated::{bpf_fib_lookup, bpf_redirect_neigh},
     programs::TcContext,
 };
 use lb_common::{
+    backend::WAY_IPIP_V4,
+    flow::Addr,
     limits::{WAY_OUT_NO_TX, WAY_OUT_REDIRECT},
     service::{Stats, address},
     settings::Settings,
-    verdict::{Kind, Reason},
+    trace::rule,
+    verdict::Reason,
 };
 use network_types::eth::EthHdr;
 
 use crate::{
-    decide,
-    family::{Family, ip_header},
+    decide, encap,
+    family::{Family, V4, V6, ip_header},
+    hop::{self, Mac},
     icmp, maps,
     packet::{Frame, header},
-    parse::{L3, SYN},
+    parse::L3,
     rewrite,
-    work::{Direction, Via, Work},
+    work::{Direction, Out, Via, Work},
 };
-
-/// How a frame leaves.
-#[derive(Clone, Copy)]
-pub enum Out {
-    /// As the reason's kind says: to the stack, or nowhere.
-    None,
-    /// Back through the interface on which it came.
-    Tx,
-    /// Through another one.
-    Redirect(u32),
-    /// As the helper said that was asked to redirect.
-    Helper(i32),
-}
 
 /// A frame that is a socket buffer.
 pub trait SkbFrame: Frame {
     fn skb(&self) -> &TcContext;
 }
 
-/// What was done with a packet.
-#[must_use]
-#[derive(Clone, Copy)]
-pub struct Verdict {
-    pub reason: Reason,
-    pub out: Out,
-}
-
-impl Verdict {
-    #[inline(always)]
-    pub const fn of(reason: Reason) -> Self {
-        Self { reason, out: Out::None }
+/// Forwards at XDP what [`decide::decide`] has decided; `work.out` says how it leaves.
+#[inline(always)]
+pub fn at_xdp<V: Family, F: Frame + EbpfContext>(frame: &F, ifindex: u32, work: &mut Work<V::Addr>) -> Reason {
+    match work.via {
+        Via::LocalDsr | Via::DsrL2 | Via::Ipip => uncommon_dsr_at_xdp::<V, F>(frame, ifindex, work),
+        Via::Local => local_at_xdp::<V, F>(frame, work),
+        Via::Nat => nat_at_xdp::<V, F>(frame, ifindex, work),
     }
 }
 
-type Mac = [u8; 6];
-
-/// Forwards at XDP.
+/// Rewrites a packet of `nat` for a backend on this node. A BPF function of its own, for its share of the stack.
 #[inline(never)]
-pub fn at_xdp<V: Family, F: Frame + EbpfContext>(frame: &F, ifindex: u32, work: &Work<V::Addr>) -> Verdict {
-    if work.via == Via::Local {
-        let done = rewrite::in_place::<V, F>(frame, L3, work.transport.offset, &work.from, &work.to);
-        return finish(work, done, Reason::LocalBackend, Out::None);
+fn local_at_xdp<V: Family, F: Frame>(frame: &F, work: &Work<V::Addr>) -> Reason {
+    let done = rewrite::in_place::<V, F>(frame, L3, work.transport.offset, &work.from, &work.to);
+    finish(work, done, Reason::LocalBackend)
+}
+
+/// The same for a packet that took a longer look.
+#[inline(never)]
+fn uncommon_dsr_at_xdp<V: Family, F: Frame + EbpfContext>(frame: &F, ifindex: u32, work: &mut Work<V::Addr>) -> Reason {
+    match maps::SETTINGS.get(0) {
+        Some(settings) => dsr_at_xdp::<V, F>(frame, settings, ifindex, work),
+        None => Reason::NotVip,
     }
+}
+
+/// Forwards a packet of a DSR service.
+#[inline(always)]
+pub fn dsr_at_xdp<V: Family, F: Frame + EbpfContext>(
+    frame: &F,
+    settings: &Settings,
+    ifindex: u32,
+    work: &mut Work<V::Addr>,
+) -> Reason {
+    if work.via == Via::LocalDsr {
+        return finish(work, Some(()), Reason::LocalBackend);
+    }
+    match encap::at_xdp::<V, F>(frame, settings, ifindex, work) {
+        Ok(()) if work.quoted == 0 => finish(work, Some(()), Reason::ToBackend),
+        Ok(()) => finish(work, Some(()), Reason::IcmpError),
+        Err(reason) => reason,
+    }
+}
+
+#[inline(never)]
+fn nat_at_xdp<V: Family, F: Frame + EbpfContext>(frame: &F, ifindex: u32, work: &mut Work<V::Addr>) -> Reason {
     if !has_hops_left::<V, F>(frame) {
-        return Verdict::of(Reason::TtlExpired);
+        return Reason::TtlExpired;
     }
     let mut fib = fib_params::<V>(work, ifindex);
     fib.__bindgen_anon_1.tot_len = work.transport.end.wrapping_sub(L3) as u16;
@@ -80,33 +93,30 @@ pub fn at_xdp<V: Family, F: Frame + EbpfContext>(frame: &F, ifindex: u32, work: 
     let found = unsafe { bpf_fib_lookup(frame.as_ptr(), &raw mut fib, size_of::<FibParams>() as i32, 0) } as u32;
     match found {
         BPF_FIB_LKUP_RET_SUCCESS => {}
-        BPF_FIB_LKUP_RET_NO_NEIGH => return Verdict::of(Reason::NoNeighbour),
+        BPF_FIB_LKUP_RET_NO_NEIGH => return Reason::NoNeighbour,
         // TC knows whether it is a super-packet that will be cut; what it can't send either it drops and counts.
         BPF_FIB_LKUP_RET_FRAG_NEEDED | BPF_FIB_LKUP_RET_FWD_DISABLED | BPF_FIB_LKUP_RET_UNSUPP_LWT => {
-            return Verdict::of(Reason::NoXdpWayOut);
+            return Reason::NoXdpWayOut;
         }
-        _ => return Verdict::of(Reason::NoRoute),
-    }
-    if work.via == Via::DsrL2 && V::fib_next_hop(&fib) != work.next {
-        return Verdict::of(Reason::NotOnLink);
+        _ => return Reason::NoRoute,
     }
     let way_out = maps::way_out(fib.ifindex);
-    let out = if fib.ifindex == ifindex && way_out & WAY_OUT_NO_TX == 0 {
+    work.out = if fib.ifindex == ifindex && way_out & WAY_OUT_NO_TX == 0 {
         Out::Tx
     } else if way_out & WAY_OUT_REDIRECT != 0 {
         Out::Redirect(fib.ifindex)
     } else {
-        return Verdict::of(Reason::NoXdpWayOut);
+        return Reason::NoXdpWayOut;
     };
     let done = rewrite_whole::<V, F>(frame, work, fib.smac, fib.dmac);
-    finish(work, done, forwarded(work, Reason::ToBackend, Reason::ToClient), out)
+    finish(work, done, forwarded(work, Reason::ToBackend, Reason::ToClient))
 }
 
 #[inline(always)]
 fn rewrite_whole<V: Family, F: Frame>(frame: &F, work: &Work<V::Addr>, src: Mac, dst: Mac) -> Option<()> {
     if work.quoted != 0 {
         icmp::rewrite::<V, F>(frame, L3, work)?;
-    } else if work.via == Via::Nat {
+    } else {
         rewrite::in_place::<V, F>(frame, L3, work.transport.offset, &work.from, &work.to)?;
     }
     rewrite::age::<V, F>(frame, L3)?;
@@ -116,42 +126,88 @@ fn rewrite_whole<V: Family, F: Frame>(frame: &F, work: &Work<V::Addr>, src: Mac,
     Some(())
 }
 
-/// Forwards at TC ingress what XDP could not.
+/// Forwards at TC ingress what XDP could not; `work.out` says how it leaves.
 #[inline(never)]
-pub fn at_tc<V: Family, F: SkbFrame>(frame: &F, ifindex: u32, work: &Work<V::Addr>) -> Verdict {
+pub fn at_tc<V: Family, F: SkbFrame>(frame: &F, ifindex: u32, work: &mut Work<V::Addr>) -> Reason {
     let skb = frame.skb();
-    if work.quoted != 0 {
-        return Verdict::of(Reason::Raced);
-    }
-    if work.via == Via::Local {
-        let done = rewrite::by_helpers::<V>(skb, L3, work.transport.offset, &work.from, &work.to);
-        return finish(work, done, Reason::LocalBackend, Out::None);
+    match work.via {
+        Via::LocalDsr => return finish(work, Some(()), Reason::LocalBackend),
+        Via::DsrL2 | Via::Ipip => return dsr_at_tc::<V, F>(frame, ifindex, work),
+        Via::Local | Via::Nat if work.quoted != 0 => return Reason::Raced,
+        Via::Local => {
+            let done = rewrite::by_helpers::<V>(skb, L3, work.transport.offset, &work.from, &work.to);
+            return finish(work, done, Reason::LocalBackend);
+        }
+        Via::Nat => {}
     }
     if !has_hops_left::<V, F>(frame) {
-        return Verdict::of(Reason::TtlExpired);
+        return Reason::TtlExpired;
     }
     let mut fib = fib_params::<V>(work, ifindex);
-    // SAFETY: as in `at_xdp`. Without a length the kernel checks the MTU against the buffer itself, segments counted apart.
-    let found = unsafe { bpf_fib_lookup(skb.as_ptr(), &raw mut fib, size_of::<FibParams>() as i32, 0) } as u32;
+    if let Some(reason) = look_up_at_tc(skb, &mut fib) {
+        return reason;
+    }
+    let done = rewrite::by_helpers::<V>(skb, L3, work.transport.offset, &work.from, &work.to)
+        .and_then(|()| rewrite::age_by_helpers::<V>(skb, L3));
+    work.out = redirect_neigh(fib.ifindex, V::neighbour(V::fib_next_hop(&fib)));
+    finish(work, done, forwarded(work, Reason::ToBackendByTc, Reason::ToClientByTc))
+}
+
+#[inline(always)]
+fn dsr_at_tc<V: Family, F: SkbFrame>(frame: &F, ifindex: u32, work: &mut Work<V::Addr>) -> Reason {
+    let skb = frame.skb();
+    let Some(ip) = ip_header::<V, F>(frame, L3) else { return Reason::Rewrite };
+    if V::ttl(&ip) <= 1 {
+        return Reason::TtlExpired;
+    }
+    let class = V::traffic_class(&ip);
+    let (Some(settings), Some(backend)) = (maps::SETTINGS.get(0), maps::backend(work.backend)) else {
+        return Reason::NoBackend;
+    };
+    let mut fib = hop::params::<V>(backend, ifindex);
+    let is_tunnel = work.via == Via::Ipip;
+    // SAFETY: the context is this program's.
+    if is_tunnel && unsafe { (*skb.skb.skb).gso_size } == 0 {
+        // XDP has told those whose packets it saw. The segments of a super-packet are made to fit.
+        let len = work.transport.end.wrapping_sub(L3) as u32;
+        fib.__bindgen_anon_1.tot_len = len.wrapping_add(encap::overhead(backend)) as u16;
+    }
+    if let Some(reason) = look_up_at_tc(skb, &mut fib) {
+        return reason;
+    }
+    if !is_tunnel && V::fib_next_hop(&fib) != V::Addr::from_any(&backend.address) {
+        return Reason::NotOnLink;
+    }
+    let mut done = rewrite::age_by_helpers::<V>(skb, L3);
+    if is_tunnel {
+        done = done.and_then(|()| encap::by_helpers::<V>(skb, backend, settings, class, work));
+    }
+    work.out = if is_tunnel && backend.way == WAY_IPIP_V4 {
+        redirect_neigh(fib.ifindex, V4::neighbour(V4::fib_next_hop(&fib)))
+    } else if is_tunnel {
+        redirect_neigh(fib.ifindex, V6::neighbour(V6::fib_next_hop(&fib)))
+    } else {
+        redirect_neigh(fib.ifindex, V::neighbour(V::fib_next_hop(&fib)))
+    };
+    finish(work, done, forwarded(work, Reason::ToBackendByTc, Reason::ToClientByTc))
+}
+
+/// `None`: found, if only without a neighbour.
+#[inline(always)]
+fn look_up_at_tc(skb: &TcContext, fib: &mut FibParams) -> Option<Reason> {
+    // SAFETY: as in `nat_at_xdp`. Without a length the kernel checks the MTU against the buffer itself, segments counted apart.
+    let found = unsafe { bpf_fib_lookup(skb.as_ptr(), fib, size_of::<FibParams>() as i32, 0) } as u32;
     match found {
-        BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH => {}
-        BPF_FIB_LKUP_RET_FRAG_NEEDED => return Verdict::of(Reason::TooBig),
-        _ => return Verdict::of(Reason::NoRoute),
+        BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH => None,
+        BPF_FIB_LKUP_RET_FRAG_NEEDED => Some(Reason::TooBig),
+        _ => Some(Reason::NoRoute),
     }
-    if work.via == Via::DsrL2 && V::fib_next_hop(&fib) != work.next {
-        return Verdict::of(Reason::NotOnLink);
-    }
-    let mut done = Some(());
-    if work.via == Via::Nat {
-        done = rewrite::by_helpers::<V>(skb, L3, work.transport.offset, &work.from, &work.to);
-    }
-    done = done.and_then(|()| rewrite::age_by_helpers::<V>(skb, L3));
-    let mut neighbour = V::neighbour(V::fib_next_hop(&fib));
+}
+
+#[inline(always)]
+fn redirect_neigh(ifindex: u32, mut neighbour: bpf_redir_neigh) -> Out {
     // SAFETY: the structure lives until the helper returns, and the size is its own.
-    let action =
-        unsafe { bpf_redirect_neigh(fib.ifindex, &raw mut neighbour, size_of_val(&neighbour) as i32, 0) } as i32;
-    let reason = forwarded(work, Reason::ToBackendByTc, Reason::ToClientByTc);
-    finish(work, done, reason, Out::Helper(action))
+    Out::Helper(unsafe { bpf_redirect_neigh(ifindex, &raw mut neighbour, size_of_val(&neighbour) as i32, 0) } as i32)
 }
 
 /// Whether a packet that leaves this node is the answer of a backend that keeps the client's address; then `work` says what it becomes.
@@ -169,12 +225,12 @@ pub fn is_answer_of_kept<V: Family, F: Frame>(frame: &F, ifindex: u32, work: &mu
 
 /// Gives what a backend on this node, or behind it, answers the VIP's address again, at TC egress; its way stays.
 #[inline(always)]
-pub fn at_egress<V: Family>(skb: &TcContext, work: &Work<V::Addr>) -> Verdict {
+pub fn at_egress<V: Family>(skb: &TcContext, work: &Work<V::Addr>) -> Reason {
     if work.quoted != 0 || work.direction != Direction::ToClient {
-        return Verdict::of(Reason::NotVip);
+        return Reason::NotVip;
     }
     let done = rewrite::by_helpers::<V>(skb, L3, work.transport.offset, &work.from, &work.to);
-    finish(work, done, Reason::ToClientByTc, Out::None)
+    finish(work, done, Reason::ToClientByTc)
 }
 
 #[inline(always)]
@@ -207,34 +263,29 @@ fn forwarded<A>(work: &Work<A>, to_backend: Reason, to_client: Reason) -> Reason
 
 /// Counts what was sent on.
 #[inline(always)]
-fn finish<A>(work: &Work<A>, done: Option<()>, reason: Reason, out: Out) -> Verdict {
+fn finish<A>(work: &Work<A>, done: Option<()>, reason: Reason) -> Reason {
     if done.is_none() {
-        return Verdict::of(Reason::Rewrite);
+        return Reason::Rewrite;
     }
     let bytes = work.transport.end.wrapping_sub(L3) as u64;
     match work.direction {
         Direction::ToBackend => {
-            // In `nat` a connection counts when its handshake is complete.
-            let begun = (work.via == Via::DsrL2 && work.tcp.has(SYN)) as u64;
             maps::count_stats(work.stats, work.backend, |stats: &mut Stats| {
                 stats.packets = stats.packets.wrapping_add(1);
                 stats.bytes = stats.bytes.wrapping_add(bytes);
-                stats.connections = stats.connections.wrapping_add(begun);
             });
+            // In `nat` a connection counts when its handshake is complete.
+            let is_dsr = work.via != Via::Nat && work.via != Via::Local;
+            if work.tcp.opens() && is_dsr && work.quoted == 0 && work.rule != rule::SYN_AGAIN {
+                maps::count_stats(work.stats, work.backend, |stats: &mut Stats| {
+                    stats.connections = stats.connections.wrapping_add(1);
+                });
+            }
         }
         Direction::ToClient => maps::count_stats(work.stats, work.backend, |stats: &mut Stats| {
             stats.reply_packets = stats.reply_packets.wrapping_add(1);
             stats.reply_bytes = stats.reply_bytes.wrapping_add(bytes);
         }),
     }
-    Verdict { reason, out }
-}
-
-/// Whether a verdict ends the packet here.
-#[inline(always)]
-pub fn is_drop(reason: Reason) -> bool {
-    match reason.kind() {
-        Kind::Drop => true,
-        Kind::Pass | Kind::Forward | Kind::Reject => false,
-    }
+    reason
 }

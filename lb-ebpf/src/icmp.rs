@@ -6,15 +6,18 @@ use lb_common::{
     checksum::Delta,
     flow::{Addr, Flow},
     nat::NAT_FORWARD,
+    service::{MODE_NAT, VipKey},
+    settings::Settings,
     verdict::Reason,
 };
 use network_types::{icmp::Icmpv4Hdr, ip::Ipv4Hdr, ip::Ipv6Hdr};
 
 use crate::{
+    dsr,
     family::{Family, ip_header},
     maps::FlowTable,
     packet::{Frame, Header, header},
-    parse::PROTOCOL_TCP,
+    parse::{ACK, PROTOCOL_TCP},
     work::{Direction, Via, Work},
 };
 
@@ -52,13 +55,21 @@ fn message<V: Family>(kind: u8) -> Message {
 
 /// An ICMP message to a VIP.
 #[inline(always)]
-pub fn to_vip<V: Family, F: Frame>(frame: &F, work: &mut Work<V::Addr>) -> Result<(), Reason> {
+pub fn to_vip<V: Family, F: Frame>(
+    frame: &F,
+    settings: &Settings,
+    ifindex: u32,
+    work: &mut Work<V::Addr>,
+) -> Result<(), Reason> {
     let icmp = icmp_header(frame, work).ok_or(Reason::Malformed)?;
     match message::<V>(icmp.u8::<ICMP_TYPE>()) {
         Message::Echo => Err(Reason::Echo),
         Message::Discovery => Err(Reason::NodeIcmp),
         Message::Other => Err(Reason::NotServedProtocol),
-        Message::Error => error::<V, F>(frame, work).ok_or(Reason::NotServedProtocol),
+        Message::Error => {
+            work.quoted = quoted_flow::<V, F>(frame, work).ok_or(Reason::NotServedProtocol)?;
+            if of_nat::<V>(work).is_some() { Ok(()) } else { of_dsr::<V>(settings, ifindex, work) }
+        }
     }
 }
 
@@ -79,12 +90,13 @@ pub fn to_snat<V: Family, F: Frame>(frame: &F, work: &mut Work<V::Addr>) -> Resu
     if message::<V>(icmp.u8::<ICMP_TYPE>()) != Message::Error {
         return Err(Reason::NotVip);
     }
-    error::<V, F>(frame, work).ok_or(Reason::NotVip)
+    work.quoted = quoted_flow::<V, F>(frame, work).ok_or(Reason::NotVip)?;
+    of_nat::<V>(work).ok_or(Reason::NotVip)
 }
 
-/// The way of an error that quotes a packet that was sent from the address that gets it: to whoever sent that packet to us.
+/// Where the packet begins that an error quotes, if it was sent from the address that gets the error; the flow that it answers is in `work.back`.
 #[inline(always)]
-fn error<V: Family, F: Frame>(frame: &F, work: &mut Work<V::Addr>) -> Option<()> {
+fn quoted_flow<V: Family, F: Frame>(frame: &F, work: &mut Work<V::Addr>) -> Option<usize> {
     let quoted = work.transport.offset.wrapping_add(size_of::<IcmpHeader>());
     let ip = ip_header::<V, F>(frame, quoted)?;
     let (quoted_src, quoted_dst) = V::addresses(&ip);
@@ -98,7 +110,13 @@ fn error<V: Family, F: Frame>(frame: &F, work: &mut Work<V::Addr>) -> Option<()>
     }
     // The flow whose answer is quoted: what comes from where the quoted packet went.
     work.back = Flow { src: quoted_dst, dst: quoted_src, src_port_be: ports.u16::<2>(), dst_port_be: ports.u16::<0>() };
-    let entry = V::established().find(&work.back).or_else(|| V::half_open().find(&work.back))?;
+    Some(quoted)
+}
+
+/// The way of an error about a flow of `nat`: to whoever sent the quoted packet to us.
+#[inline(always)]
+fn of_nat<V: Family>(work: &mut Work<V::Addr>) -> Option<()> {
+    let entry = V::nat_established().find(&work.back).or_else(|| V::nat_half_open().find(&work.back))?;
     // SAFETY: RCU keeps the value until this program returns.
     let entry = unsafe { &*entry };
     work.to = entry.to.read();
@@ -107,8 +125,23 @@ fn error<V: Family, F: Frame>(frame: &F, work: &mut Work<V::Addr>) -> Option<()>
     work.stats = entry.stats;
     work.via = Via::Nat;
     work.direction = if entry.flags & NAT_FORWARD != 0 { Direction::ToBackend } else { Direction::ToClient };
-    work.quoted = quoted;
     Some(())
+}
+
+/// The way of an error about what a backend of a DSR service sent to a client: to that backend, unchanged.
+#[inline(always)]
+fn of_dsr<V: Family>(settings: &Settings, ifindex: u32, work: &mut Work<V::Addr>) -> Result<(), Reason> {
+    let key = VipKey::tcp(work.back.dst.read(), work.back.dst_port_be);
+    let service = V::service(&key).filter(|service| service.mode != MODE_NAT).ok_or(Reason::NotServedProtocol)?;
+    work.from = work.back.read();
+    // In the middle of the connection.
+    work.tcp.flags = ACK;
+    work.stats = service.stats;
+    match dsr::choose::<V>(settings, service, ifindex, work) {
+        // Nobody is told about an error.
+        Err(_) => Err(Reason::NotServedProtocol),
+        Ok(()) => Ok(()),
+    }
 }
 
 /// Where the TCP header of the quoted packet at `quoted` begins.

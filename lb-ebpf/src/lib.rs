@@ -17,9 +17,14 @@
 
 pub mod answer;
 pub mod atomic;
+pub mod clock;
+pub mod decap;
 pub mod decide;
+pub mod dsr;
+pub mod encap;
 pub mod family;
 pub mod forward;
+pub mod hop;
 pub mod icmp;
 pub mod maps;
 pub mod nat;
@@ -28,6 +33,7 @@ pub mod parse;
 pub mod ports;
 pub mod rewrite;
 pub mod select;
+pub mod trace;
 pub mod work;
 
 #[cfg(test)]

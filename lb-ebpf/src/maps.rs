@@ -1,34 +1,49 @@
 //! The maps, and their counters' arithmetic. docs/architecture.md has the table of who writes what.
 
 use aya_ebpf::{
-    bindings::{BPF_F_MMAPABLE, BPF_NOEXIST},
-    btf_maps::{Array, HashMap, LruHashMap, PerCpuArray},
+    bindings::{BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, BPF_NOEXIST},
+    btf_maps::{Array, HashMap, LpmTrie, LruHashMap, PerCpuArray, PerCpuHashMap, RingBuf},
     macros::btf_map,
 };
 use lb_common::{
     backend::Backend,
-    flow::{AnyAddr, Flow, V4Addr, V6Addr},
+    exception::Exception,
+    filter::{self, FILTER_WORDS},
+    flow::{Addr, AnyAddr, Flow, V4Addr, V6Addr},
     limits::{
-        MAX_ADDRESSES, MAX_BACKENDS, MAX_INTERFACES, MAX_NAT_ESTABLISHED, MAX_NAT_HALF_OPEN, MAX_SNAT_ADDRESSES,
-        MAX_VIP_PORTS, RING_ARENA_SLOTS,
+        MAX_ADDRESSES, MAX_BACKENDS, MAX_ESTABLISHED, MAX_HALF_OPEN, MAX_INTERFACES, MAX_NAT_ESTABLISHED,
+        MAX_NAT_HALF_OPEN, MAX_PEERS, MAX_REFUSALS, MAX_SEEN, MAX_SNAT_ADDRESSES, MAX_VIP_PORTS, RING_ARENA_SLOTS,
+        SYNS_LEN, TRACE_BYTES,
     },
     nat::NatEntry,
-    service::{Service, Stats, VipKey},
+    service::{Refusal, Service, Stats, VipKey},
     settings::Settings,
     slot::Slot,
-    verdict::{Reason, VERDICTS_LEN, verdict_index},
+    syn::Syn,
+    trace::{TraceEvent, TraceFilter},
+    verdict::{Kind, Reason, VERDICTS_LEN, verdict_index},
 };
+
+use crate::atomic;
 
 /// Every VIP:port of both families has its counters.
 const MAX_SERVICE_STATS: usize = 2 * MAX_VIP_PORTS as usize;
 
 pub type Table<K, V, const N: usize> = HashMap<K, V, N>;
-pub type Established<A> = HashMap<Flow<A>, NatEntry<A>, { MAX_NAT_ESTABLISHED as usize }>;
-pub type HalfOpen<A> = LruHashMap<Flow<A>, NatEntry<A>, { MAX_NAT_HALF_OPEN as usize }>;
+pub type NatEstablished<A> = HashMap<Flow<A>, NatEntry<A>, { MAX_NAT_ESTABLISHED as usize }>;
+pub type Established<A> = HashMap<Flow<A>, Exception, { MAX_ESTABLISHED as usize }>;
+pub type HalfOpen<A> = LruHashMap<Flow<A>, Exception, { MAX_HALF_OPEN as usize }>;
+pub type Seen<A> = LruHashMap<Flow<A>, Exception, { MAX_SEEN as usize }>;
+pub type Peers<A> = LpmTrie<A, u32, { MAX_PEERS as usize }, { BPF_F_NO_PREALLOC as usize }>;
+pub type NatHalfOpen<A> = LruHashMap<Flow<A>, NatEntry<A>, { MAX_NAT_HALF_OPEN as usize }>;
 
 /// One entry: what the agent tells the programs as a whole.
 #[btf_map]
 pub static SETTINGS: Array<Settings, 1> = Array::new();
+
+/// A filter before `ADDRESSES_*`: see `lb_common::filter`.
+#[btf_map]
+pub static ADDRESS_FILTER: Array<u64, { FILTER_WORDS as usize }, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 /// Address → bits of `lb_common::service::address`.
 #[btf_map]
@@ -60,15 +75,59 @@ pub static SNAT_CURSORS: Array<u64, { MAX_BACKENDS as usize }> = Array::new();
 
 /// `nat` flows whose handshake is complete, both directions.
 #[btf_map]
-pub static NAT_ESTABLISHED_V4: Established<V4Addr> = HashMap::new();
+pub static NAT_ESTABLISHED_V4: NatEstablished<V4Addr> = HashMap::new();
 #[btf_map]
-pub static NAT_ESTABLISHED_V6: Established<V6Addr> = HashMap::new();
+pub static NAT_ESTABLISHED_V6: NatEstablished<V6Addr> = HashMap::new();
 
 /// `nat` flows whose handshake is under way, both directions.
 #[btf_map]
-pub static NAT_HALF_OPEN_V4: HalfOpen<V4Addr> = LruHashMap::new();
+pub static NAT_HALF_OPEN_V4: NatHalfOpen<V4Addr> = LruHashMap::new();
 #[btf_map]
-pub static NAT_HALF_OPEN_V6: HalfOpen<V6Addr> = LruHashMap::new();
+pub static NAT_HALF_OPEN_V6: NatHalfOpen<V6Addr> = LruHashMap::new();
+
+/// Confirmed exceptions of DSR services; refuses when full.
+#[btf_map]
+pub static ESTABLISHED_V4: Established<V4Addr> = HashMap::new();
+#[btf_map]
+pub static ESTABLISHED_V6: Established<V6Addr> = HashMap::new();
+
+/// Exceptions of DSR services that no packet has confirmed yet.
+#[btf_map]
+pub static HALF_OPEN_V4: HalfOpen<V4Addr> = LruHashMap::new();
+#[btf_map]
+pub static HALF_OPEN_V6: HalfOpen<V6Addr> = LruHashMap::new();
+
+/// Flows that were there before their slot changed, as they were seen since.
+#[btf_map]
+pub static SEEN_V4: Seen<V4Addr> = LruHashMap::new();
+#[btf_map]
+pub static SEEN_V6: Seen<V6Addr> = LruHashMap::new();
+
+/// Fingerprints of recent SYNs: words of `lb_common::syn`.
+#[btf_map]
+pub static SYNS: Array<u64, { SYNS_LEN as usize }, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+/// Slot → when its owners last agreed, in tenths of seconds of CLOCK_BOOTTIME; 0: not known. The agent's, for its own restart.
+#[btf_map]
+pub static SLOT_CLOCKS: Array<u32, { RING_ARENA_SLOTS as usize }, { BPF_F_MMAPABLE as usize }> = Array::new();
+
+/// Who may send this node encapsulated packets: prefixes.
+#[btf_map]
+pub static PEERS_V4: Peers<V4Addr> = LpmTrie::new();
+#[btf_map]
+pub static PEERS_V6: Peers<V6Addr> = LpmTrie::new();
+
+/// Packets to a VIP and port that were not forwarded, by reason.
+#[btf_map]
+pub static REFUSALS: PerCpuHashMap<Refusal, u64, { MAX_REFUSALS as usize }> = PerCpuHashMap::new();
+
+/// Decisions, told while somebody asks for them.
+#[btf_map]
+pub static TRACE: RingBuf<TraceEvent, { TRACE_BYTES as usize }> = RingBuf::new();
+
+/// One entry: which decisions are told.
+#[btf_map]
+pub static TRACE_FILTER: Array<TraceFilter, 1> = Array::new();
 
 /// Counters of each VIP and port.
 #[btf_map]
@@ -85,6 +144,14 @@ pub static VERDICTS: PerCpuArray<u64, { VERDICTS_LEN as usize }> = PerCpuArray::
 /// How XDP may send through an interface: ifindex → `WAY_OUT_*`; one that is not in it takes only `XDP_TX`.
 #[btf_map]
 pub static WAYS_OUT: Table<u32, u32, { MAX_INTERFACES as usize }> = HashMap::new();
+
+/// Whether `ADDRESSES_*` may know an address: false is certain.
+#[inline(always)]
+pub fn may_be_known<A: Addr>(address: &A) -> bool {
+    let (word, bit) = filter::place(address);
+    // SAFETY: an aligned word of a live array, read once.
+    ADDRESS_FILTER.get_ptr(word).is_some_and(|word| unsafe { word.read_volatile() } & bit == 0)
+}
 
 /// The `WAY_OUT_*` bits of an interface.
 #[inline(always)]
@@ -121,13 +188,23 @@ pub fn count_stats(service: u32, backend: u32, change: impl Fn(&mut Stats)) {
     }
 }
 
-/// A packet of a client that was reset or dropped.
-#[inline(always)]
-pub fn count_refused(service: u32) {
-    if let Some(stats) = SERVICE_STATS.get_ptr_mut(service) {
+/// Counts a packet to a VIP and port that was not forwarded. When REFUSALS is full it counts in `VERDICTS` alone.
+#[inline(never)]
+pub fn count_refusal(service: u32, reason: Reason) {
+    if matches!(reason.kind(), Kind::Reject | Kind::Drop)
+        && let Some(stats) = SERVICE_STATS.get_ptr_mut(service)
+    {
         // SAFETY: as in `count_event`.
         let stats = unsafe { &mut *stats };
         stats.refused = stats.refused.wrapping_add(1);
+    }
+    let key = Refusal { stats: service, reason: reason as u32 };
+    match REFUSALS.get_ptr_mut(key) {
+        // SAFETY: as in `count_event`.
+        Some(counter) => unsafe { *counter = (*counter).wrapping_add(1) },
+        None => {
+            let _is_in = REFUSALS.insert(key, 1, 0).is_ok();
+        }
     }
 }
 
@@ -139,6 +216,31 @@ pub fn slot(index: u32) -> Option<Slot> {
     Some(Slot(unsafe { word.read_volatile() }))
 }
 
+/// Sets flags of the slot at `index`, whatever else it holds by now.
+#[inline(always)]
+pub fn mark_slot(index: u32, flags: u64) {
+    if let Some(word) = RINGS.get_ptr_mut(index) {
+        // SAFETY: an aligned word of a live array.
+        unsafe { atomic::or64(word, flags) };
+    }
+}
+
+/// The fingerprint at `place` of `SYNS`.
+#[inline(always)]
+pub fn syn(place: u32) -> Syn {
+    // SAFETY: an aligned word of a live array that other CPUs write at any time: read once.
+    Syn(SYNS.get_ptr(place).map_or(0, |word| unsafe { word.read_volatile() }))
+}
+
+/// Replaces the fingerprint at `place`; of two CPUs that do it at once one wins.
+#[inline(always)]
+pub fn set_syn(place: u32, syn: Syn) {
+    if let Some(word) = SYNS.get_ptr_mut(place) {
+        // SAFETY: as in `syn`.
+        unsafe { word.write_volatile(syn.0) };
+    }
+}
+
 /// The backend at `index`.
 #[inline(always)]
 pub fn backend(index: u32) -> Option<&'static Backend> {
@@ -146,32 +248,32 @@ pub fn backend(index: u32) -> Option<&'static Backend> {
 }
 
 /// A flow table, whichever kind it is.
-pub trait FlowTable<A> {
-    fn find(&self, flow: &Flow<A>) -> Option<*mut NatEntry<A>>;
+pub trait FlowTable<A, E> {
+    fn find(&self, flow: &Flow<A>) -> Option<*mut E>;
     /// Inserts an entry if there is none; false if there is one, or no room.
     #[must_use]
-    fn claim(&self, flow: &Flow<A>, entry: &NatEntry<A>) -> bool;
+    fn claim(&self, flow: &Flow<A>, entry: &E) -> bool;
     /// Inserts or replaces an entry; false if there is no room.
     #[must_use]
-    fn put(&self, flow: &Flow<A>, entry: &NatEntry<A>) -> bool;
+    fn put(&self, flow: &Flow<A>, entry: &E) -> bool;
     fn forget(&self, flow: &Flow<A>);
 }
 
 macro_rules! flow_table {
     ($table:ident) => {
-        impl<A> FlowTable<A> for $table<A> {
+        impl<A, E, const N: usize> FlowTable<A, E> for $table<Flow<A>, E, N> {
             #[inline(always)]
-            fn find(&self, flow: &Flow<A>) -> Option<*mut NatEntry<A>> {
+            fn find(&self, flow: &Flow<A>) -> Option<*mut E> {
                 self.get_ptr_mut(flow)
             }
 
             #[inline(always)]
-            fn claim(&self, flow: &Flow<A>, entry: &NatEntry<A>) -> bool {
+            fn claim(&self, flow: &Flow<A>, entry: &E) -> bool {
                 self.insert(flow, entry, BPF_NOEXIST as u64).is_ok()
             }
 
             #[inline(always)]
-            fn put(&self, flow: &Flow<A>, entry: &NatEntry<A>) -> bool {
+            fn put(&self, flow: &Flow<A>, entry: &E) -> bool {
                 self.insert(flow, entry, 0).is_ok()
             }
 
@@ -184,5 +286,5 @@ macro_rules! flow_table {
     };
 }
 
-flow_table!(Established);
-flow_table!(HalfOpen);
+flow_table!(HashMap);
+flow_table!(LruHashMap);

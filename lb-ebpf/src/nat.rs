@@ -55,7 +55,7 @@ pub fn from_client<V: Family, F: Frame>(
     service: &Service,
     work: &mut Work<V::Addr>,
 ) -> Result<FromClient, Reason> {
-    if let Some(entry) = V::established().find(&work.from)
+    if let Some(entry) = V::nat_established().find(&work.from)
         // SAFETY: RCU keeps the value until this program returns.
         && is_alive::<V>(now, unsafe { &*entry }, work)
     {
@@ -64,18 +64,18 @@ pub fn from_client<V: Family, F: Frame>(
         let serving = select::is_serving(seen.backend, seen.generation);
         if work.tcp.opens() && serving.is_none() {
             work.back = seen.peer();
-            forget_pair::<V>(V::established(), work);
+            forget_pair::<V>(V::nat_established(), work);
             return Ok(FromClient::Opens);
         }
         if work.tcp.opens() && is_closing(seen.flags) {
             return Ok(opens_again(seen, work));
         }
         follow_route(seen, serving.ok_or(Reason::BackendGone)?, work);
-        follow::<V, F>(now, frame, V::established(), entry, work);
+        follow::<V, F>(now, frame, V::nat_established(), entry, work);
         retire_if_finished::<V>(now, entry, work);
         return Ok(FromClient::Known);
     }
-    if let Some(entry) = V::half_open().find(&work.from) {
+    if let Some(entry) = V::nat_half_open().find(&work.from) {
         // SAFETY: as above; of an LRU entry that is evicted just now another flow may use the memory: its packets are then
         // taken for lost by TCP.
         if is_fresh(now, unsafe { &*entry }) {
@@ -102,7 +102,7 @@ fn half_open<V: Family, F: Frame>(
     if work.tcp.opens() {
         // Nobody has answered, and the slot has a new owner: no use in asking the old one again.
         let moved = seen.flags & NAT_ANSWERED == 0
-            && select::owner(now.settings, service, &work.from).is_none_or(|owner| owner.index != seen.backend);
+            && select::owner(now.settings, service, work).is_none_or(|owner| owner.index != seen.backend);
         work.back = seen.peer();
         if moved || serving.is_none() || !is_way_back::<V>(work) {
             forget_half_open::<V>(work);
@@ -111,7 +111,7 @@ fn half_open<V: Family, F: Frame>(
         seen.sequence = work.tcp.sequence;
     }
     follow_route(seen, serving.ok_or(Reason::BackendGone)?, work);
-    follow::<V, F>(now, frame, V::half_open(), entry, work);
+    follow::<V, F>(now, frame, V::nat_half_open(), entry, work);
     if !work.tcp.opens() && work.tcp.has(ACK) && seen.flags & (NAT_ANSWERED | NAT_ESTABLISHED) == NAT_ANSWERED {
         confirm::<V>(now, entry, work);
     }
@@ -131,16 +131,16 @@ fn opens_again<A: Addr>(seen: &NatEntry<A>, work: &mut Work<A>) -> FromClient {
 #[inline(always)]
 fn is_way_back<V: Family>(work: &Work<V::Addr>) -> bool {
     // SAFETY: as in `from_client`.
-    V::half_open().find(&work.back).is_some_and(|peer| unsafe { &*peer }.peer() == work.from)
+    V::nat_half_open().find(&work.back).is_some_and(|peer| unsafe { &*peer }.peer() == work.from)
 }
 
 /// Removes the half-open entry `work.from`, and the way back `work.back` if it is that flow's.
 #[inline(always)]
 fn forget_half_open<V: Family>(work: &Work<V::Addr>) {
     if is_way_back::<V>(work) {
-        V::half_open().forget(&work.back);
+        V::nat_half_open().forget(&work.back);
     }
-    V::half_open().forget(&work.from);
+    V::nat_half_open().forget(&work.from);
 }
 
 /// Moves both entries to ESTABLISHED if this packet ends the handshake.
@@ -149,7 +149,7 @@ fn confirm<V: Family>(now: &Now, entry: *mut NatEntry<V::Addr>, work: &mut Work<
     // SAFETY: as in `from_client`.
     let seen = unsafe { &*entry };
     work.back = seen.peer();
-    let Some(peer) = V::half_open().find(&work.back) else { return };
+    let Some(peer) = V::nat_half_open().find(&work.back) else { return };
     // SAFETY: as in `from_client`.
     work.entry = unsafe { &*peer }.read();
     let ahead = work.tcp.acknowledgement.wrapping_sub(work.entry.sequence);
@@ -159,20 +159,20 @@ fn confirm<V: Family>(now: &Now, entry: *mut NatEntry<V::Addr>, work: &mut Work<
     work.entry.flags |= NAT_ESTABLISHED;
     work.entry.sequence = 0;
     work.entry.last_seen_ns = now.time_ns;
-    if !V::established().claim(&work.back, &work.entry) {
+    if !V::nat_established().claim(&work.back, &work.entry) {
         maps::count_event(now.ifindex, EVENT_ESTABLISHED_FULL);
         return;
     }
     work.entry = seen.read();
     work.entry.flags |= NAT_ESTABLISHED;
     work.entry.last_seen_ns = now.time_ns;
-    if !V::established().put(&work.from, &work.entry) {
-        V::established().forget(&work.back);
+    if !V::nat_established().put(&work.from, &work.entry) {
+        V::nat_established().forget(&work.back);
         maps::count_event(now.ifindex, EVENT_ESTABLISHED_FULL);
         return;
     }
     maps::count_stats(work.stats, work.backend, |stats| stats.connections = stats.connections.wrapping_add(1));
-    forget_pair::<V>(V::half_open(), work);
+    forget_pair::<V>(V::nat_half_open(), work);
 }
 
 /// A flow that both ends have finished leaves ESTABLISHED, so that its room is for those that live: what is over is kept where a newer flow may
@@ -193,23 +193,23 @@ fn retire<V: Family>(now: &Now, entry: *mut NatEntry<V::Addr>, work: &mut Work<V
     work.entry.last_seen_ns = now.time_ns;
     work.back = work.entry.peer();
     // First in, then out: another CPU finds the flow in one table or the other.
-    if !V::half_open().put(&work.from, &work.entry) {
+    if !V::nat_half_open().put(&work.from, &work.entry) {
         return;
     }
-    if let Some(peer) = V::established().find(&work.back) {
+    if let Some(peer) = V::nat_established().find(&work.back) {
         // SAFETY: as in `from_client`.
         work.entry = unsafe { &*peer }.read();
         work.entry.last_seen_ns = now.time_ns;
         // What is lost here for want of room is a straggler's way.
-        let _is_in = V::half_open().put(&work.back, &work.entry);
+        let _is_in = V::nat_half_open().put(&work.back, &work.entry);
     }
-    forget_pair::<V>(V::established(), work);
+    forget_pair::<V>(V::nat_established(), work);
 }
 
 /// Finds the flow of a packet that may be a backend's answer; false: not one of ours.
 #[inline(always)]
 pub fn from_backend<V: Family, F: Frame>(now: &Now, frame: &F, work: &mut Work<V::Addr>) -> Result<bool, Reason> {
-    if let Some(entry) = V::established().find(&work.from)
+    if let Some(entry) = V::nat_established().find(&work.from)
         // SAFETY: as in `from_client`.
         && is_alive::<V>(now, unsafe { &*entry }, work)
     {
@@ -220,11 +220,11 @@ pub fn from_backend<V: Family, F: Frame>(now: &Now, frame: &F, work: &mut Work<V
         }
         let backend = select::is_serving(seen.backend, seen.generation).ok_or(Reason::BackendGone)?;
         follow_route(seen, backend, work);
-        follow::<V, F>(now, frame, V::established(), entry, work);
+        follow::<V, F>(now, frame, V::nat_established(), entry, work);
         retire_if_finished::<V>(now, entry, work);
         return Ok(true);
     }
-    let Some(entry) = V::half_open().find(&work.from) else { return Ok(false) };
+    let Some(entry) = V::nat_half_open().find(&work.from) else { return Ok(false) };
     // SAFETY: as in `from_client`.
     let seen = unsafe { &mut *entry };
     if seen.flags & NAT_FORWARD != 0 || !is_fresh(now, seen) {
@@ -232,16 +232,16 @@ pub fn from_backend<V: Family, F: Frame>(now: &Now, frame: &F, work: &mut Work<V
     }
     let backend = select::is_serving(seen.backend, seen.generation).ok_or(Reason::BackendGone)?;
     follow_route(seen, backend, work);
-    follow::<V, F>(now, frame, V::half_open(), entry, work);
+    follow::<V, F>(now, frame, V::nat_half_open(), entry, work);
     if seen.flags & NAT_ESTABLISHED != 0 {
         // A straggler of a finished flow.
     } else if work.tcp.has(RST) {
         // Refused: the port is free at once, for a reset leaves no TIME_WAIT.
         work.back = seen.peer();
-        forget_pair::<V>(V::half_open(), work);
+        forget_pair::<V>(V::nat_half_open(), work);
     } else if work.tcp.has(SYN) && work.tcp.has(ACK) {
         seen.sequence = work.tcp.sequence.wrapping_add(1);
-        mark::<V>(V::half_open(), entry, NAT_ANSWERED, work);
+        mark::<V>(V::nat_half_open(), entry, NAT_ANSWERED, work);
     }
     Ok(true)
 }
@@ -270,7 +270,7 @@ pub fn send<A: Addr>(backend: u32, is_local: bool, work: &mut Work<A>) {
 fn follow<V: Family, F: Frame>(
     now: &Now,
     frame: &F,
-    table: &impl FlowTable<V::Addr>,
+    table: &impl FlowTable<V::Addr, NatEntry<V::Addr>>,
     entry: *mut NatEntry<V::Addr>,
     work: &mut Work<V::Addr>,
 ) {
@@ -305,7 +305,7 @@ fn follow<V: Family, F: Frame>(
 /// Sets `bits` in an entry and in that of the other direction.
 #[inline(always)]
 fn mark<V: Family>(
-    table: &impl FlowTable<V::Addr>,
+    table: &impl FlowTable<V::Addr, NatEntry<V::Addr>>,
     entry: *mut NatEntry<V::Addr>,
     bits: u32,
     work: &mut Work<V::Addr>,
@@ -326,7 +326,7 @@ fn mark<V: Family>(
 /// Clears `bits` in an entry and in that of the other direction.
 #[inline(always)]
 fn unmark<V: Family>(
-    table: &impl FlowTable<V::Addr>,
+    table: &impl FlowTable<V::Addr, NatEntry<V::Addr>>,
     entry: *mut NatEntry<V::Addr>,
     bits: u32,
     work: &mut Work<V::Addr>,
@@ -349,7 +349,7 @@ pub fn is_alive<V: Family>(now: &Now, seen: &NatEntry<V::Addr>, work: &mut Work<
         return true;
     }
     work.entry.to = seen.peer();
-    let Some(peer) = V::established().find(&work.entry.to) else { return false };
+    let Some(peer) = V::nat_established().find(&work.entry.to) else { return false };
     // SAFETY: as in `from_client`.
     now.time_ns.wrapping_sub(unsafe { (*peer).last_seen_ns }) <= allowed
 }
@@ -362,7 +362,7 @@ pub fn is_fresh<A>(now: &Now, entry: &NatEntry<A>) -> bool {
 
 /// Removes the entries of both directions: `work.from` and `work.back`.
 #[inline(always)]
-pub fn forget_pair<V: Family>(table: &impl FlowTable<V::Addr>, work: &Work<V::Addr>) {
+pub fn forget_pair<V: Family>(table: &impl FlowTable<V::Addr, NatEntry<V::Addr>>, work: &Work<V::Addr>) {
     table.forget(&work.from);
     table.forget(&work.back);
 }

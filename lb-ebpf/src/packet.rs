@@ -67,6 +67,16 @@ impl<T> Header<T> {
         self.load::<[u8; N], AT>()
     }
 
+    /// The one's complement sum of the whole header, whose size is a multiple of four (see `lb_common::checksum`).
+    #[inline(always)]
+    pub fn sum(&self) -> u64 {
+        const { assert!(size_of::<T>().is_multiple_of(4)) };
+        (0..size_of::<T>()).step_by(4).fold(0, |sum: u64, at| {
+            // SAFETY: as in `set`: `at` stays inside T.
+            sum.wrapping_add(unsafe { read::<u32>(self.0.wrapping_add(at)) } as u64)
+        })
+    }
+
     #[inline(always)]
     pub fn set<V: Field, const AT: usize>(&self, value: V) {
         const { assert!(AT + size_of::<V>() <= size_of::<T>()) };
@@ -88,7 +98,7 @@ pub trait Field: Copy {}
 impl Field for u8 {}
 impl Field for u16 {}
 impl Field for u32 {}
-impl Field for [u32; 4] {}
+impl<const N: usize> Field for [u32; N] {}
 impl<const N: usize> Field for [u8; N] {}
 
 /// # Safety

@@ -7,7 +7,7 @@ use network_types::{eth::EthHdr, ip::Ipv4Hdr, ip::Ipv6Hdr, tcp::TcpHdr};
 
 use crate::{
     family::Family,
-    packet::{Frame, header},
+    packet::{Frame, Header, header},
     work::Work,
 };
 
@@ -218,6 +218,34 @@ pub fn tcp<V: Family, F: Frame>(frame: &F, work: &mut Work<V::Addr>) -> Result<(
         timestamp: 0,
     };
     Ok(())
+}
+
+/// The same for an IP packet without options or extension headers whose fields all fit together; `None` for any other, which takes a longer look.
+/// Its addresses are known already.
+#[inline(always)]
+pub fn plain_tcp<V: Family, F: Frame>(frame: &F, ip: &Header<V::Header>, work: &mut Work<V::Addr>) -> Option<()> {
+    let len = V::plain_tcp_len(ip)?;
+    let offset = L3.wrapping_add(size_of::<V::Header>());
+    let end = L3.wrapping_add(len);
+    let tcp = header::<TcpHdr, F>(frame, offset)?;
+    let header_len = ((tcp.u8::<{ offset_of!(TcpHdr, _bitfield_1) }>() >> 4) as usize) << 2;
+    let data = offset.wrapping_add(header_len);
+    let flags = tcp.u8::<TCP_FLAGS>();
+    if end > frame.reachable()
+        || header_len < TcpHdr::LEN
+        || data > end
+        || (flags & SYN != 0 && flags & (FIN | RST) != 0)
+    {
+        return None;
+    }
+    work.from.src_port_be = tcp.u16::<{ offset_of!(TcpHdr, source) }>();
+    work.from.dst_port_be = tcp.u16::<{ offset_of!(TcpHdr, dest) }>();
+    work.transport = Transport { offset, protocol: PROTOCOL_TCP, end };
+    work.tcp.flags = flags;
+    work.tcp.sequence = u32::from_be(tcp.u32::<{ offset_of!(TcpHdr, seq) }>());
+    work.tcp.acknowledgement = u32::from_be(tcp.u32::<{ offset_of!(TcpHdr, ack_seq) }>());
+    work.tcp.payload = end.wrapping_sub(data) as u32;
+    Some(())
 }
 
 /// Options that are looked through for a timestamp; with 40 bytes there are rarely more than five.

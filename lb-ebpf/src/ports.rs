@@ -49,13 +49,13 @@ pub fn open<V: Family, F: Frame>(
     let is_local = backend.flags & Backend::FLAG_LOCAL != 0;
     work.direction = Direction::ToBackend;
     if again {
-        V::established().forget(&work.from);
-        V::half_open().forget(&work.from);
+        V::nat_established().forget(&work.from);
+        V::nat_half_open().forget(&work.from);
         if work.backend == owner.index && work.entry.generation == backend.generation {
             // The client uses its port again, as it would with the backend itself: so does the flow.
             work.back = work.to.reversed();
-            V::established().forget(&work.back);
-            V::half_open().forget(&work.back);
+            V::nat_established().forget(&work.back);
+            V::nat_half_open().forget(&work.back);
             if claim::<V>(now, owner, work) {
                 nat::send(owner.index, is_local, work);
                 return Ok(());
@@ -157,7 +157,7 @@ const FLOW: u32 = 3;
 
 #[inline(never)]
 fn look_up<V: Family>(now: &Now, work: &mut Work<V::Addr>) -> u32 {
-    if let Some(entry) = V::established().find(&work.back) {
+    if let Some(entry) = V::nat_established().find(&work.back) {
         // SAFETY: RCU keeps the value until this program returns.
         let seen = unsafe { &*entry };
         if nat::is_alive::<V>(now, seen, work) {
@@ -168,7 +168,7 @@ fn look_up<V: Family>(now: &Now, work: &mut Work<V::Addr>) -> u32 {
         }
         evict::<V>(work);
     }
-    if let Some(entry) = V::half_open().find(&work.back) {
+    if let Some(entry) = V::nat_half_open().find(&work.back) {
         // SAFETY: as above.
         let seen = unsafe { &*entry };
         let has_ended = seen.flags & NAT_CLIENT_FIRST != 0
@@ -199,12 +199,12 @@ fn is_let_in(tcp: &Tcp, sequence: u32, timestamp: u32) -> bool {
 /// Removes the flow that holds the tuple `work.back`, from both tables.
 #[inline(never)]
 fn evict<V: Family>(work: &mut Work<V::Addr>) {
-    evict_from::<V>(V::established(), work);
-    evict_from::<V>(V::half_open(), work);
+    evict_from::<V>(V::nat_established(), work);
+    evict_from::<V>(V::nat_half_open(), work);
 }
 
 #[inline(always)]
-fn evict_from<V: Family>(table: &impl FlowTable<V::Addr>, work: &mut Work<V::Addr>) {
+fn evict_from<V: Family>(table: &impl FlowTable<V::Addr, NatEntry<V::Addr>>, work: &mut Work<V::Addr>) {
     let Some(entry) = table.find(&work.back) else { return };
     // SAFETY: RCU keeps the value until this program returns.
     work.entry.to = unsafe { &*entry }.peer();
@@ -233,15 +233,15 @@ fn claim<V: Family>(now: &Now, owner: &Owner, work: &mut Work<V::Addr>) -> bool 
         reserved: 0,
         last_seen_ns: now.time_ns,
     };
-    if !V::half_open().claim(&work.back, &work.entry) {
+    if !V::nat_half_open().claim(&work.back, &work.entry) {
         return false;
     }
     work.entry.to = work.to.read();
     work.entry.flags = NAT_FORWARD;
     work.entry.sequence = work.tcp.sequence;
-    let is_in = V::half_open().put(&work.from, &work.entry);
+    let is_in = V::nat_half_open().put(&work.from, &work.entry);
     if !is_in {
-        V::half_open().forget(&work.back);
+        V::nat_half_open().forget(&work.back);
     }
     is_in
 }

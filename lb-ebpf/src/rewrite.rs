@@ -46,12 +46,11 @@ pub fn in_place<V: Family, F: Frame>(
 pub fn age<V: Family, F: Frame>(frame: &F, l3: usize) -> Option<()> {
     if V::IS_V4 {
         let ip = header::<Ipv4Hdr, F>(frame, l3)?;
-        // The word of TTL and protocol.
-        let old = ip.u16::<{ offset_of!(Ipv4Hdr, ttl) }>();
         let ttl = ip.u8::<{ offset_of!(Ipv4Hdr, ttl) }>();
         ip.set::<u8, { offset_of!(Ipv4Hdr, ttl) }>(ttl.wrapping_sub(1));
-        let new = ip.u16::<{ offset_of!(Ipv4Hdr, ttl) }>();
-        icmp::apply_v4_checksum(&ip, Delta::new().replace16(old, new));
+        // One less in the high byte of its word is one more there in the complement of the sum (RFC 1141).
+        let check = (ip.u16::<V4_CHECKSUM>() as u32).wrapping_add(0x0100_u16.to_be() as u32);
+        ip.set::<u16, V4_CHECKSUM>(check.wrapping_add((check >= 0xffff) as u32) as u16);
     } else {
         let ip = header::<network_types::ip::Ipv6Hdr, F>(frame, l3)?;
         const HOP_LIMIT: usize = offset_of!(network_types::ip::Ipv6Hdr, hop_limit);

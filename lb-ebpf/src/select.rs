@@ -1,15 +1,10 @@
 //! From a flow to the backend that its slot names.
 
 use lb_common::{
-    backend::Backend,
-    flow::{Addr, Flow},
-    hash::slot_of,
-    service::Service,
-    settings::Settings,
-    slot::REJECT,
+    backend::Backend, flow::Addr, hash::slot_of, service::Service, settings::Settings, slot::REJECT, trace::rule,
 };
 
-use crate::maps;
+use crate::{maps, work::Work};
 
 /// A backend that may get new flows, and its index.
 #[derive(Clone, Copy)]
@@ -18,15 +13,18 @@ pub struct Owner {
     pub backend: &'static Backend,
 }
 
-/// The owner of the slot that `flow` hashes to; `None` if the slot rejects.
+/// The owner of the slot that the flow in `work` hashes to; `None` if the slot rejects.
 #[inline(always)]
-pub fn owner<A: Addr>(settings: &Settings, service: &Service, flow: &Flow<A>) -> Option<Owner> {
+pub fn owner<A: Addr>(settings: &Settings, service: &Service, work: &mut Work<A>) -> Option<Owner> {
     let hash = if service.flags & Service::FLAG_CLIENT_AFFINITY != 0 {
-        A::hash_client(&settings.hash_key, &flow.src)
+        A::hash_client(&settings.hash_key, &work.from.src)
     } else {
-        A::hash_flow(&settings.hash_key, flow)
+        A::hash_flow(&settings.hash_key, &work.from)
     };
-    let slot = maps::slot(service.ring_offset.wrapping_add(slot_of(hash, service.ring_len)))?;
+    work.slot = service.ring_offset.wrapping_add(slot_of(hash, service.ring_len));
+    let slot = maps::slot(work.slot)?;
+    work.word = slot.0;
+    work.rule = rule::RING;
     let index = slot.current();
     if index == REJECT {
         return None;

@@ -2,11 +2,13 @@
 
 use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
 use lb_common::{
+    exception::Exception,
     flow::{Flow, V6Addr},
     nat::NatEntry,
+    trace::{NO_SERVICE, rule},
 };
 
-use crate::parse::{Tcp, Transport};
+use crate::parse::{L3, Tcp, Transport};
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Direction {
@@ -21,8 +23,25 @@ pub enum Via {
     Nat,
     /// Rewritten, for a backend on this node.
     Local,
+    /// Unchanged, for a backend on this node that holds the VIP.
+    LocalDsr,
     /// Unchanged but for its MAC addresses.
     DsrL2,
+    /// Unchanged behind another IP header.
+    Ipip,
+}
+
+/// How a frame leaves.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Out {
+    /// As the reason's kind says: to the stack, or nowhere.
+    None,
+    /// Back through the interface on which it came.
+    Tx,
+    /// Through another one.
+    Redirect(u32),
+    /// As the helper said that was asked to redirect.
+    Helper(i32),
 }
 
 /// One packet: what was read of it, and what is decided. References can't be kept in a map, so indexes are.
@@ -44,9 +63,46 @@ pub struct Work<A> {
     /// Where the packet begins that an ICMP error quotes; 0 for TCP.
     pub quoted: usize,
     pub backend: u32,
+    /// Index of the VIP's counters; [`NO_SERVICE`] until a service is found.
     pub stats: u32,
     pub via: Via,
     pub direction: Direction,
+    /// Set when the packet is ready to leave.
+    pub out: Out,
+    /// The hash of the flow, whatever the affinity.
+    pub hash: u64,
+    /// The slot as it was read, and its place in `RINGS`; the word is 0 where no slot was asked.
+    pub word: u64,
+    pub slot: u32,
+    /// From which rule the backend comes: `lb_common::trace::rule`.
+    pub rule: u8,
+    /// An exception under construction.
+    pub exception: Exception,
+    /// The most bytes from the IP header on that the way to the backend takes, when a packet was larger.
+    pub mtu: u32,
+}
+
+impl<A> Work<A> {
+    /// Forgets what the last packet left that is read without having been written.
+    #[inline(always)]
+    pub fn begin(&mut self) {
+        self.out = Out::None;
+        self.stats = NO_SERVICE;
+        self.backend = 0;
+        self.word = 0;
+        self.rule = rule::NONE;
+    }
+
+    /// Forgets the ports and flags of the last packet: of this one they may never be read, and a trace tells what there is.
+    #[inline(always)]
+    pub fn forget_transport(&mut self) {
+        self.from.src_port_be = 0;
+        self.from.dst_port_be = 0;
+        self.tcp.flags = 0;
+        self.transport.protocol = 0;
+        self.transport.end = L3;
+        self.quoted = 0;
+    }
 }
 
 /// Room for a [`Work`] of the larger family.

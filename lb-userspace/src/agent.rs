@@ -1,5 +1,7 @@
 //! The agent: one task that owns the maps and makes them say what is wanted, and the tasks that tell it what there is.
 
+mod asked;
+mod beginning;
 mod commands;
 mod core;
 mod diff;
@@ -11,8 +13,10 @@ mod node;
 mod reconcile;
 mod reload;
 mod select;
+mod settle;
 mod snapshot;
 mod supervisor;
+mod trace;
 mod wanted;
 
 use std::{
@@ -21,6 +25,7 @@ use std::{
 };
 
 use anyhow::Context as _;
+use lb_common::limits::map;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
@@ -31,11 +36,12 @@ use tracing::{error, info, warn};
 use self::core::{Agent, Parts};
 use crate::{
     api::{HttpServer, SocketServer, handle::AgentHandle, types::Severity},
-    config::Config,
+    config::{Config, model::FlowTables},
     dataplane::{
         flows::boottime_ns,
         load::{BpfLog, DataPath, LoadError},
         maps::Maps,
+        migrate::plan::MapSizes,
         stats::Counters,
     },
     health,
@@ -123,7 +129,8 @@ async fn prepare(
         Some(address) => Some(HttpServer::bind(address).await?),
         None => None,
     };
-    let mut data_path = match DataPath::open(&options.pin_dir, options.bpf_log) {
+    let sizes = map_sizes(&config.flow_tables);
+    let mut data_path = match DataPath::open_sized(&options.pin_dir, options.bpf_log, &sizes) {
         Ok(data_path) => data_path,
         Err(error) => return Err(explained(&error, config, &options.pin_dir).await),
     };
@@ -144,6 +151,8 @@ async fn prepare(
     let views = runner.views();
     let (node_wanted, node) = node::start(data_path, config, shutdown.clone())?;
     let (census, flow_timeouts) = flows::start(&options.pin_dir, shutdown.clone())?;
+    let (settled, settle_scope) = settle::start(&options.pin_dir, shutdown.clone())?;
+    let tracer = trace::start(&options.pin_dir, shutdown.clone())?;
 
     tasks.spawn("health", runner.run(shutdown.clone()));
     tasks.spawn_fallible("socket", socket.serve(handle.clone(), shutdown.clone()));
@@ -176,13 +185,28 @@ async fn prepare(
         node_wanted,
         census,
         flow_timeouts,
+        settled,
+        settle_scope,
         maps,
         counters,
         metrics,
         examination,
+        tracer,
         now_ns: boottime_ns(),
     };
     Ok(Agent::new(parts))
+}
+
+/// The sizes of maps that are not this build's.
+fn map_sizes(tables: &FlowTables) -> MapSizes {
+    MapSizes::from([
+        (map::ESTABLISHED_V4, tables.established),
+        (map::ESTABLISHED_V6, tables.established),
+        (map::HALF_OPEN_V4, tables.half_open),
+        (map::HALF_OPEN_V6, tables.half_open),
+        (map::SEEN_V4, tables.seen),
+        (map::SEEN_V6, tables.seen),
+    ])
 }
 
 /// The error with what is wrong on the machine, which may be its cause: a missing capability reaches us as a mere "not permitted".

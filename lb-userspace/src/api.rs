@@ -5,6 +5,7 @@ pub mod handle;
 pub mod http;
 mod routes;
 pub mod socket;
+pub mod trace;
 pub mod types;
 
 pub use http::{HttpServer, serve_http};

@@ -15,6 +15,7 @@ mod output;
 mod status;
 mod table;
 mod text;
+mod trace;
 mod wait;
 
 use std::{path::PathBuf, process::ExitCode};
@@ -68,6 +69,7 @@ enum Command {
     Status(status::Status),
     Get(get::Get),
     Lookup(lookup::Lookup),
+    Trace(trace::Trace),
     Drain(change::Drain),
     Undrain(change::Undrain),
     Set(change::Set),
@@ -97,6 +99,7 @@ impl Cli {
             Command::Status(command) => asking(command.run(&client)),
             Command::Get(command) => asking(command.run(&client)),
             Command::Lookup(command) => asking(command.run(&client)),
+            Command::Trace(command) => asking(command.run(&client)),
             Command::Drain(command) => asking(command.run(&client)),
             Command::Undrain(command) => asking(command.run(&client)),
             Command::Set(command) => asking(command.run(&client)),

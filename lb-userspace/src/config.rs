@@ -13,6 +13,7 @@ pub mod problem;
 pub mod schema;
 pub mod seed;
 mod service;
+mod tunnel;
 mod yaml;
 
 use std::{io, path::Path};

@@ -50,6 +50,18 @@ pub enum Health {
     Unknown,
     Up,
     Down,
+    /// Down, and nothing answers at all.
+    Dead,
+}
+
+impl Health {
+    /// Whether it failed its probes, whatever it answered.
+    pub const fn is_down(self) -> bool {
+        match self {
+            Health::Unknown | Health::Up => false,
+            Health::Down | Health::Dead => true,
+        }
+    }
 }
 
 impl Health {
@@ -58,6 +70,7 @@ impl Health {
             Health::Unknown => "unknown",
             Health::Up => "up",
             Health::Down => "down",
+            Health::Dead => "dead",
         }
     }
 }

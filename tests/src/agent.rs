@@ -1,6 +1,7 @@
 //! The agent under test, in the balancer's namespace, and its CLI.
 
 use std::{
+    fs,
     net::SocketAddr,
     path::{Path, PathBuf},
     process::{Command, Output},
@@ -29,9 +30,11 @@ pub struct Agent {
     pub socket: PathBuf,
     pub pin_dir: PathBuf,
     pub log: PathBuf,
+    /// What runs when it is started the next time.
+    pub binary: PathBuf,
     state_dir: PathBuf,
     http: SocketAddr,
-    lb: Netns,
+    netns: Netns,
     running: Option<Running>,
     kept: bool,
 }
@@ -40,24 +43,41 @@ pub struct Agent {
 const PATIENCE: Duration = Duration::from_secs(30);
 
 impl Agent {
-    /// Writes the configuration, starts the agent and waits until it is ready.
+    /// Writes the configuration, starts the agent on the balancer and waits until it is ready.
     pub fn start(bed: &Bed, config: &AgentConfig) -> Result<Self> {
-        let dir = bed.dir();
-        let mut agent = Self {
+        // In the file system and not its root: `weir cleanup` removes the directory.
+        let agent = Self::new(&bed.lb, bed.dir(), bed.dir().join("bpf/weir"), config)?;
+        agent.started()
+    }
+
+    /// The same on another machine of the bed. `name`, which is also that of its directories, is its own.
+    pub fn start_beside(bed: &Bed, netns: &Netns, name: &str, config: &AgentConfig) -> Result<Self> {
+        let dir = bed.dir().join(name).join("agent");
+        fs::create_dir_all(&dir).with_context(|| format!("can't make {}", dir.display()))?;
+        let agent = Self::new(netns, dir, bed.dir().join("bpf").join(name), config)?;
+        agent.started()
+    }
+
+    fn new(netns: &Netns, dir: PathBuf, pin_dir: PathBuf, config: &AgentConfig) -> Result<Self> {
+        let agent = Self {
             config_file: dir.join("weir.yaml"),
             socket: config.socket.clone(),
-            // In the file system and not its root: `weir cleanup` removes the directory.
-            pin_dir: dir.join("bpf/weir"),
+            pin_dir,
             log: dir.join("agent.log"),
+            binary: weir_binary()?,
             state_dir: dir.join("state"),
             http: config.http,
-            lb: bed.lb.clone(),
+            netns: netns.clone(),
             running: None,
             kept: false,
         };
         agent.configure(config)?;
-        agent.start_again()?;
         Ok(agent)
+    }
+
+    fn started(mut self) -> Result<Self> {
+        self.start_again()?;
+        Ok(self)
     }
 
     /// Writes the configuration; a running agent sees it by itself.
@@ -67,23 +87,28 @@ impl Agent {
 
     /// Starts it after [`Agent::kill`] or [`Agent::stop`] and waits until it is ready.
     pub fn start_again(&mut self) -> Result<()> {
-        let binary = weir_binary()?;
-        let mut command = self.lb.command(&binary);
+        self.launch()?;
+        self.wait_ready()
+    }
+
+    /// Starts it and waits for nothing.
+    pub fn launch(&mut self) -> Result<()> {
+        let mut command = self.netns.command(&self.binary);
         command.args(["agent", "--config"]).arg(&self.config_file);
         command.arg("--state-dir").arg(&self.state_dir).arg("--pin-dir").arg(&self.pin_dir);
         self.running = Some(Running::start("weir agent", &self.log, &mut command)?);
-        self.wait_ready()
+        Ok(())
     }
 
     /// Waits until /readyz says 200.
     pub fn wait_ready(&mut self) -> Result<()> {
-        let Self { running, lb, http: address, .. } = self;
+        let Self { running, netns, http: address, .. } = self;
         let Some(running) = running else { bail!("the agent was not started") };
         let ready = wait_for("the agent is ready", PATIENCE, || {
             if let Some(status) = running.ended()? {
                 return Ok(!status.success());
             }
-            Ok(http::get(lb, *address, "/readyz", Duration::from_secs(1))?.status == 200)
+            Ok(http::get(netns, *address, "/readyz", Duration::from_secs(1))?.status == 200)
         });
         if ready.is_ok() && running.ended()?.is_none() {
             return Ok(());
@@ -178,7 +203,7 @@ impl Agent {
 
     /// The text of /metrics.
     pub fn metrics(&self) -> Result<String> {
-        Ok(http::get(&self.lb, self.http, "/metrics", Duration::from_secs(5))?.body)
+        Ok(http::get(&self.netns, self.http, "/metrics", Duration::from_secs(5))?.body)
     }
 
     /// The last lines of its log.
@@ -197,7 +222,7 @@ impl Agent {
     /// Ends the agent and removes its data path by `weir cleanup`.
     pub fn cleanup(&mut self) -> Result<()> {
         let stopped = self.stop();
-        let mut cleanup = self.lb.command(weir_binary()?);
+        let mut cleanup = self.netns.command(weir_binary()?);
         cleanup.arg("--socket").arg(&self.socket).args(["cleanup", "--pin-dir"]).arg(&self.pin_dir);
         check(&mut cleanup).and(stopped.map(|()| String::new())).map(drop)
     }
@@ -219,10 +244,19 @@ impl Drop for Agent {
 
 /// `WEIR_BIN`, or target/debug/weir.
 pub fn weir_binary() -> Result<PathBuf> {
-    let built = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/debug/weir");
-    let binary = std::env::var_os("WEIR_BIN").map_or_else(built, PathBuf::from);
+    binary("WEIR_BIN", "weir")
+}
+
+/// `WEIR_OTHER_BIN`, or target/debug/weir-other-layout: the same with the other layout of its maps.
+pub fn other_binary() -> Result<PathBuf> {
+    binary("WEIR_OTHER_BIN", "weir-other-layout")
+}
+
+fn binary(variable: &str, name: &str) -> Result<PathBuf> {
+    let built = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/debug").join(name);
+    let binary = std::env::var_os(variable).map_or_else(built, PathBuf::from);
     if !binary.exists() {
-        bail!("{} doesn't exist: build it with `cargo xtask build`, or run `cargo xtask test e2e`", binary.display());
+        bail!("{} doesn't exist: `cargo xtask test e2e` builds it", binary.display());
     }
     Ok(binary)
 }

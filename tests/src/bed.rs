@@ -19,6 +19,8 @@ pub enum Layout {
     Routed,
     /// Beside the servers, on their network; they hold the VIPs and answer past it: `dsr-l2`.
     SharedL2,
+    /// On links of its own behind the router that the servers are behind as well; they hold the VIPs and answer past it: `dsr-ipip`.
+    Tunnelled,
 }
 
 pub const VIP_V4: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 10));
@@ -35,13 +37,24 @@ pub const fn server_v6(number: u16) -> IpAddr {
     IpAddr::V6(Ipv6Addr::new(0xfd02, 0, 0, 0, 0, 0, 0, 0x10 + number))
 }
 
+/// The address of balancer `number`, from 1, in [`Layout::Tunnelled`], where each has a link of its own to the router.
+pub const fn balancer_v4(number: u16) -> IpAddr {
+    IpAddr::V4(Ipv4Addr::new(10, 3, number as u8, 2))
+}
+
+pub const fn balancer_v6(number: u16) -> IpAddr {
+    IpAddr::V6(Ipv6Addr::new(0xfd03, number, 0, 0, 0, 0, 0, 2))
+}
+
 /// Removed whole when dropped.
 pub struct Bed {
     pub id: String,
     pub layout: Layout,
     pub client: Netns,
     pub lb: Netns,
-    /// Between client and network, in [`Layout::SharedL2`].
+    /// More balancers, among which the router chooses by ECMP; only in [`Layout::Tunnelled`].
+    pub more_lbs: Vec<Netns>,
+    /// Between client and network, but in [`Layout::Routed`].
     pub router: Option<Netns>,
     pub switch: Netns,
     /// `s1`, `s2`, ...: see [`server_v4`] and [`server_v6`].
@@ -54,22 +67,30 @@ pub struct Bed {
 /// Two beds would share the processors and blur what is counted by time, so tests that run at once take turns.
 static TURN: Mutex<()> = Mutex::new(());
 
+fn turn() -> MutexGuard<'static, ()> {
+    // A test that failed with its bed has poisoned the lock, and dropped the bed all the same.
+    TURN.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 impl Bed {
     /// Waits until this process has no other bed.
     pub fn new(layout: Layout, servers: u16) -> Result<Self> {
-        // A test that failed with its bed has poisoned the lock, and dropped the bed all the same.
-        let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
-        Self::in_turn(layout, servers, Some(turn))
+        Self::in_turn(layout, 1, servers, Some(turn()))
+    }
+
+    /// The same with several balancers behind a router that spreads connections over them.
+    pub fn with_balancers(balancers: u16, servers: u16) -> Result<Self> {
+        Self::in_turn(Layout::Tunnelled, balancers, servers, Some(turn()))
     }
 
     /// A second bed, for comparison.
     pub fn beside(other: &Bed, servers: u16) -> Result<Self> {
-        Self::in_turn(other.layout, servers, None)
+        Self::in_turn(other.layout, 1, servers, None)
     }
 
-    fn in_turn(layout: Layout, servers: u16, turn: Option<MutexGuard<'static, ()>>) -> Result<Self> {
+    fn in_turn(layout: Layout, balancers: u16, servers: u16, turn: Option<MutexGuard<'static, ()>>) -> Result<Self> {
         let id = leftovers::new_id()?;
-        let made = Self::make(&id, layout, servers, turn);
+        let made = Self::make(&id, layout, balancers, servers, turn);
         if made.is_err()
             && let Err(error) = leftovers::remove(&id)
         {
@@ -80,7 +101,13 @@ impl Bed {
         Ok(bed)
     }
 
-    fn make(id: &str, layout: Layout, servers: u16, turn: Option<MutexGuard<'static, ()>>) -> Result<Self> {
+    fn make(
+        id: &str,
+        layout: Layout,
+        balancers: u16,
+        servers: u16,
+        turn: Option<MutexGuard<'static, ()>>,
+    ) -> Result<Self> {
         let dir = leftovers::run_dir(id);
         for part in ["bpf", "state", "files"] {
             fs::create_dir_all(dir.join(part)).with_context(|| format!("can't make {}", dir.join(part).display()))?;
@@ -94,7 +121,8 @@ impl Bed {
             layout,
             client: add("client")?,
             lb: add("lb")?,
-            router: if layout == Layout::SharedL2 { Some(add("router")?) } else { None },
+            more_lbs: (2..=balancers).map(|number| add(&format!("lb{number}"))).collect::<Result<_>>()?,
+            router: if layout == Layout::Routed { None } else { Some(add("router")?) },
             switch: add("switch")?,
             servers: (1..=servers).map(|number| add(&format!("s{number}"))).collect::<Result<_>>()?,
             kept: false,
@@ -103,7 +131,11 @@ impl Bed {
     }
 
     pub fn namespaces(&self) -> impl Iterator<Item = &Netns> {
-        [&self.client, &self.lb, &self.switch].into_iter().chain(&self.router).chain(&self.servers)
+        [&self.client, &self.switch].into_iter().chain(self.balancers()).chain(&self.router).chain(&self.servers)
+    }
+
+    pub fn balancers(&self) -> impl Iterator<Item = &Netns> {
+        std::iter::once(&self.lb).chain(&self.more_lbs)
     }
 
     /// Configuration, state, logs and bpffs of this bed.
@@ -115,7 +147,7 @@ impl Bed {
     pub fn interfaces(&self) -> &'static [&'static str] {
         match self.layout {
             Layout::Routed => &["eth0", "eth1"],
-            Layout::SharedL2 => &["eth0"],
+            Layout::SharedL2 | Layout::Tunnelled => &["eth0"],
         }
     }
 
@@ -123,7 +155,7 @@ impl Bed {
     pub fn backend_port(&self) -> u16 {
         match self.layout {
             Layout::Routed => 8080,
-            Layout::SharedL2 => 80,
+            Layout::SharedL2 | Layout::Tunnelled => 80,
         }
     }
 
@@ -136,6 +168,18 @@ impl Bed {
     /// Starts a web server in every server's namespace.
     pub fn start_web_servers(&self) -> Result<Vec<Nginx>> {
         (1..).zip(&self.servers).map(|(number, netns)| Nginx::start(&self.dir(), netns, number)).collect()
+    }
+
+    /// In [`Layout::Tunnelled`]: the router sends what is for the VIPs to these balancers (from 1), by ECMP.
+    pub fn route_to_balancers(&self, numbers: &[u16]) -> Result<()> {
+        let router = self.router.as_ref().with_context(|| format!("the layout {:?} has no router", self.layout))?;
+        wiring::route_to_balancers(router, numbers)
+    }
+
+    /// In [`Layout::Tunnelled`]: the link of this balancer (from 1) with all that the kernel forgot when it went down.
+    pub fn bring_up_balancer(&self, number: u16) -> Result<()> {
+        let netns = self.balancers().nth(usize::from(number) - 1);
+        wiring::bring_up_balancer(netns.with_context(|| format!("there is no balancer {number}"))?, number)
     }
 
     /// Leaves the bed when this process ends; see [`leftovers::remove_kept`].

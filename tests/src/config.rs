@@ -7,7 +7,7 @@ use std::{
     time::Duration,
 };
 
-use crate::bed::{Bed, Layout, VIPS};
+use crate::bed::{Bed, Layout, VIPS, balancer_v4, balancer_v6};
 
 #[derive(Clone, Debug)]
 pub struct AgentConfig {
@@ -16,6 +16,12 @@ pub struct AgentConfig {
     pub xdp_mode: &'static str,
     pub socket: PathBuf,
     pub http: SocketAddr,
+    /// 32 hexadecimal digits, the same on every balancer; the agent makes one if it is `None`.
+    pub hash_seed: Option<String>,
+    /// Whose tunnel packets are opened.
+    pub tunnel_peers: Vec<IpAddr>,
+    /// `tunnel.source`: prefixes, at most one of each family.
+    pub tunnel_source: Vec<&'static str>,
     pub services: Vec<Service>,
 }
 
@@ -24,13 +30,19 @@ pub struct Service {
     pub name: String,
     pub vips: Vec<IpAddr>,
     pub port: u16,
-    /// `nat` or `dsr-l2`.
+    /// `nat`, `dsr-l2` or `dsr-ipip`.
     pub mode: &'static str,
     /// `translate` or `keep`.
     pub source: &'static str,
     /// `none` or `client-ip`.
     pub affinity: &'static str,
     pub health: Option<Health>,
+    /// The agent's default if it is `None`.
+    pub drain_timeout: Option<Duration>,
+    /// The agent's default if it is `None`.
+    pub settle_time: Option<Duration>,
+    /// `next`, `reset` or `drop`; the agent's default if it is `None`.
+    pub on_dead: Option<&'static str>,
     pub backends: Vec<Backend>,
 }
 
@@ -60,6 +72,8 @@ pub struct Backend {
     pub weight: u32,
     /// `active`, `draining` or `disabled`.
     pub state: &'static str,
+    /// Where its tunnel ends, if not at its own address.
+    pub tunnel: Option<IpAddr>,
 }
 
 impl AgentConfig {
@@ -78,6 +92,9 @@ impl AgentConfig {
             source: "translate",
             affinity: "none",
             health: Some(health),
+            drain_timeout: None,
+            settle_time: None,
+            on_dead: None,
             backends,
         };
         Self {
@@ -85,7 +102,22 @@ impl AgentConfig {
             interfaces: bed.interfaces().iter().map(|name| (*name).to_owned()).collect(),
             socket: bed.dir().join("agent.sock"),
             http: SocketAddr::from(([127, 0, 0, 1], 9560)),
+            hash_seed: None,
+            tunnel_peers: Vec::new(),
+            tunnel_source: Vec::new(),
             services: vec![web],
+        }
+    }
+
+    /// For server `number`, which serves nobody but opens the balancers' tunnel packets.
+    pub fn tunnel_end(bed: &Bed, number: u16) -> Self {
+        let balancers = 1..=bed.balancers().count() as u16;
+        Self {
+            socket: bed.dir().join(format!("s{number}.sock")),
+            interfaces: vec!["eth0".to_owned()],
+            tunnel_peers: balancers.flat_map(|number| [balancer_v4(number), balancer_v6(number)]).collect(),
+            services: Vec::new(),
+            ..Self::web(bed, 0, Health::QUICK)
         }
     }
 
@@ -100,6 +132,9 @@ impl AgentConfig {
             source: "translate",
             affinity: "client-ip",
             health: None,
+            drain_timeout: None,
+            settle_time: None,
+            on_dead: None,
             backends: VIPS
                 .iter()
                 .flat_map(|vip| (1..=servers).map(move |n| address(n, vip)))
@@ -112,7 +147,7 @@ impl AgentConfig {
 
 impl Backend {
     pub fn new(address: SocketAddr) -> Self {
-        Self { address, weight: 1, state: "active" }
+        Self { address, weight: 1, state: "active", tunnel: None }
     }
 }
 
@@ -122,6 +157,7 @@ impl Bed {
         match self.layout {
             Layout::Routed => "nat",
             Layout::SharedL2 => "dsr-l2",
+            Layout::Tunnelled => "dsr-ipip",
         }
     }
 }
@@ -132,7 +168,14 @@ impl fmt::Display for AgentConfig {
         writeln!(f, "interfaces: [{}]", self.interfaces.join(", "))?;
         writeln!(f, "xdpMode: {}", self.xdp_mode)?;
         writeln!(f, "admin: {{ socket: {}, http: \"{}\" }}", self.socket.display(), self.http)?;
-        writeln!(f, "services:")?;
+        if let Some(seed) = &self.hash_seed {
+            writeln!(f, "hashSeed: \"{seed}\"")?;
+        }
+        let peers: Vec<String> = self.tunnel_peers.iter().map(IpAddr::to_string).collect();
+        if !peers.is_empty() || !self.tunnel_source.is_empty() {
+            writeln!(f, "tunnel: {{ peers: {peers:?}, source: {:?} }}", self.tunnel_source)?;
+        }
+        writeln!(f, "services:{}", if self.services.is_empty() { " []" } else { "" })?;
         for service in &self.services {
             let vips: Vec<String> = service.vips.iter().map(|vip| format!("\"{vip}\"")).collect();
             writeln!(f, "  - name: {}", service.name)?;
@@ -148,10 +191,20 @@ impl fmt::Display for AgentConfig {
                 write!(f, "    health: {{ http: {{ path: /healthz }}, interval: {interval}ms, timeout: {timeout}ms, ")?;
                 writeln!(f, "fall: {fall}, rise: {rise} }}")?;
             }
+            if let Some(time) = service.drain_timeout {
+                writeln!(f, "    drainTimeout: {}ms", time.as_millis())?;
+            }
+            if let Some(time) = service.settle_time {
+                writeln!(f, "    settleTime: {}ms", time.as_millis())?;
+            }
+            if let Some(policy) = service.on_dead {
+                writeln!(f, "    onDead: {policy}")?;
+            }
             writeln!(f, "    backends:")?;
-            for Backend { address, weight, state } in &service.backends {
+            for Backend { address, weight, state, tunnel } in &service.backends {
                 let (ip, port) = (address.ip(), address.port());
-                writeln!(f, "      - {{ address: \"{ip}\", port: {port}, weight: {weight}, state: {state} }}")?;
+                let tunnel = tunnel.map(|address| format!(", tunnel: \"{address}\"")).unwrap_or_default();
+                writeln!(f, "      - {{ address: \"{ip}\", port: {port}, weight: {weight}, state: {state}{tunnel} }}")?;
             }
         }
         Ok(())

@@ -2,14 +2,26 @@
 
 pub mod agent;
 pub mod bed;
+pub mod capture;
+pub mod churn;
 pub mod config;
+pub mod crowd;
+pub mod deluge;
+pub mod echo;
 pub mod flood;
+pub mod guest;
 pub mod http;
 pub mod leftovers;
+pub mod live;
 pub mod load;
+pub mod model;
 pub mod netns;
 pub mod process;
+pub mod reckoning;
+pub mod segments;
 pub mod servers;
+pub mod slots;
+pub mod tables;
 pub mod tally;
 pub mod tools;
 mod wiring;

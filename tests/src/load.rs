@@ -15,7 +15,7 @@ use tokio::{sync::watch, task::JoinSet};
 
 use crate::{load::connection::talk, netns::Netns};
 
-mod connection;
+pub(crate) mod connection;
 
 /// What kind of load.
 #[derive(Clone, Debug)]

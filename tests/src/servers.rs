@@ -29,8 +29,7 @@ impl Nginx {
         let name = format!("s{number}");
         let prefix = bed_dir.join(&name);
         fs::create_dir_all(&prefix).with_context(|| format!("can't make {}", prefix.display()))?;
-        let files = bed_dir.join("files");
-        let config = CONFIG.replace("NAME", &name).replace("FILES", &files.display().to_string());
+        let config = nginx_config(&name, &bed_dir.join("files").display().to_string());
         fs::write(prefix.join("nginx.conf"), config).with_context(|| format!("can't write {}", prefix.display()))?;
         let mut server = Self { name, netns: netns.clone(), prefix, running: None };
         server.restart()?;
@@ -63,6 +62,11 @@ impl Nginx {
         });
         answers.with_context(|| format!("its log:\n{}", running.log_tail())).map(drop)
     }
+}
+
+/// For a server of this name that shows the files of a directory.
+pub fn nginx_config(name: &str, files: &str) -> String {
+    CONFIG.replace("NAME", name).replace("FILES", files)
 }
 
 /// One process without a master, so that `kill -9` ends all of it.

@@ -44,11 +44,17 @@ fn parse_wrk(text: &str) -> Result<Wrk> {
 
 /// Bits per second that the receiver got through one `iperf3` connection; `reverse` sends from the server.
 pub fn iperf(client: &Netns, server: IpAddr, time: Duration, reverse: bool) -> Result<f64> {
+    iperf_with(client, server, time, if reverse { &["-R"] } else { &[] })
+}
+
+/// The same at no more than `bits` per second.
+pub fn iperf_at(client: &Netns, server: IpAddr, time: Duration, bits: u64) -> Result<f64> {
+    iperf_with(client, server, time, &["-b", &bits.to_string()])
+}
+
+fn iperf_with(client: &Netns, server: IpAddr, time: Duration, more: &[&str]) -> Result<f64> {
     let mut command = client.command("iperf3");
-    command.args(["-c", &server.to_string(), "-t", &time.as_secs().to_string(), "-J"]);
-    if reverse {
-        command.arg("-R");
-    }
+    command.args(["-c", &server.to_string(), "-t", &time.as_secs().to_string(), "-J"]).args(more);
     let report: Value = serde_json::from_str(&check(&mut command)?).context("iperf3 -J printed no JSON")?;
     if let Some(error) = report.get("error") {
         bail!("iperf3: {error}");

@@ -5,7 +5,7 @@ use std::process::Command;
 use anyhow::Result;
 
 use crate::{
-    bed::{Bed, Layout, server_v4, server_v6},
+    bed::{Bed, Layout, balancer_v4, balancer_v6, server_v4, server_v6},
     netns::Netns,
     process::check,
 };
@@ -19,6 +19,7 @@ pub fn wire(bed: &Bed) -> Result<()> {
     match bed.layout {
         Layout::Routed => wire_routed(bed)?,
         Layout::SharedL2 => wire_shared(bed)?,
+        Layout::Tunnelled => wire_tunnelled(bed)?,
     }
     // The ports of the SNAT pool, so that a connection keeps its port and can be recognised at the server.
     bed.client.sysctl(&[("net/ipv4/ip_local_port_range", "1024 32767"), ("net/ipv4/tcp_tw_reuse", "1")])
@@ -73,6 +74,65 @@ fn wire_routed(bed: &Bed) -> Result<()> {
 
 /// client ── router ── switch ── lb and servers; servers answer to the router, past lb.
 fn wire_shared(bed: &Bed) -> Result<()> {
+    let router = wire_router(bed)?;
+    plug(bed, &bed.lb, "eth0", "lb")?;
+    bed.lb.ip("addr add 10.2.0.5/24 dev eth0
+         addr add fd02::5/64 dev eth0 nodad
+         route add default via 10.2.0.1
+         -6 route add default via fd02::1")?;
+    router.ip("route add 192.0.2.10/32 via 10.2.0.5
+         -6 route add 2001:db8::10/128 via fd02::5")?;
+    bed.lb.sysctl(ROUTER)
+}
+
+/// client ── router ── switch ── servers, and router ── lb, lb2, ... by a link each; servers answer to the router, past them.
+fn wire_tunnelled(bed: &Bed) -> Result<()> {
+    let router = wire_router(bed)?;
+    // Room for the outer header.
+    bed.client.ip("link set eth0 mtu 1400")?;
+    for (number, lb) in (1..).zip(bed.balancers()) {
+        let port = format!("lb{number}");
+        cable(router, &port, lb, "eth0")?;
+        router.ip(&format!("addr add 10.3.{number}.1/24 dev {port}\naddr add fd03:{number}::1/64 dev {port} nodad"))?;
+        bring_up_balancer(lb, number)?;
+        lb.sysctl(ROUTER)?;
+    }
+    router.sysctl(ECMP)?;
+    route_to_balancers(router, &(1..=bed.balancers().count() as u16).collect::<Vec<_>>())
+}
+
+/// Its link and addresses, also after the link was down, which loses some of them.
+pub fn bring_up_balancer(lb: &Netns, number: u16) -> Result<()> {
+    lb.ip(&format!(
+        "link set eth0 up
+         addr replace {}/24 dev eth0
+         addr replace {}/64 dev eth0 nodad
+         route replace default via 10.3.{number}.1
+         -6 route replace default via fd03:{number}::1",
+        balancer_v4(number),
+        balancer_v6(number)
+    ))
+}
+
+/// The router sends what is for the VIPs to these balancers, by ECMP.
+pub fn route_to_balancers(router: &Netns, numbers: &[u16]) -> Result<()> {
+    let hops = |address: fn(u16) -> std::net::IpAddr| -> String {
+        numbers.iter().map(|number| format!(" nexthop via {} dev lb{number}", address(*number))).collect()
+    };
+    let (v4, v6) = (hops(balancer_v4), hops(balancer_v6));
+    router.ip(&format!("route replace 192.0.2.10/32{v4}\n-6 route replace 2001:db8::10/128{v6}"))
+}
+
+/// By ports as well, and away from a link that is down.
+const ECMP: &[(&str, &str)] = &[
+    ("net/ipv4/fib_multipath_hash_policy", "1"),
+    ("net/ipv6/fib_multipath_hash_policy", "1"),
+    ("net/ipv4/conf/all/ignore_routes_with_linkdown", "1"),
+    ("net/ipv6/conf/all/ignore_routes_with_linkdown", "1"),
+];
+
+/// client ── router ── switch ── servers, which hold the VIPs.
+fn wire_router(bed: &Bed) -> Result<&Netns> {
     let Some(router) = &bed.router else { anyhow::bail!("the layout {:?} has a router", bed.layout) };
     cable(&bed.client, "eth0", router, "eth0")?;
     bed.client.ip("addr add 10.1.0.2/24 dev eth0
@@ -80,27 +140,19 @@ fn wire_shared(bed: &Bed) -> Result<()> {
          route add default via 10.1.0.1
          -6 route add default via fd01::1")?;
     plug(bed, router, "eth1", "router")?;
-    plug(bed, &bed.lb, "eth0", "lb")?;
-    bed.lb.ip("addr add 10.2.0.5/24 dev eth0
-         addr add fd02::5/64 dev eth0 nodad
-         route add default via 10.2.0.1
-         -6 route add default via fd02::1")?;
     router.ip("addr add 10.1.0.1/24 dev eth0
          addr add fd01::1/64 dev eth0 nodad
          addr add 10.2.0.1/24 dev eth1
          addr add fd02::1/64 dev eth1 nodad
-         route add 192.0.2.10/32 via 10.2.0.5
-         -6 route add 2001:db8::10/128 via fd02::5
          route add 198.18.0.0/15 via 10.1.0.2
          -6 route add fd99::/64 via fd01::2")?;
     router.sysctl(ROUTER)?;
-    bed.lb.sysctl(ROUTER)?;
     for server in &bed.servers {
         // The VIP is theirs, but they must not say so to the network. (IPv6 answers only for the interface's own addresses.)
         server.sysctl(&[("net/ipv4/conf/all/arp_ignore", "1"), ("net/ipv4/conf/all/arp_announce", "2")])?;
         server.ip("addr add 192.0.2.10/32 dev lo\naddr add 2001:db8::10/128 dev lo nodad")?;
     }
-    Ok(())
+    Ok(router)
 }
 
 /// A cable from `interface` of `netns` to the port `port` of the switch.

@@ -1,4 +1,4 @@
-//! The eBPF object.
+//! The eBPF objects.
 
 use std::path::PathBuf;
 
@@ -7,23 +7,36 @@ use anyhow::{Context, Result};
 use crate::{
     exec::{self, run, say},
     setup,
-    toolchain::{TARGET, build_dir},
+    toolchain::{TARGET, Toolchain, build_dir},
 };
 
-/// Builds the object if cargo finds that something has changed, and puts it where the build script of lb-userspace looks for it.
+/// Builds the object of Weir if cargo finds that something has changed, and puts it where the build script of lb-userspace looks for it.
 pub fn build() -> Result<PathBuf> {
-    let toolchain = setup::toolchain()?;
-    run(toolchain.cargo("build")?.args(["--bin", "weir-ebpf"]))?;
+    build_bin(&setup::toolchain()?, "weir-ebpf", "weir.bpf.o", &[])
+}
 
-    let built = build_dir().join(TARGET).join("release/weir-ebpf");
-    let object = exec::root().join("target/ebpf/weir.bpf.o");
+/// Builds it with the other layout of its maps, for the test of upgrades.
+pub fn build_other_layout() -> Result<PathBuf> {
+    build_bin(&setup::toolchain()?, "weir-ebpf", "weir-other.bpf.o", &["--features", "other-layout"])
+}
+
+/// Builds the object of `bench packet`: the wrapper and the floor.
+pub fn build_bench() -> Result<PathBuf> {
+    build_bin(&setup::toolchain()?, "weir-bench-ebpf", "bench.bpf.o", &[])
+}
+
+fn build_bin(toolchain: &Toolchain, bin: &str, name: &str, features: &[&str]) -> Result<PathBuf> {
+    run(toolchain.cargo("build")?.args(["--bin", bin]).args(features))?;
+
+    let built = build_dir().join(TARGET).join("release").join(bin);
+    let dir = exec::root().join("target/ebpf");
+    let object = dir.join(name);
     let bytes = std::fs::read(&built).with_context(|| format!("can't read {}", built.display()))?;
     // The same bytes keep their time, so that lb-userspace isn't built again.
     if std::fs::read(&object).ok().as_ref() != Some(&bytes) {
-        let dir = exec::root().join("target/ebpf");
         std::fs::create_dir_all(&dir).with_context(|| format!("can't make {}", dir.display()))?;
         // By rename: a build that reads it at this moment sees the old one or the new one.
-        let new = dir.join("weir.bpf.o.new");
+        let new = dir.join(format!("{name}.new"));
         std::fs::write(&new, &bytes).with_context(|| format!("can't write {}", new.display()))?;
         std::fs::rename(&new, &object).with_context(|| format!("can't write {}", object.display()))?;
     }

@@ -4,7 +4,9 @@
 mod demo;
 mod ebpf;
 mod exec;
+mod guest;
 mod lint;
+mod mutate;
 mod packages;
 mod setup;
 mod suites;
@@ -36,7 +38,7 @@ struct Xtask {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Find or install the eBPF toolchain and the programs that the demo and the tests run.
+    /// Find or install the eBPF toolchain, the programs that the demo and the tests run, and a kernel for guests.
     ///
     /// The other commands call it for what they need. As root on Debian it installs what is missing; elsewhere it says the command.
     Setup,
@@ -54,12 +56,26 @@ enum Command {
     Bench(Bench),
     /// Run the tests; all suites if none is named. `packet` and `e2e` need root.
     Test(suites::Arguments),
+    /// Leave out one rule of the ring after the other, and look whether the tests notice: minutes for each. Needs root.
+    Mutate(mutate::Arguments),
     /// Check the format, and lint for the host and for the BPF target.
     Lint,
 }
 
 #[derive(Subcommand)]
 enum Bench {
+    /// Nanoseconds a packet by BPF_PROG_TEST_RUN, beside a floor that only encapsulates. The table, or `--json`, goes to stdout.
+    Packet {
+        /// Handed on: `--json`, `--markdown`, `--quick`, `--rounds N`, `--packets N`, `--only TEXT`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Live frames through veth: Weir in each DSR mode against a program that only redirects, in turns.
+    Forward {
+        /// Handed on: `--markdown`, `--rounds N`, `--packets N`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// wrk through `nat` against wrk through a plain router, on beds alike that take turns.
     Http {
         /// Handed on: `--rounds N`, `--seconds N`, `--connections N`.
@@ -75,11 +91,19 @@ impl Command {
             Command::BuildEbpf => ebpf::build().map(drop),
             Command::Build { release } => build(release),
             Command::Demo(arguments) => demo::run_demo(&arguments),
+            Command::Bench(Bench::Packet { arguments }) => bench("packet", arguments),
+            Command::Bench(Bench::Forward { arguments }) => bench("forward", arguments),
             Command::Bench(Bench::Http { arguments }) => demo::hand_over("compare", arguments),
             Command::Test(arguments) => suites::run_suites(&arguments),
+            Command::Mutate(arguments) => mutate::run_all(&arguments),
             Command::Lint => lint::run_all(),
         }
     }
+}
+
+fn bench(what: &str, arguments: Vec<String>) -> Result<()> {
+    ebpf::build_bench()?;
+    demo::hand_over("bench", std::iter::once(what.to_owned()).chain(arguments))
 }
 
 fn build(release: bool) -> Result<()> {

@@ -34,6 +34,33 @@ pub fn install(packages: &[&str], why: &str) -> Result<()> {
     Ok(())
 }
 
+/// The package on which the first of `metas` that apt knows depends; without installing either.
+pub fn dependency_of(metas: &[&str]) -> Result<String> {
+    if exec::is_root() {
+        update_once();
+    }
+    for meta in metas {
+        let output = Command::new("apt-cache").args(["depends", "--important", meta]).output();
+        let output = output.context("can't start apt-cache")?;
+        let text = String::from_utf8_lossy(&output.stdout);
+        if let Some(package) = text.lines().find_map(|line| line.trim().strip_prefix("Depends: ")) {
+            return Ok(package.to_owned());
+        }
+    }
+    bail!("apt knows none of {}: `apt-get update`, and enable Debian's security archive", metas.join(", "))
+}
+
+/// Fetches the archive of a package into `dir`; its path.
+pub fn download(package: &str, dir: &Path) -> Result<PathBuf> {
+    // The user `_apt`, to which root's apt would leave the download, can't write there.
+    let mut download = apt("download");
+    download.args(["-o", "APT::Sandbox::User=root", package]).current_dir(dir);
+    run_quietly(&format!("download {package}"), &tools().join("apt-download.log"), &mut download)?;
+    let entries = std::fs::read_dir(dir).with_context(|| format!("can't read {}", dir.display()))?;
+    let archive = entries.flatten().map(|entry| entry.path()).find(|path| path.extension().is_some_and(|e| e == "deb"));
+    archive.with_context(|| format!("apt-get downloaded {package}, but there is no .deb in {}", dir.display()))
+}
+
 /// Always, however new the lists are: with those of an installation medium apt installs its old versions. A failure is not the end: what apt
 /// knows already may do.
 fn update_once() {

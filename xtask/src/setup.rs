@@ -6,7 +6,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::{
     exec::{run_quietly, say},
-    packages,
+    guest, packages,
     toolchain::{Compiler, LINKER_VERSION, Origin, Toolchain, Versions, tools, which},
 };
 
@@ -14,6 +14,7 @@ use crate::{
 pub fn everything() -> Result<()> {
     clippy(&toolchain()?)?;
     programs()?;
+    guest::setup()?;
     say("ready", "cargo xtask build, demo, test and lint have what they need");
     Ok(())
 }
@@ -58,14 +59,17 @@ pub fn programs() -> Result<()> {
         ("tcpdump", "tcpdump"),
         ("wrk", "wrk"),
     ];
-    let missing: Vec<&str> =
-        PROGRAMS.iter().filter(|(program, _)| which(program).is_none()).map(|(_, package)| *package).collect();
-    if !missing.is_empty() {
-        packages::install(&missing, "what the demo and the tests run")?;
-    }
+    need(&PROGRAMS, "what the demo and the tests run")?;
     let found = PROGRAMS.map(|(program, _)| program).join(", ");
     say("programs", found);
     Ok(())
+}
+
+/// Installs the packages of those programs that are missing.
+pub fn need(programs: &[(&str, &str)], why: &str) -> Result<()> {
+    let missing: Vec<&str> =
+        programs.iter().filter(|(program, _)| which(program).is_none()).map(|(_, package)| *package).collect();
+    if missing.is_empty() { Ok(()) } else { packages::install(&missing, why) }
 }
 
 fn install_toolchain(versions: &mut Versions) -> Result<Toolchain> {

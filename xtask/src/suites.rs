@@ -13,7 +13,7 @@ use clap::{Args, ValueEnum};
 use crate::{
     ebpf,
     exec::{self, host_cargo, run, say, shown},
-    setup,
+    guest, setup,
 };
 
 #[derive(Args)]
@@ -30,7 +30,7 @@ pub struct Arguments {
 enum Suite {
     /// What needs no root: pure logic, properties, command lines.
     Unit,
-    /// The programs, one packet at a time, by BPF_PROG_TEST_RUN; hooks and maps on this kernel. Needs root.
+    /// The programs, one packet at a time, by BPF_PROG_TEST_RUN; hooks and maps on this kernel; that the bench runs. Needs root.
     Packet,
     /// Real connections to real servers in network namespaces. Needs root.
     E2e,
@@ -47,6 +47,11 @@ pub fn run_suites(arguments: &Arguments) -> Result<()> {
     }
     if exec::is_root() && suites != [Suite::Unit] {
         setup::programs()?;
+        // Its wrapper makes the floods of the end-to-end suite, too.
+        ebpf::build_bench()?;
+    }
+    if exec::is_root() && suites.contains(&Suite::E2e) {
+        guest::setup()?;
     }
     let outcomes = suites.into_iter().map(|suite| run_suite(suite, &arguments.rest)).collect::<Result<Vec<_>>>()?;
     for outcome in &outcomes {
@@ -83,6 +88,8 @@ impl Suite {
                     "packet",
                     "--test",
                     "dataplane",
+                    "--test",
+                    "bench",
                     "--no-fail-fast",
                 ])]
             }
@@ -121,13 +128,15 @@ fn run_suite(suite: Suite, rest: &[String]) -> Result<Outcome> {
         return Ok(outcome);
     }
     if suite == Suite::E2e {
-        run(&mut host_cargo(["build", "-p", "lb-userspace", "--bin", "weir"]))?;
+        build_both_layouts()?;
     }
 
     outcome.ok = true;
     for mut cargo in suite.cargos() {
         cargo
             .env("WEIR_BIN", exec::target().join("debug/weir"))
+            .env("WEIR_OTHER_BIN", exec::target().join("debug/weir-other-layout"))
+            .env("WEIR_GUEST", exec::target().join("guest"))
             .env("PATH", exec::path_with_sbin()?)
             .arg("--")
             .args(rest);
@@ -151,6 +160,18 @@ fn run_suite(suite: Suite, rest: &[String]) -> Result<Outcome> {
         outcome.note = "no test was run";
     }
     Ok(outcome)
+}
+
+/// Builds `weir`, and beside it the one with the other layout of maps, to and from which a test upgrades.
+fn build_both_layouts() -> Result<()> {
+    ebpf::build_other_layout()?;
+    let build = ["build", "-p", "lb-userspace", "--bin", "weir"];
+    run(host_cargo(build).args(["--features", "other-layout"]))?;
+    let dir = exec::target().join("debug");
+    let (built, kept) = (dir.join("weir"), dir.join("weir-other-layout"));
+    // A hard link to cargo's own file would change with the next build.
+    std::fs::copy(&built, &kept).with_context(|| format!("can't copy {} to {}", built.display(), kept.display()))?;
+    run(&mut host_cargo(build))
 }
 
 /// Shows the harness's output as it comes, byte by byte as it was, and adds up its closing lines.

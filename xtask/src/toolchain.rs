@@ -104,6 +104,11 @@ impl Toolchain {
 
     /// Cargo with this compiler for the BPF target. The variables of the cargo and the rustup shim that run xtask would choose another compiler.
     pub fn cargo(&self, subcommand: &str) -> Result<Command> {
+        self.cargo_into(subcommand, &build_dir())
+    }
+
+    /// The same with another directory for what it builds.
+    pub fn cargo_into(&self, subcommand: &str, target: &Path) -> Result<Command> {
         let mut path = OsString::from(self.linker.parent().context("bpf-linker has no directory")?);
         path.push(":");
         path.push(std::env::var_os("PATH").unwrap_or_default());
@@ -131,7 +136,7 @@ impl Toolchain {
                 "bpf",
             ])
             .arg("--target-dir")
-            .arg(build_dir());
+            .arg(target);
         Ok(cargo)
     }
 }

@@ -19,17 +19,17 @@ mod programs {
     use aya_log_ebpf::debug;
     use lb_common::{
         limits::WAY_OUT_NO_TX,
-        verdict::{Kind, Reason},
+        trace::{HOOK_EGRESS, HOOK_INGRESS, HOOK_XDP, NO_SERVICE},
+        verdict::{EVENT_TOO_BIG_UNSAID, Kind, Reason},
     };
     use lb_ebpf::{
-        answer,
-        decide::decide,
+        answer, decap, decide,
         family::{Family, V4, V6},
-        forward::{self, Out, Verdict},
-        maps,
+        forward, maps,
         packet::Frame,
         parse::{self, ETHER_IPV4, ETHER_IPV6, Link},
-        work::{self, Program},
+        trace,
+        work::{self, Out, Program, Work},
     };
 
     /// XDP, on every interface of the configuration.
@@ -50,38 +50,72 @@ mod programs {
     #[inline(always)]
     fn xdp_packet<V: Family>(frame: &XdpFrame, link: &Link, ifindex: u32) -> u32 {
         let Some(work) = work::place::<V::Addr>(Program::Xdp) else { return xdp_action::XDP_PASS };
-        let mut verdict = match decide::<V, _>(frame, link, ifindex, work) {
-            Ok(()) => forward::at_xdp::<V, _>(frame, ifindex, work),
-            Err(reason) => Verdict::of(reason),
+        work.begin();
+        let quick = if link.tagged { None } else { decide::quick::<V, _>(frame, ifindex, work) };
+        let mut reason = match quick {
+            Some(reason) => reason,
+            None => match decide::decide::<V, _>(frame, link, ifindex, work) {
+                Ok(()) => forward::at_xdp::<V, _>(frame, ifindex, work),
+                Err(reason) => reason,
+            },
         };
-        if verdict.reason.kind() == Kind::Reject {
-            let answered = match verdict.reason {
-                Reason::Echo => answer::echo::<V, _>(frame, work),
-                _ => answer::reset::<V, _>(frame, work),
-            };
-            verdict = match answered {
-                Some(()) => Verdict { reason: verdict.reason, out: back(ifindex) },
-                None => Verdict::of(Reason::Rewrite),
-            };
+        // What nearly all packets are is asked for first.
+        if reason != Reason::ToBackend && reason != Reason::NotVip {
+            reason = uncommon::<V>(frame, ifindex, reason, work);
         }
-        maps::count(ifindex, verdict.reason);
-        if forward::is_drop(verdict.reason) {
-            debug!(&frame.0, "if {} dropped: reason {}", ifindex, verdict.reason as u32);
+        maps::count(ifindex, reason);
+        if reason != Reason::NotVip {
+            trace::tell::<V>(HOOK_XDP, ifindex, reason, work);
         }
-        match verdict.out {
+        match work.out {
             Out::Tx => xdp_action::XDP_TX,
             // SAFETY: a helper that takes numbers.
             Out::Redirect(to) => unsafe { bpf_redirect(to, 0) as u32 },
             Out::Helper(_) => xdp_action::XDP_ABORTED,
-            Out::None if verdict.reason.kind() == Kind::Pass => xdp_action::XDP_PASS,
+            Out::None if reason.kind() == Kind::Pass => xdp_action::XDP_PASS,
             Out::None => xdp_action::XDP_DROP,
         }
     }
 
-    /// The way back through the interface on which a frame came.
+    /// Does what is left to do for a packet that is not sent on, and counts it at its service.
     #[inline(always)]
-    fn back(ifindex: u32) -> Out {
-        if maps::way_out(ifindex) & WAY_OUT_NO_TX == 0 { Out::Tx } else { Out::Redirect(ifindex) }
+    fn uncommon<V: Family>(frame: &XdpFrame, ifindex: u32, reason: Reason, work: &mut Work<V::Addr>) -> Reason {
+        let mut reason = reason;
+        if reason == Reason::Decapsulated {
+            reason = decap::open::<V, _>(frame, work);
+            if reason == Reason::Decapsulated {
+                decap::mark(frame, || frame.0.metadata());
+            }
+        }
+        if reason.kind() == Kind::Reject {
+            reason = answer::<V>(frame, ifindex, reason, work);
+        }
+        if reason.kind() != Kind::Forward && work.stats != NO_SERVICE {
+            maps::count_refusal(work.stats, reason);
+        }
+        if reason.kind() == Kind::Drop {
+            debug!(&frame.0, "if {} dropped: reason {}", ifindex, reason as u32);
+        }
+        reason
+    }
+
+    /// Makes the answer of a packet that is rejected, to be sent back through the interface on which it came.
+    #[inline(always)]
+    fn answer<V: Family>(frame: &XdpFrame, ifindex: u32, reason: Reason, work: &mut Work<V::Addr>) -> Reason {
+        let answered = match reason {
+            Reason::Echo => answer::echo::<V, _>(frame, work),
+            Reason::PacketTooBig if !answer::may_say_too_big() => {
+                maps::count_event(ifindex, EVENT_TOO_BIG_UNSAID);
+                return Reason::TooBig;
+            }
+            Reason::PacketTooBig => answer::too_big::<V, _>(frame, work),
+            _ => answer::reset::<V, _>(frame, work),
+        };
+        if answered.is_none() {
+            return Reason::Rewrite;
+        }
+        work.out = if maps::way_out(ifindex) & WAY_OUT_NO_TX == 0 { Out::Tx } else { Out::Redirect(ifindex) };
+        reason
     }
 
     /// TC ingress: forwards what XDP passed because it could not.
@@ -89,6 +123,9 @@ mod programs {
     pub fn weir_ingress(context: TcContext) -> i32 {
         let Some((frame, link)) = SkbFrame::reach(context) else { return TC_ACT_UNSPEC };
         let ifindex = frame.ingress();
+        if frame.has_mark() {
+            return TC_ACT_UNSPEC;
+        }
         match link.ether_type_be {
             ETHER_IPV4 => tc_ingress::<V4>(&frame, &link, ifindex),
             ETHER_IPV6 => tc_ingress::<V6>(&frame, &link, ifindex),
@@ -99,27 +136,28 @@ mod programs {
     #[inline(always)]
     fn tc_ingress<V: Family>(frame: &SkbFrame, link: &Link, ifindex: u32) -> i32 {
         let Some(work) = work::place::<V::Addr>(Program::Ingress) else { return TC_ACT_UNSPEC };
-        let verdict = match decide::<V, _>(frame, link, ifindex, work) {
+        work.begin();
+        let mut reason = match decide::decide::<V, _>(frame, link, ifindex, work) {
             Ok(()) => forward::at_tc::<V, _>(frame, ifindex, work),
-            Err(reason) => Verdict::of(reason),
+            Err(reason) => reason,
         };
-        match (verdict.reason.kind(), verdict.out) {
+        let action = match (reason.kind(), work.out) {
             // XDP has counted it.
-            (Kind::Pass, _) => TC_ACT_UNSPEC,
-            (Kind::Forward, Out::Helper(action)) => {
-                maps::count(ifindex, verdict.reason);
-                action
-            }
-            (Kind::Drop, _) => {
-                maps::count(ifindex, verdict.reason);
-                TC_ACT_SHOT
-            }
+            (Kind::Pass, _) => return TC_ACT_UNSPEC,
+            (Kind::Forward, Out::Helper(action)) => action,
+            (Kind::Drop, _) => TC_ACT_SHOT,
             // XDP would have answered: what it saw has changed since.
             (Kind::Forward | Kind::Reject, _) => {
-                maps::count(ifindex, Reason::Raced);
+                reason = Reason::Raced;
                 TC_ACT_SHOT
             }
+        };
+        maps::count(ifindex, reason);
+        if reason.kind() != Kind::Forward && work.stats != NO_SERVICE {
+            maps::count_refusal(work.stats, reason);
         }
+        trace::tell::<V>(HOOK_INGRESS, ifindex, reason, work);
+        action
     }
 
     /// TC egress: what a backend on this node, or behind it, answers, comes from the VIP again.
@@ -140,21 +178,19 @@ mod programs {
     fn tc_egress<V: Family>(frame: &SkbFrame) -> i32 {
         let ifindex = frame.interface();
         let Some(work) = work::place::<V::Addr>(Program::Egress) else { return TC_ACT_UNSPEC };
+        work.begin();
         if !forward::is_answer_of_kept::<V, _>(frame, ifindex, work) {
             return TC_ACT_UNSPEC;
         }
-        let verdict = forward::at_egress::<V>(&frame.0, work);
-        match verdict.reason.kind() {
-            Kind::Pass => TC_ACT_UNSPEC,
-            Kind::Forward => {
-                maps::count(ifindex, verdict.reason);
-                TC_ACT_UNSPEC
-            }
-            Kind::Drop | Kind::Reject => {
-                maps::count(ifindex, verdict.reason);
-                TC_ACT_SHOT
-            }
-        }
+        let reason = forward::at_egress::<V>(&frame.0, work);
+        let action = match reason.kind() {
+            Kind::Pass => return TC_ACT_UNSPEC,
+            Kind::Forward => TC_ACT_UNSPEC,
+            Kind::Drop | Kind::Reject => TC_ACT_SHOT,
+        };
+        maps::count(ifindex, reason);
+        trace::tell::<V>(HOOK_EGRESS, ifindex, reason, work);
+        action
     }
 
     /// A packet at XDP.
@@ -207,6 +243,21 @@ mod programs {
             }
             let link = parse::link(&frame)?;
             Some((frame, link))
+        }
+
+        /// Whether XDP took it out of a tunnel: see [`decap::MARK`].
+        #[inline(always)]
+        fn has_mark(&self) -> bool {
+            // SAFETY: the context is this program's.
+            let (meta, data) = unsafe {
+                let skb = self.0.skb.skb;
+                (
+                    (&raw const (*skb).data_meta).read_volatile() as usize,
+                    (&raw const (*skb).data).read_volatile() as usize,
+                )
+            };
+            // SAFETY: the four bytes were just seen to be metadata.
+            meta.wrapping_add(size_of::<u32>()) <= data && unsafe { *(meta as *const u32) } == decap::MARK
         }
 
         #[inline(always)]

@@ -2,26 +2,19 @@
 
 use std::net::SocketAddr;
 
-use tokio::task::spawn_blocking;
-use tracing::{info, warn};
+use tracing::info;
 
-use super::{core::Agent, diff::diff, lookup::lookup, reconcile::Read, select::select};
+use super::{core::Agent, diff::diff, reconcile::Read, select::select};
 use crate::{
     api::{
-        handle::{Answer, Command},
-        types::{ApiError, BackendSelector, Changed, DiffView, ErrorCode, FlowFilter, FlowView, LookupView},
+        handle::Command,
+        types::{ApiError, BackendSelector, Changed, DiffView, ErrorCode},
     },
     config::model::MAX_WEIGHT,
-    dataplane::{
-        flows::{FlowQuery, FlowTables, RawFlow, boottime_ns},
-        maps::MapsError,
-        plan::{address, plan},
-    },
+    dataplane::{flows::boottime_ns, maps::MapsError, plan::plan},
     overrides::{Effective, Overrides, effective, weightless_family},
     state::{AdminState, BackendId, Origin},
 };
-
-const DEFAULT_FLOWS: usize = 1000;
 
 impl Agent {
     pub(super) async fn command(&mut self, command: Command) {
@@ -32,11 +25,12 @@ impl Agent {
                 drop(answer.send(snapshot));
             }
             Command::Flows(filter, answer) => self.list_flows(&filter, answer),
-            Command::Lookup(client, vip, answer) => self.look_up(client, vip, answer),
+            Command::Lookup(query, answer) => self.look_up(query, answer),
             Command::Drain(selector, answer) => drop(answer.send(self.drain(&selector))),
             Command::Undrain(selector, answer) => drop(answer.send(self.undrain(&selector))),
             Command::SetWeight(selector, weight, answer) => drop(answer.send(self.set_weight(&selector, weight))),
             Command::Diff(answer) => drop(answer.send(self.diff())),
+            Command::Trace(query, answer) => self.tracer.ask(query, answer),
             Command::Reload { accept_loss, answer } => {
                 let result = self.reload(accept_loss).await;
                 drop(answer.send(match result {
@@ -159,7 +153,7 @@ impl Agent {
         Ok(Changed { messages, backends })
     }
 
-    fn choose(&self, selector: &BackendSelector) -> Result<Vec<BackendId>, ApiError> {
+    pub(super) fn choose(&self, selector: &BackendSelector) -> Result<Vec<BackendId>, ApiError> {
         let services = self.desired.config.services.iter();
         let declared = services.flat_map(|service| {
             service.backends.iter().map(|backend| BackendId { service: service.name.clone(), address: backend.address })
@@ -200,81 +194,13 @@ impl Agent {
         Ok(diff(&image, &plan))
     }
 
-    /// On a blocking thread: there may be a million of them.
-    fn list_flows(&self, filter: &FlowFilter, answer: Answer<Vec<FlowView>>) {
-        let backends = match &filter.backend {
-            None => None,
-            Some(selector) => match self.choose(selector) {
-                Ok(chosen) => {
-                    let entries = self.plan.target.backends.iter();
-                    let is_chosen = |service: u32, at: SocketAddr| {
-                        chosen.iter().any(|id| id.address == at && id.service == self.service_name(service))
-                    };
-                    let fits = entries.filter(|(_, backend)| {
-                        address(backend).is_some_and(|address| is_chosen(backend.service, address))
-                    });
-                    Some(fits.map(|(index, _)| *index).collect())
-                }
-                Err(error) => {
-                    drop(answer.send(Err(error)));
-                    return;
-                }
-            },
-        };
-        let limit = filter.limit.unwrap_or(DEFAULT_FLOWS);
-        let query = FlowQuery { client: filter.client, vip: filter.vip, backends, limit };
-        let image = self.plan.target.clone();
-        let names = self.names.clone();
-        let pin_dir = self.options.pin_dir.clone();
-        spawn_blocking(move || {
-            let list = || FlowTables::open(&pin_dir)?.list(&query, boottime_ns());
-            let views = |flows: Vec<RawFlow>| {
-                let view = |flow: RawFlow| {
-                    let service = image.services.get(&flow.vip).and_then(|service| names.get(&service.id));
-                    FlowView {
-                        client: flow.client,
-                        vip: flow.vip,
-                        service: service.cloned().unwrap_or_else(|| "unknown".to_owned()),
-                        backend: flow.backend,
-                        source: flow.source,
-                        state: flow.state.name().to_owned(),
-                        why: "nat".to_owned(),
-                        age_seconds: None,
-                        idle_seconds: flow.idle_ns as f64 / 1e9,
-                    }
-                };
-                flows.into_iter().map(view).collect()
-            };
-            drop(answer.send(list().map(|(flows, _)| views(flows)).map_err(failed)));
-        });
-    }
-
-    fn look_up(&self, client: SocketAddr, vip: SocketAddr, answer: Answer<LookupView>) {
-        let image = match self.maps.read() {
-            Ok(image) => image,
-            Err(error) => {
-                drop(answer.send(Err(failed(error))));
-                return;
-            }
-        };
-        let names = self.names.clone();
-        let pin_dir = self.options.pin_dir.clone();
-        spawn_blocking(move || {
-            let flow = FlowTables::open(&pin_dir).and_then(|tables| tables.lookup(client, vip, boottime_ns()));
-            let view = flow.map(|flow| lookup(&image, flow.as_ref(), client, vip, |id| names.get(&id).cloned()));
-            if answer.send(view.map_err(failed)).is_err() {
-                warn!("nobody waits for the answer to a lookup any more");
-            }
-        });
-    }
-
     /// The name of a service by its id; of one that left before this agent began, its id.
     pub(super) fn service_name(&self, id: u32) -> String {
         self.names.get(&id).cloned().unwrap_or_else(|| format!("removed-{id}"))
     }
 }
 
-fn failed(error: MapsError) -> ApiError {
+pub(super) fn failed(error: MapsError) -> ApiError {
     ApiError { code: ErrorCode::Failed, message: error.to_string() }
 }
 

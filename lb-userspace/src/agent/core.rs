@@ -16,12 +16,15 @@ use tracing::{info, warn};
 
 use super::{
     AgentOptions,
+    beginning::Beginning,
     digests::Digests,
     examine::Examination,
     flows::Counted,
     node::{Node, NodeWanted},
     reconcile::Read,
+    settle::Settled,
     stopped, supervisor,
+    trace::Tracer,
     wanted::{Desired, HealthOf, Rings, is_judged, wanted},
 };
 use crate::{
@@ -29,12 +32,13 @@ use crate::{
         handle::Command,
         types::{ConfigStatus, Overall, SyncStatus},
     },
-    config::{Config, seed::Seed},
+    config::{Config, model::Service, seed::Seed},
     dataplane::{
         flows::boottime_ns,
         image::Image,
         maps::Maps,
         plan::{Memo, Plan, Wanted, recover},
+        settle::scope::Scope,
         stats::{Counters, Sample},
     },
     health::{HealthEvent, HealthViews, ProbeTarget},
@@ -60,10 +64,13 @@ pub struct Parts {
     pub node_wanted: watch::Sender<NodeWanted>,
     pub census: watch::Receiver<Counted>,
     pub flow_timeouts: watch::Sender<Option<NatTimeouts>>,
+    pub settled: watch::Receiver<Settled>,
+    pub settle_scope: watch::Sender<Option<Scope>>,
     pub maps: Maps,
     pub counters: Counters,
     pub metrics: Metrics,
     pub examination: Examination,
+    pub tracer: Tracer,
     pub now_ns: u64,
 }
 
@@ -82,14 +89,18 @@ pub struct Agent {
     pub(super) node_wanted: watch::Sender<NodeWanted>,
     pub(super) census: watch::Receiver<Counted>,
     pub(super) flow_timeouts: watch::Sender<Option<NatTimeouts>>,
+    pub(super) settled: watch::Receiver<Settled>,
+    pub(super) settle_scope: watch::Sender<Option<Scope>>,
     pub(super) maps: Maps,
     pub(super) counters: Counters,
     pub(super) metrics: Metrics,
     pub(super) examination: Examination,
+    pub(super) tracer: Tracer,
 
     pub(super) health: HealthOf,
     pub(super) rings: Rings,
     pub(super) memo: Memo,
+    pub(super) beginning: Beginning,
     /// What the maps hold, as of the last reconciliation that succeeded; `None`: they must be read.
     pub(super) programmed: Option<Image>,
     pub(super) plan: Plan,
@@ -129,7 +140,7 @@ const READ_EVERY: u32 = 5;
 impl Agent {
     pub fn new(parts: Parts) -> Self {
         let loaded = parts.source.loaded();
-        let start_time = startup_time(&parts.config);
+        let start_time = startup_time(&parts.config.services);
         Self {
             config_status: ConfigStatus {
                 path: parts.options.config.display().to_string(),
@@ -143,6 +154,7 @@ impl Agent {
                 seed: parts.seed,
                 overrides: parts.overrides,
                 since_ns: parts.now_ns,
+                is_traced: false,
             },
             state_dir: parts.state_dir,
             source: parts.source,
@@ -155,13 +167,17 @@ impl Agent {
             node_wanted: parts.node_wanted,
             census: parts.census,
             flow_timeouts: parts.flow_timeouts,
+            settled: parts.settled,
+            settle_scope: parts.settle_scope,
             maps: parts.maps,
             counters: parts.counters,
             metrics: parts.metrics,
             examination: parts.examination,
+            tracer: parts.tracer,
             health: HealthOf::new(),
             rings: Rings::default(),
             memo: Memo::default(),
+            beginning: Beginning::default(),
             programmed: None,
             plan: Plan::default(),
             names: BTreeMap::new(),
@@ -190,7 +206,10 @@ impl Agent {
             tokio::select! {
                 // In the order of haste: shutdown; health, on which connections wait; commands, on which people do; then what can wait a moment.
                 biased;
-                () = stopped(&mut shutdown) => return,
+                () = stopped(&mut shutdown) => {
+                    self.trace(false);
+                    return;
+                }
                 Some(event) = self.health_events.recv() => self.take_health(event),
                 Some(command) = commands.recv() => self.command(command).await,
                 _ = hangup.recv() => {
@@ -215,6 +234,10 @@ impl Agent {
                         self.reconcile(Read::Cached);
                     }
                 }
+                Ok(()) = self.tracer.is_wanted.changed() => {
+                    let is_wanted = *self.tracer.is_wanted.borrow_and_update();
+                    self.trace(is_wanted);
+                }
                 () = sleep_until(retry.unwrap_or_else(tokio::time::Instant::now)), if retry.is_some() => self.reconcile(Read::Maps),
                 _ = ticks.tick() => {
                     tick = tick.wrapping_add(1);
@@ -227,7 +250,7 @@ impl Agent {
 
     /// Takes over what the maps say: health, and through each plan every index, drain and counter.
     fn recover(&mut self) {
-        match self.maps.read() {
+        match self.maps.read().and_then(|image| self.maps.fit_filter(&image).map(|()| image)) {
             Ok(image) => {
                 let recovered = recover(&self.wanted(), &image);
                 let known = recovered.health.values().filter(|(health, _)| *health != Health::Unknown).count();
@@ -254,6 +277,13 @@ impl Agent {
             warn!(
                 "the hash seed is another one than the running data path's: new connections of known clients may go elsewhere"
             );
+        }
+    }
+
+    /// Has the programs tell what they decide, or no longer.
+    fn trace(&mut self, is_wanted: bool) {
+        if std::mem::replace(&mut self.desired.is_traced, is_wanted) != is_wanted {
+            self.reconcile(Read::Cached);
         }
     }
 
@@ -368,8 +398,8 @@ impl Agent {
 }
 
 /// Long enough for every backend's first verdict.
-fn startup_time(config: &Config) -> Duration {
-    let checks = config.services.iter().filter_map(|service| service.health.as_ref());
+pub(super) fn startup_time<'a>(services: impl IntoIterator<Item = &'a Service>) -> Duration {
+    let checks = services.into_iter().filter_map(|service| service.health.as_ref());
     checks.map(|check| check.interval * check.fall + check.timeout).max().unwrap_or_default()
 }
 

@@ -25,8 +25,11 @@ pub fn diff(programmed: &Image, plan: &Plan) -> Vec<DiffView> {
             programmed,
         };
         match write {
-            Write::GracePeriod | Write::ClearBackendStats { .. } | Write::ClearServiceStats { .. } => {}
-            Write::Slot { at, from, to } => {
+            Write::GracePeriod
+            | Write::ForgetSyns { .. }
+            | Write::ClearBackendStats { .. }
+            | Write::ClearServiceStats { .. } => {}
+            Write::Slot { at, from, to, .. } => {
                 let ring = plan.target.rings.range(..=at).next_back().map_or(0, |(offset, _)| *offset);
                 let name = |slot: &Slot, image: &Image| owner(slot.current(), image);
                 let entry = slots.entry(ring).or_insert_with(|| (0, name(to, &plan.target), name(from, programmed)));
@@ -65,6 +68,8 @@ pub fn diff(programmed: &Image, plan: &Plan) -> Vec<DiffView> {
                 let before = programmed.addresses.get(address).map_or_else(absent, |bits| format!("{bits:#06b}"));
                 views.push(view(address.to_string(), absent(), before));
             }
+            Write::Peer { prefix } => views.push(view(prefix.to_string(), "peer".to_owned(), absent())),
+            Write::RemovePeer { prefix } => views.push(view(prefix.to_string(), absent(), "peer".to_owned())),
             Write::WayOut { ifindex, .. } => views.push(view(ifindex.to_string(), "redirect".to_owned(), absent())),
             Write::RemoveWayOut { ifindex } => views.push(view(ifindex.to_string(), absent(), "redirect".to_owned())),
         }

@@ -19,6 +19,8 @@ use crate::{
 pub struct RingView {
     pub digest: String,
     pub in_transition: u32,
+    /// The owners agree, and there are exceptions, or may be.
+    pub tracked: u32,
 }
 
 #[derive(Debug, Default)]
@@ -54,6 +56,7 @@ fn make(wanted: &Wanted, image: &Image) -> (BTreeMap<SocketAddr, RingView>, BTre
             let view = RingView {
                 digest: digest(ring.declared(), *family, owners),
                 in_transition: slots.iter().filter(|slot| slot.in_transition()).count() as u32,
+                tracked: slots.iter().filter(|slot| !slot.in_transition() && !slot.is_settled()).count() as u32,
             };
             for vip in of_family {
                 views.insert(vip, view.clone());

@@ -1,208 +1,222 @@
-//! What the program would do with a client's SYN, by the functions and the tables that the program itself uses.
+//! What the program would do with packets of a flow, by the functions and the tables that the program itself uses.
+
+mod rules;
 
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::{
     flow::{Addr, Flow, v4_addr, v6_addr},
     hash::{HashKey, slot_of},
-    service::{MODE_NAT, Service, address::VIP},
-    slot::REJECT,
+    service::{MODE_DSR_IPIP, MODE_DSR_L2, MODE_NAT, Service, address::VIP},
+    slot::{REJECT, Slot},
+    syn::Syn,
+    trace::rule,
+    verdict::Reason,
 };
 
+use self::rules::{Outcome, Rules};
+use super::trace::slot_state;
 use crate::{
-    api::types::LookupView,
-    dataplane::{flows::RawFlow, image::Image, plan::address},
+    api::{
+        trace::SlotView,
+        types::{Choice, LookupQuery, LookupView},
+    },
+    dataplane::{
+        exceptions::Found,
+        flows::{FlowState, RawFlow},
+        image::Image,
+        plan::address,
+    },
 };
 
-/// `flow` is the entry of the tables for these addresses, if there is one; `name` names a service by its id.
-pub fn lookup(
-    image: &Image,
-    flow: Option<&RawFlow>,
-    client: SocketAddr,
-    vip: SocketAddr,
-    name: impl Fn(u32) -> Option<String>,
-) -> LookupView {
-    let mut view = LookupView {
+/// What the flow tables know of the flow.
+#[derive(Default)]
+pub struct Known {
+    /// Its entry in `NAT_*`.
+    pub flow: Option<RawFlow>,
+    pub exceptions: Found,
+    /// What is at its place in `SYNS`.
+    pub syn: Option<Syn>,
+}
+
+/// `name` names a service by its id. The entries of the view are left to the caller.
+pub fn lookup(image: &Image, known: &Known, query: &LookupQuery, name: impl Fn(u32) -> Option<String>) -> LookupView {
+    let LookupQuery { client, vip, .. } = *query;
+    let view = LookupView {
         client,
         vip,
         service: None,
+        mode: None,
         slot: None,
         backend: None,
         why: String::new(),
         explanation: String::new(),
+        under_way: Choice::default(),
+        entries: Vec::new(),
     };
-    let say = |mut view: LookupView, why: &str, explanation: String| {
-        why.clone_into(&mut view.why);
-        view.explanation = explanation;
-        view
+    let unserved = |view: LookupView, why: &str, explanation: String| {
+        let both = Choice { backend: None, why: why.to_owned(), explanation };
+        with(view, both.clone(), both)
     };
     if image.addresses.get(&vip.ip()).is_none_or(|bits| bits & VIP == 0) {
-        return say(view, "not a vip", format!("{} is no VIP: its packets pass untouched", vip.ip()));
+        return unserved(view, "not a vip", format!("{} is no VIP: its packets pass untouched", vip.ip()));
     }
     let Some(service) = image.services.get(&vip) else {
-        return say(view, "port not served", format!("no service has port {} of {}: reset", vip.port(), vip.ip()));
+        return unserved(view, "port not served", format!("no service has port {} of {}: reset", vip.port(), vip.ip()));
     };
-    view.service = name(service.id);
-    let is_living = |flow: &&RawFlow| {
-        let backend = image.backends.get(&flow.backend_index);
-        backend.is_some_and(|backend| backend.is_serving() && backend.generation == flow.generation)
-    };
-    if let Some(flow) = flow.filter(is_living).filter(|_| service.mode == MODE_NAT) {
-        view.backend = Some(flow.backend);
-        let explanation = format!(
-            "this flow has an entry of its own ({}), seen by the backend as {}; the ring is not asked",
-            flow.state.name(),
-            flow.source
+    let view = LookupView { service: name(service.id), mode: Some(mode(service).to_owned()), ..view };
+    let place = image.settings.as_ref().and_then(|settings| place(&settings.hash_key, service, client, vip));
+    let slots = image.rings.get(&service.ring_offset);
+    let found = place.and_then(|place| Some((place, *slots?.get(place.slot as usize)?)));
+    let Some((place, slot)) = found else {
+        return unserved(
+            view,
+            "no backend",
+            "the service has no ring, or client and VIP are not of one family".to_owned(),
         );
-        return say(view, "flow", explanation);
-    }
-    let slot = image.settings.as_ref().and_then(|settings| slot(&settings.hash_key, service, client, vip));
-    let Some(at) = slot else {
-        return say(view, "no backend", "client and VIP are not of one family".to_owned());
     };
-    view.slot = Some(at);
-    let owner =
-        image.rings.get(&service.ring_offset).and_then(|slots| slots.get(at as usize)).map(|slot| slot.current());
-    let backend = owner.filter(|owner| *owner != REJECT).and_then(|owner| image.backends.get(&owner));
-    match backend.filter(|backend| backend.is_serving()).and_then(address) {
-        Some(backend) => {
-            view.backend = Some(backend);
-            let by = if service.flags & Service::FLAG_CLIENT_AFFINITY != 0 { "client address" } else { "flow" };
-            say(
-                view,
-                "ring",
-                format!("the hash of the {by} gives slot {at} of {}, and that is its owner", service.ring_len),
-            )
-        }
-        None => say(view, "no backend", format!("slot {at} of {} rejects: no backend is eligible", service.ring_len)),
+    let view = LookupView { slot: Some(slot_view(image, service, place.slot, slot)), ..view };
+    let ring = Ring { image, service, number: place.slot };
+    if service.mode == MODE_NAT {
+        let (new, under_way) = ring.nat(slot, known.flow.as_ref());
+        return with(view, new, under_way);
     }
+    let first =
+        known.syn.filter(|syn| query.sequence.is_some_and(|sequence| syn.is(Syn::fingerprint(place.hash, sequence))));
+    let rules = Rules { backends: &image.backends, service: service.id, slot, exceptions: &known.exceptions, first };
+    with(view, ring.choice(rules.opens(), slot), ring.choice(rules.goes_on(query.sequence), slot))
+}
+
+fn with(view: LookupView, new: Choice, under_way: Choice) -> LookupView {
+    LookupView { backend: new.backend, why: new.why, explanation: new.explanation, under_way, ..view }
+}
+
+/// Where the fingerprint of a SYN of this flow is kept; `None` if it goes to no service.
+pub fn syn_place(image: &Image, client: SocketAddr, vip: SocketAddr) -> Option<u32> {
+    let (settings, service) = (image.settings.as_ref()?, image.services.get(&vip)?);
+    place(&settings.hash_key, service, client, vip).map(|place| Syn::place(place.hash))
+}
+
+/// A slot of a service, for sentences about it.
+struct Ring<'a> {
+    image: &'a Image,
+    service: &'a Service,
+    number: u32,
+}
+
+impl Ring<'_> {
+    /// A SYN, and a packet of a connection that has begun before.
+    fn nat(&self, slot: Slot, flow: Option<&RawFlow>) -> (Choice, Choice) {
+        let ring = self.choice(Outcome::To { index: slot.current(), rule: rule::RING }, slot);
+        let is_living = |flow: &&RawFlow| {
+            let backend = self.image.backends.get(&flow.backend_index);
+            backend.is_some_and(|backend| backend.is_serving() && backend.generation == flow.generation)
+        };
+        if let Some(flow) = flow.filter(is_living) {
+            let (state, source) = (flow.state.name(), flow.source);
+            let explanation = format!(
+                "the flow has an entry of its own ({state}), seen by the backend as {source}; the ring is not asked"
+            );
+            let known = Choice { backend: Some(flow.backend), why: name_of(rule::NAT), explanation };
+            // A SYN on the tuple of a connection that is over begins a new one.
+            let new = if flow.state == FlowState::Closing { ring } else { known.clone() };
+            return (new, known);
+        }
+        let unknown = Choice {
+            backend: None,
+            why: "unknown flow".to_owned(),
+            explanation: "the flow has no entry, and in mode nat every flow has one: reset".to_owned(),
+        };
+        (ring, unknown)
+    }
+
+    fn choice(&self, outcome: Outcome, slot: Slot) -> Choice {
+        let (number, len) = (self.number, self.service.ring_len);
+        let choice = |backend, why: &str, explanation| Choice { backend, why: why.to_owned(), explanation };
+        match outcome {
+            Outcome::To { index: REJECT, .. } => {
+                choice(None, "no backend", format!("slot {number} of {len} rejects: no backend is eligible: reset"))
+            }
+            Outcome::To { index, rule } => {
+                let backend = self.image.backends.get(&index).filter(|backend| backend.is_serving());
+                match backend.and_then(address) {
+                    Some(backend) => choice(Some(backend), &name_of(rule), self.sentence(rule, slot)),
+                    None => {
+                        choice(None, "no backend", format!("the owner of slot {number} of {len} does not serve: reset"))
+                    }
+                }
+            }
+            Outcome::Ends { index, reason } => {
+                let at = self.image.backends.get(&index).and_then(address);
+                let at = at.map_or_else(|| "its backend".to_owned(), |at| format!("its backend {at}"));
+                let becomes =
+                    if reason == Reason::BackendDead { "reset (onDead: reset)" } else { "dropped (onDead: drop)" };
+                choice(None, "backend dead", format!("{at} is dead or gone: {becomes}"))
+            }
+        }
+    }
+
+    fn sentence(&self, rule: u8, slot: Slot) -> String {
+        let by = if self.service.flags & Service::FLAG_CLIENT_AFFINITY != 0 { "client address" } else { "flow" };
+        let (number, len) = (self.number, self.service.ring_len);
+        let state = slot_state(slot);
+        if rule == rule::RING {
+            return format!("the hash of the {by} gives slot {number} of {len}, which is {state}: its owner");
+        }
+        format!("slot {number} of {len} is {state}; {}", rule::help(rule))
+    }
+}
+
+fn name_of(rule: u8) -> String {
+    rule::name(rule).unwrap_or("unknown").to_owned()
+}
+
+const fn mode(service: &Service) -> &'static str {
+    match service.mode {
+        MODE_NAT => "nat",
+        MODE_DSR_L2 => "dsr-l2",
+        MODE_DSR_IPIP => "dsr-ipip",
+        _ => "unknown",
+    }
+}
+
+fn slot_view(image: &Image, service: &Service, number: u32, slot: Slot) -> SlotView {
+    let owner = |index: u32| image.backends.get(&index).and_then(address);
+    SlotView {
+        number,
+        ring_size: service.ring_len,
+        state: slot_state(slot).to_owned(),
+        current: owner(slot.current()),
+        previous: owner(slot.previous()),
+    }
+}
+
+/// The hash of a flow, and its slot.
+#[derive(Clone, Copy)]
+struct Place {
+    hash: u64,
+    slot: u32,
 }
 
 /// As the program computes it.
-fn slot(key: &HashKey, service: &Service, client: SocketAddr, vip: SocketAddr) -> Option<u32> {
+fn place(key: &HashKey, service: &Service, client: SocketAddr, vip: SocketAddr) -> Option<Place> {
     let (src_port_be, dst_port_be) = (client.port().to_be(), vip.port().to_be());
-    let hash = match (client.ip(), vip.ip()) {
+    match (client.ip(), vip.ip()) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => {
-            hash(key, service, &Flow { src: v4_addr(src), dst: v4_addr(dst), src_port_be, dst_port_be })
+            Some(placed(key, service, &Flow { src: v4_addr(src), dst: v4_addr(dst), src_port_be, dst_port_be }))
         }
         (IpAddr::V6(src), IpAddr::V6(dst)) => {
-            hash(key, service, &Flow { src: v6_addr(src), dst: v6_addr(dst), src_port_be, dst_port_be })
+            Some(placed(key, service, &Flow { src: v6_addr(src), dst: v6_addr(dst), src_port_be, dst_port_be }))
         }
-        _ => return None,
-    };
-    Some(slot_of(hash, service.ring_len))
+        _ => None,
+    }
 }
 
-fn hash<A: Addr>(key: &HashKey, service: &Service, flow: &Flow<A>) -> u64 {
-    if service.flags & Service::FLAG_CLIENT_AFFINITY != 0 {
-        A::hash_client(key, &flow.src)
-    } else {
-        A::hash_flow(key, flow)
-    }
+fn placed<A: Addr>(key: &HashKey, service: &Service, flow: &Flow<A>) -> Place {
+    let hash = A::hash_flow(key, flow);
+    let by = if service.flags & Service::FLAG_CLIENT_AFFINITY != 0 { A::hash_client(key, &flow.src) } else { hash };
+    Place { hash, slot: slot_of(by, service.ring_len) }
 }
 
 #[cfg(test)]
-mod tests {
-    use lb_common::{
-        backend::{Backend, WAY_NAT},
-        flow::any_addr,
-        settings::{LAYOUT, Settings},
-        slot::Slot,
-    };
-
-    use super::*;
-    use crate::dataplane::flows::FlowState;
-
-    const RING: u32 = 31;
-
-    /// Slot n belongs to backend 1 + n % 2; slot 0 rejects.
-    fn image() -> Image {
-        let mut image = Image::default();
-        let vip: SocketAddr = "192.0.2.10:80".parse().unwrap();
-        image.settings = Some(Settings {
-            hash_key: HashKey::from_seed([3; 16]),
-            nat_timeouts: lb_common::nat::NatTimeouts { half_open_ns: 1, established_ns: 1, closing_ns: 1 },
-            ports: lb_common::ports::PortPool::new([(1024, 2047)], 1),
-            flags: 0,
-            layout: LAYOUT,
-        });
-        image.addresses.insert(vip.ip(), VIP);
-        let service = Service {
-            ring_offset: 7,
-            ring_len: RING,
-            id: 1,
-            stats: 0,
-            flags: 0,
-            mode: MODE_NAT,
-            reserved: [0; 3],
-            draining_since_ns: 0,
-        };
-        image.services.insert(vip, service);
-        let owner = |slot: u32| if slot == 0 { REJECT } else { 1 + slot % 2 };
-        image.rings.insert(7, (0..RING).map(|slot| Slot::settled(owner(slot))).collect());
-        for index in [1, 2] {
-            let address = any_addr(format!("10.2.0.{index}").parse().unwrap());
-            let entry = Backend {
-                address,
-                port_be: 8080_u16.to_be(),
-                family: 4,
-                way: WAY_NAT,
-                flags: Backend::FLAG_SERVING,
-                generation: 5,
-                service: 1,
-                ..Backend::FREE
-            };
-            image.backends.insert(index, entry);
-        }
-        image
-    }
-
-    fn look(image: &Image, client: &str, vip: &str, flow: Option<&RawFlow>) -> LookupView {
-        lookup(image, flow, client.parse().unwrap(), vip.parse().unwrap(), |_| Some("web".to_owned()))
-    }
-
-    #[test]
-    fn every_client_port_leads_to_the_owner_of_its_slot() {
-        let image = image();
-        let mut seen = std::collections::BTreeSet::new();
-        for port in 1000..1400 {
-            let view = look(&image, &format!("198.51.100.7:{port}"), "192.0.2.10:80", None);
-            let slot = view.slot.unwrap();
-            seen.insert(slot);
-            if slot == 0 {
-                assert_eq!((view.why.as_str(), view.backend), ("no backend", None));
-            } else {
-                let expected: SocketAddr = format!("10.2.0.{}:8080", 1 + slot % 2).parse().unwrap();
-                assert_eq!((view.why.as_str(), view.backend), ("ring", Some(expected)));
-            }
-        }
-        assert_eq!(seen.len(), RING as usize);
-    }
-
-    #[test]
-    fn flow_with_an_entry_goes_where_that_says_unless_its_backend_is_another_one_by_now() {
-        let image = image();
-        let mut flow = RawFlow {
-            client: "198.51.100.7:1000".parse().unwrap(),
-            vip: "192.0.2.10:80".parse().unwrap(),
-            source: "10.0.0.1:1000".parse().unwrap(),
-            backend: "10.2.0.2:8080".parse().unwrap(),
-            backend_index: 2,
-            generation: 5,
-            state: FlowState::Established,
-            idle_ns: 0,
-        };
-        let view = look(&image, "198.51.100.7:1000", "192.0.2.10:80", Some(&flow));
-        assert_eq!((view.why.as_str(), view.backend), ("flow", Some(flow.backend)));
-        flow.generation = 4;
-        let view = look(&image, "198.51.100.7:1000", "192.0.2.10:80", Some(&flow));
-        assert_ne!(view.why, "flow");
-    }
-
-    #[test]
-    fn what_is_not_served_is_said() {
-        let image = image();
-        assert_eq!(look(&image, "198.51.100.7:1", "192.0.2.10:81", None).why, "port not served");
-        assert_eq!(look(&image, "198.51.100.7:1", "192.0.2.11:80", None).why, "not a vip");
-    }
-}
+mod tests;

@@ -31,6 +31,7 @@ pub struct NodeWanted {
     /// Names or globs.
     pub interfaces: Vec<String>,
     pub xdp_mode: XdpMode,
+    /// Their own addresses and those of their tunnels.
     pub backends: BTreeSet<IpAddr>,
     /// Only once the maps say what is wanted.
     pub attach: bool,
@@ -42,7 +43,7 @@ impl NodeWanted {
         Self {
             interfaces: config.interfaces.clone(),
             xdp_mode: config.xdp_mode,
-            backends: backends.map(|backend| backend.address.ip()).collect(),
+            backends: backends.flat_map(|backend| [Some(backend.address.ip()), backend.tunnel]).flatten().collect(),
             attach,
         }
     }

@@ -8,6 +8,7 @@ use tracing::{debug, error, info, warn};
 
 use super::{
     core::{Agent, unix_now},
+    trace::Names,
     wanted::nat_timeouts,
 };
 use crate::{
@@ -16,6 +17,7 @@ use crate::{
         image::{Image, Write},
         maps::MapsError,
         plan::{Leaving, Plan, PlanError, plan_again},
+        settle::scope::Scope,
     },
     state::BackendId,
 };
@@ -76,13 +78,16 @@ impl Agent {
             (Some(image), Read::Cached) => image,
             (known, _) => {
                 let image = self.maps.read()?;
+                self.maps.fit_filter(&image)?;
                 match known {
                     // The one that shares its rings with the plan before.
                     Some(known) if known == image => known,
                     Some(known) => {
                         self.digests.clear();
                         let differences = differences(&known, &image);
-                        warn!(differences, "somebody else has changed the maps: putting them right");
+                        if differences > 0 {
+                            warn!(differences, "somebody else has changed the maps: putting them right");
+                        }
                         image
                     }
                     None => image,
@@ -91,25 +96,41 @@ impl Agent {
         };
         let wanted = self.wanted();
         let in_use = self.census.borrow().in_use();
+        self.memo.beginning = self.beginning.with(&self.desired, &image, Instant::now());
         let plan = plan_again(&wanted, &image, &in_use, boottime_ns(), &mut self.memo);
-        let plan = match plan {
+        let mut plan = match plan {
             Ok(plan) => plan,
             Err(error) => {
                 self.programmed = Some(image);
                 return Err(error.into());
             }
         };
+        let mut others = Vec::new();
         for write in &plan.writes {
-            if let Err(error) = self.maps.apply(write) {
-                // What was written so far is read again before the next attempt.
-                self.count(&error);
-                return Err(error.into());
+            match (self.maps.apply(write), write) {
+                (Ok(None), _) => {}
+                (Ok(Some(slot)), Write::Slot { at, .. }) => others.push((*at, slot)),
+                (Ok(Some(slot)), write) => debug!(?slot, ?write, "a slot that was not asked for"),
+                (Err(error), _) => {
+                    // What was written so far is read again before the next attempt.
+                    self.count(&error);
+                    return Err(error.into());
+                }
             }
         }
+        // Those that had begun to settle, or had settled, in between: what they hold is what the next plan must start from.
+        plan.target.set_slots(&others);
         let writes = plan.writes.len();
         if writes > 0 {
             self.digests.clear();
         }
+        let scope = Some(Scope::of(&wanted, &plan));
+        self.settle_scope.send_if_modified(|told| {
+            let differs = *told != scope;
+            *told = scope;
+            differs
+        });
+        self.beginning.pass(&self.desired, &self.health, Instant::now());
         self.remember(plan);
         Ok(writes)
     }
@@ -122,6 +143,10 @@ impl Agent {
         self.seen_since.retain(|name, _| plan.services.contains_key(name));
         self.programmed = Some(plan.target.clone());
         self.plan = plan;
+        if self.desired.is_traced {
+            let names = Names::new(&self.plan.target, |id| self.service_name(id), &self.node.borrow().interfaces);
+            self.tracer.names.send_replace(names);
+        }
     }
 
     /// The maps say what is wanted: now the hooks may come, and flows be counted.
@@ -209,11 +234,15 @@ impl Agent {
     }
 }
 
-/// How many writes it would take to make one of the other.
+/// How many writes it would take to make one of the other. That slots settle is no difference: a task of ours does it.
 fn differences(known: &Image, found: &Image) -> usize {
     let slots = known.rings.iter().map(|(offset, slots)| {
         let found = found.rings.get(offset);
-        slots.iter().zip(found.into_iter().flat_map(|found| found.iter())).filter(|(a, b)| a != b).count()
+        slots
+            .iter()
+            .zip(found.into_iter().flat_map(|found| found.iter()))
+            .filter(|(a, b)| a.current() != b.current())
+            .count()
             + usize::from(found.is_none())
     });
     let count = |differs: bool| usize::from(differs);
@@ -224,6 +253,7 @@ fn differences(known: &Image, found: &Image) -> usize {
         + count(known.backends != found.backends)
         + count(known.snat_addresses != found.snat_addresses)
         + count(known.ways_out != found.ways_out)
+        + count(known.peers != found.peers)
 }
 
 /// Only so that the names of writes are in one place.
@@ -238,6 +268,8 @@ pub(super) const fn map_of(write: &Write) -> &'static str {
         Write::Slot { .. } | Write::Ring { .. } => map::RINGS,
         Write::Service { .. } | Write::RemoveService { .. } => "SERVICES",
         Write::Address { .. } | Write::RemoveAddress { .. } => "ADDRESSES",
+        Write::Peer { .. } | Write::RemovePeer { .. } => "PEERS",
+        Write::ForgetSyns { .. } => map::SYNS,
         Write::WayOut { .. } | Write::RemoveWayOut { .. } => map::WAYS_OUT,
         Write::GracePeriod => "",
     }

@@ -71,6 +71,7 @@ impl Agent {
             seed,
             overrides: self.desired.overrides.clone(),
             since_ns: boottime_ns(),
+            is_traced: self.desired.is_traced,
         };
         let mut health = self.health.clone();
         carry_health(&running, config, &mut health);

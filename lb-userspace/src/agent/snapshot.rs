@@ -1,6 +1,7 @@
 //! Everything there is to see at one moment.
 
 mod backends;
+mod reasons;
 mod status;
 
 use std::{collections::BTreeMap, net::SocketAddr};
@@ -12,7 +13,7 @@ use lb_common::{
 
 use super::core::Agent;
 use crate::{
-    api::types::{InterfaceView, ReasonView, ServiceView, Snapshot},
+    api::types::{ExceptionsView, InterfaceView, ServiceView, Snapshot},
     config::model::{Affinity, Mode, Service},
     dataplane::{attach::Hook, plan::Wanted, stats::Sample},
     state::Health,
@@ -26,13 +27,16 @@ impl Agent {
         let backends = self.backend_views(&wanted, sample.as_ref());
         let interfaces = self.interface_views(sample.as_ref());
         let status = self.status(&services, &backends, &interfaces, sample.as_ref());
-        Snapshot { status, services, backends, drops: self.reason_views(sample.as_ref()), interfaces }
+        let drops = self.reasons_by_interface(sample.as_ref());
+        let drops_by_service = self.reasons_by_service(sample.as_ref());
+        Snapshot { status, services, backends, drops, drops_by_service, interfaces }
     }
 
     fn service_views(&mut self, wanted: &Wanted, sample: Option<&Sample>) -> Vec<ServiceView> {
         let rings = self.digests.of(wanted, &self.plan.target).0.clone();
         let config = self.desired.config.clone();
         let census = self.census.borrow();
+        let settled = self.settled.borrow();
         let mut views = Vec::new();
         for (service, wanted) in config.services.iter().zip(&wanted.services) {
             for vip in &service.vips {
@@ -69,6 +73,15 @@ impl Agent {
                     age_seconds: self.seen_since.get(&service.name).map_or(0.0, |since| since.elapsed().as_secs_f64()),
                     ring_size: service.ring_size,
                     slots_in_transition: ring.in_transition,
+                    slots_tracked: ring.tracked,
+                    exceptions: entry.filter(|_| service.mode.is_dsr() && settled.began_ns > 0).map(|entry| {
+                        let counts = settled.census.vips.get(&entry.stats).copied().unwrap_or_default();
+                        ExceptionsView {
+                            half_open: counts.half_open,
+                            established: counts.established,
+                            seen: counts.seen,
+                        }
+                    }),
                     ring_digest: ring.digest,
                 });
             }
@@ -97,28 +110,6 @@ impl Agent {
         };
         node.hooks.iter().map(view).collect()
     }
-
-    fn reason_views(&self, sample: Option<&Sample>) -> Vec<ReasonView> {
-        let Some(sample) = sample else { return Vec::new() };
-        let node = self.node.borrow();
-        let mut views = Vec::new();
-        for hook in &node.hooks {
-            for reason in Reason::ALL {
-                let count = sample.verdict(hook.ifindex, *reason);
-                let rate =
-                    sample.per_second(self.samples.older.as_ref(), |sample| sample.verdict(hook.ifindex, *reason));
-                views.push(ReasonView {
-                    interface: hook.name.clone(),
-                    kind: reason.kind().name().to_owned(),
-                    reason: reason.name().to_owned(),
-                    help: reason.help().to_owned(),
-                    packets_total: count,
-                    packets_per_second: rate,
-                });
-            }
-        }
-        views
-    }
 }
 
 const fn policy(service: &Service) -> &'static str {
@@ -133,6 +124,7 @@ const fn health(number: u8) -> Health {
     match number {
         lb_common::backend::HEALTH_UP => Health::Up,
         lb_common::backend::HEALTH_DOWN => Health::Down,
+        lb_common::backend::HEALTH_DEAD => Health::Dead,
         _ => Health::Unknown,
     }
 }

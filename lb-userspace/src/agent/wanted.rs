@@ -15,10 +15,10 @@ use crate::{
     balance::{Declared, Ring, eligible::is_eligible},
     config::{
         Config,
-        model::{Mode, Service, SourceAddress, Timeouts},
+        model::{Mode, Prefix, Service, SourceAddress, Timeouts},
         seed::Seed,
     },
-    dataplane::plan::{Wanted, WantedBackend, WantedService},
+    dataplane::plan::{Tunnel, Wanted, WantedBackend, WantedService},
     overrides::{Overrides, effective},
     state::{AdminState, BackendId, Health},
 };
@@ -31,6 +31,8 @@ pub struct Desired {
     pub overrides: Overrides,
     /// When it last changed; CLOCK_BOOTTIME.
     pub since_ns: u64,
+    /// Somebody wants to be told what the programs decide.
+    pub is_traced: bool,
 }
 
 /// What is known of the health of each backend, and since when in nanoseconds since 1970 (0 is never).
@@ -62,9 +64,10 @@ pub fn wanted(desired: &Desired, health: &HealthOf, node: &Node, rings: &mut Rin
     let services =
         config.services.iter().map(|service| wanted_service(service, desired, health, node, rings)).collect();
     Wanted {
-        settings: settings(config, &desired.seed),
+        settings: settings(desired),
         services,
         node_addresses: node.addresses(),
+        peers: config.tunnel.peers.iter().copied().collect(),
         ways_out: node.ways_out.clone(),
         since_ns: desired.since_ns,
     }
@@ -79,15 +82,30 @@ pub fn nat_timeouts(timeouts: &Timeouts) -> NatTimeouts {
     }
 }
 
-fn settings(config: &Config, seed: &Seed) -> Settings {
-    let [a, b, c, d, ..] = *seed;
+fn settings(desired: &Desired) -> Settings {
+    let config = &desired.config;
+    let [a, b, c, d, ..] = desired.seed;
     Settings {
-        hash_key: HashKey::from_seed(*seed),
+        hash_key: HashKey::from_seed(desired.seed),
         nat_timeouts: nat_timeouts(&config.timeouts),
         ports: PortPool::new(config.snat.ports.iter().copied(), u32::from_le_bytes([a, b, c, d])),
-        flags: 0,
+        flags: if desired.is_traced { Settings::FLAG_TRACE } else { 0 },
         layout: LAYOUT,
+        vary_source_v4: config.tunnel.source.iter().fold(0, |vary, source| vary | vary_v4(source)),
+        vary_source_v6: config.tunnel.source.iter().fold(0, |vary, source| vary | vary_v6(source)),
     }
+}
+
+/// The bits behind an IPv4 prefix, in network order.
+fn vary_v4(prefix: &Prefix) -> u32 {
+    let behind = u32::MAX.checked_shr(prefix.len.into()).unwrap_or(0);
+    if prefix.address.is_ipv4() { behind.to_be() } else { 0 }
+}
+
+/// Those of the last word behind an IPv6 prefix.
+fn vary_v6(prefix: &Prefix) -> u32 {
+    let behind = u32::MAX.checked_shr(u32::from(prefix.len.saturating_sub(96))).unwrap_or(0);
+    if prefix.address.is_ipv6() { behind.to_be() } else { 0 }
 }
 
 fn wanted_service(
@@ -116,6 +134,8 @@ fn wanted_service(
             health_since_unix_ns: since,
             is_eligible: is_eligible(set.weight, set.admin, seen, service.health.is_some()),
             is_local,
+            tunnel: (service.mode == Mode::DsrIpip)
+                .then(|| tunnel(backend.tunnel.unwrap_or(ip), &desired.config, node)),
             snat: if uses_snat(service) && !is_local { snat(ip, &desired.config, node) } else { Vec::new() },
         });
     }
@@ -134,9 +154,20 @@ fn wanted_service(
         keeps_source: service.mode == Mode::Nat && service.source == SourceAddress::Keep,
         affinity: service.affinity,
         drain_timeout: service.drain_timeout,
+        settle_time: service.settle_time,
+        on_dead: service.on_dead,
         rings: families.into_iter().map(ring).collect(),
         backends,
     }
+}
+
+/// From a configured prefix, or from the address with which the node reaches the tunnel's end.
+fn tunnel(to: IpAddr, config: &Config, node: &Node) -> Tunnel {
+    let mut configured = config.tunnel.source.iter().map(|prefix| prefix.address);
+    let source = configured
+        .find(|source| source.is_ipv4() == to.is_ipv4())
+        .or_else(|| node.routes.get(&to).and_then(|route| route.source));
+    Tunnel { to, source }
 }
 
 fn uses_snat(service: &Service) -> bool {
@@ -155,15 +186,19 @@ fn snat(backend: IpAddr, config: &Config, node: &Node) -> Vec<IpAddr> {
     }
 }
 
-/// Whether a backend that is to be probed has been judged, or needs no judging.
+/// Whether every backend that is to be probed has been judged, or needs no judging.
 pub fn is_judged(desired: &Desired, health: &HealthOf) -> bool {
-    desired.config.services.iter().filter(|service| service.health.is_some()).all(|service| {
-        service.backends.iter().all(|backend| {
+    desired.config.services.iter().all(|service| are_judged(service, desired, health))
+}
+
+/// The same of one service.
+pub fn are_judged(service: &Service, desired: &Desired, health: &HealthOf) -> bool {
+    service.health.is_none()
+        || service.backends.iter().all(|backend| {
             let id = BackendId { service: service.name.clone(), address: backend.address };
             effective(backend, desired.overrides.of(&id)).admin != AdminState::Active
                 || health.get(&id).is_some_and(|(health, _)| *health != Health::Unknown)
         })
-    })
 }
 
 #[cfg(test)]
@@ -178,7 +213,13 @@ mod tests {
             "version: 1\ninterfaces: [eth0]\nservices:\n  - {{ name: web, vips: [192.0.2.1, \"2001:db8::1\"], port: 80, {service}, backends: [{{ address: 10.0.0.1, port: 80 }}, {{ address: 10.0.0.2, port: 80, state: draining }}, {{ address: \"fd02::1\", port: 80 }}] }}\n"
         );
         let config = crate::config::parse(&text, Path::new("weir.yaml")).unwrap();
-        Desired { config: Arc::new(config), seed: [1; 16], overrides: Overrides::default(), since_ns: 1 }
+        Desired {
+            config: Arc::new(config),
+            seed: [1; 16],
+            overrides: Overrides::default(),
+            since_ns: 1,
+            is_traced: false,
+        }
     }
 
     fn id(address: &str) -> BackendId {
@@ -232,6 +273,37 @@ mod tests {
         assert_eq!(snat("mode: nat", 1), (vec![], true));
         assert_eq!(snat("mode: nat, source: keep", 0), (vec![], false));
         assert_eq!(snat("mode: dsr-l2", 0), (vec![], false));
+    }
+
+    #[test]
+    fn outer_source_is_the_nodes_address_towards_the_tunnel_or_varies_within_the_configured_prefix() {
+        let text = |more: &str| {
+            format!(
+                "version: 1\ninterfaces: [eth0]\n{more}\nservices:\n  - {{ name: web, vips: [192.0.2.1], port: 80, mode: dsr-ipip, backends: [{{ address: 10.0.0.1, port: 80, tunnel: \"fd00::1\" }}, {{ address: 10.0.0.2, port: 80 }}] }}\n"
+            )
+        };
+        let mut node = Node { is_known: true, ..Node::default() };
+        for (to, source) in [("fd00::1", "fd00::9"), ("10.0.0.2", "10.0.0.9")] {
+            let route = Route { ifindex: 2, gateway: None, source: Some(source.parse().unwrap()), is_local: false };
+            node.routes.insert(to.parse().unwrap(), route);
+        }
+        let tunnels = |more: &str| {
+            let config = crate::config::parse(&text(more), Path::new("weir.yaml")).unwrap();
+            let desired = Desired { config: Arc::new(config), ..desired("mode: nat") };
+            let wanted = wanted(&desired, &HealthOf::new(), &node, &mut Rings::default());
+            let tunnels = wanted.services[0].backends.iter().map(|backend| {
+                let tunnel = backend.tunnel.unwrap();
+                (tunnel.to.to_string(), tunnel.source.unwrap().to_string())
+            });
+            (tunnels.collect::<Vec<_>>(), wanted.settings.vary_source_v4, wanted.settings.vary_source_v6)
+        };
+        let pair = |to: &str, source: &str| (to.to_owned(), source.to_owned());
+        assert_eq!(tunnels(""), (vec![pair("fd00::1", "fd00::9"), pair("10.0.0.2", "10.0.0.9")], 0, 0));
+        let varied = tunnels("tunnel: { source: [10.7.0.0/16, \"fd07::/64\"] }");
+        let expected = vec![pair("fd00::1", "fd07::"), pair("10.0.0.2", "10.7.0.0")];
+        assert_eq!(varied, (expected, 0x0000_ffff_u32.to_be(), u32::MAX));
+        assert_eq!(tunnels("tunnel: { source: [10.7.0.1/32, \"fd07::/112\"] }").1, 0);
+        assert_eq!(tunnels("tunnel: { source: [10.7.0.1/32, \"fd07::/112\"] }").2, 0x0000_ffff_u32.to_be());
     }
 
     #[test]

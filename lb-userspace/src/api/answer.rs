@@ -1,13 +1,18 @@
 //! Answers and refusals as HTTP has them.
 
+use std::io;
+
 use axum::{
     Json,
+    body::Body as HttpBody,
     extract::{FromRequest, Query, Request, rejection::QueryRejection},
-    http::StatusCode,
+    http::{StatusCode, header},
     response::{IntoResponse, Response},
 };
 use bytes::Bytes;
-use serde::de::DeserializeOwned;
+use futures_util::stream;
+use serde::{Serialize, de::DeserializeOwned};
+use tokio::sync::mpsc;
 
 use super::types::{ApiError, ErrorCode};
 
@@ -57,5 +62,22 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
             .map_err(|rejection| invalid(format!("the body cannot be read: {}", rejection.body_text())))?;
         let text: &[u8] = if bytes.trim_ascii().is_empty() { b"{}" } else { &bytes };
         serde_json::from_slice(text).map(Body).map_err(|error| invalid(format!("the body does not fit: {error}")))
+    }
+}
+
+/// Documents as they come, one JSON object a line, until nobody sends any more.
+pub(super) struct Lines<T>(pub mpsc::Receiver<T>);
+
+impl<T: Serialize + Send + 'static> IntoResponse for Lines<T> {
+    fn into_response(self) -> Response {
+        let lines = stream::unfold(self.0, async |mut documents| {
+            let document = documents.recv().await?;
+            let line = serde_json::to_vec(&document).map_err(io::Error::other).map(|mut line| {
+                line.push(b'\n');
+                Bytes::from(line)
+            });
+            Some((line, documents))
+        });
+        ([(header::CONTENT_TYPE, "application/x-ndjson")], HttpBody::from_stream(lines)).into_response()
     }
 }

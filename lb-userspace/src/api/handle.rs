@@ -1,11 +1,13 @@
 //! How the API reaches the agent: commands over a bounded channel, each with its answer.
 
-use std::net::SocketAddr;
-
 use tokio::sync::{mpsc, oneshot};
 
-use super::types::{
-    ApiError, BackendSelector, Changed, DiffView, ErrorCode, FlowFilter, FlowView, LookupView, Snapshot,
+use super::{
+    trace::{TraceQuery, TraceView},
+    types::{
+        ApiError, BackendSelector, Changed, DiffView, ErrorCode, FlowFilter, FlowView, LookupQuery, LookupView,
+        Snapshot,
+    },
 };
 
 /// What the agent can be asked. Every answer comes, or the agent has stopped.
@@ -13,13 +15,14 @@ use super::types::{
 pub enum Command {
     Snapshot(oneshot::Sender<Snapshot>),
     Flows(FlowFilter, Answer<Vec<FlowView>>),
-    /// Client and VIP, each with a port.
-    Lookup(SocketAddr, SocketAddr, Answer<LookupView>),
+    Lookup(LookupQuery, Answer<LookupView>),
     Drain(BackendSelector, Answer<Changed>),
     Undrain(BackendSelector, Answer<Changed>),
     /// `None` takes the override back.
     SetWeight(BackendSelector, Option<u32>, Answer<Changed>),
     Diff(Answer<Vec<DiffView>>),
+    /// Decisions as they are made, until the receiver is dropped or the agent stops.
+    Trace(TraceQuery, Answer<mpsc::Receiver<TraceView>>),
     /// Reads the file again; with `accept_loss` also where that moves connections.
     Reload {
         accept_loss: bool,

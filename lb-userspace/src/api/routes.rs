@@ -1,7 +1,5 @@
 //! The paths of the admin API, version 1.
 
-use std::net::SocketAddr;
-
 use axum::{
     Json, Router,
     extract::{Query, State, rejection::QueryRejection},
@@ -12,11 +10,12 @@ use axum::{
 use serde::Deserialize;
 
 use super::{
-    answer::{Body, invalid, not_found, parameters},
+    answer::{Body, Lines, invalid, not_found, parameters},
     handle::{AgentHandle, Command},
+    trace::{TraceQuery, TraceView},
     types::{
-        ApiError, BackendSelector, BackendView, Changed, DiffView, FlowFilter, FlowView, InterfaceView, LookupView,
-        ReasonView, ServiceView, Snapshot, Status,
+        ApiError, BackendSelector, BackendView, Changed, DiffView, DropsBy, FlowFilter, FlowView, InterfaceView,
+        LookupQuery, LookupView, ReasonView, ServiceView, Snapshot, Status,
     },
 };
 
@@ -30,6 +29,7 @@ pub(super) fn router(agent: AgentHandle) -> Router {
         .route("/v1/interfaces", get(interfaces))
         .route("/v1/lookup", get(lookup))
         .route("/v1/diff", get(diff))
+        .route("/v1/trace", get(trace))
         .route("/v1/snapshot", get(snapshot))
         .route("/v1/backends/drain", post(drain))
         .route("/v1/backends/undrain", post(undrain))
@@ -88,31 +88,45 @@ async fn flows(State(agent): State<AgentHandle>, query: Parameters<FlowFilter>) 
     Ok(Json(agent.ask(|answer| Command::Flows(filter, answer)).await?))
 }
 
-async fn drops(State(agent): State<AgentHandle>) -> Answer<Vec<ReasonView>> {
-    Ok(Json(agent.snapshot().await?.drops))
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct DropsQuery {
+    #[serde(default)]
+    by: DropsBy,
+}
+
+async fn drops(State(agent): State<AgentHandle>, query: Parameters<DropsQuery>) -> Answer<Vec<ReasonView>> {
+    let DropsQuery { by } = parameters(query)?;
+    let snapshot = agent.snapshot().await?;
+    Ok(Json(match by {
+        DropsBy::Service => snapshot.drops_by_service,
+        DropsBy::Interface => snapshot.drops,
+    }))
 }
 
 async fn interfaces(State(agent): State<AgentHandle>) -> Answer<Vec<InterfaceView>> {
     Ok(Json(agent.snapshot().await?.interfaces))
 }
 
-#[derive(Deserialize)]
-#[serde(deny_unknown_fields)]
-struct LookupQuery {
-    client: SocketAddr,
-    vip: SocketAddr,
-}
-
 async fn lookup(State(agent): State<AgentHandle>, query: Parameters<LookupQuery>) -> Answer<LookupView> {
-    let LookupQuery { client, vip } = parameters(query)?;
+    let query = parameters(query)?;
+    let LookupQuery { client, vip, .. } = query;
     if client.is_ipv4() != vip.is_ipv4() {
         return Err(invalid(format!("client {client} and vip {vip} are of different families")));
     }
-    Ok(Json(agent.ask(|answer| Command::Lookup(client, vip, answer)).await?))
+    Ok(Json(agent.ask(|answer| Command::Lookup(query, answer)).await?))
 }
 
 async fn diff(State(agent): State<AgentHandle>) -> Answer<Vec<DiffView>> {
     Ok(Json(agent.ask(Command::Diff).await?))
+}
+
+async fn trace(State(agent): State<AgentHandle>, query: Parameters<TraceQuery>) -> Result<Lines<TraceView>, ApiError> {
+    let query = parameters(query)?;
+    if let Some(mistake) = query.mistake() {
+        return Err(invalid(mistake));
+    }
+    Ok(Lines(agent.ask(|answer| Command::Trace(query, answer)).await?))
 }
 
 #[derive(Deserialize)]

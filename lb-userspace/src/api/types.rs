@@ -4,6 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+use super::trace::SlotView;
 use crate::state::{AdminState, Health, Origin};
 
 /// Everything there is to see at one moment.
@@ -13,7 +14,11 @@ pub struct Snapshot {
     pub status: Status,
     pub services: Vec<ServiceView>,
     pub backends: Vec<BackendView>,
+    /// By interface.
     pub drops: Vec<ReasonView>,
+    /// By service; what is counted for none of them, and what was forwarded, as a whole.
+    #[serde(default)]
+    pub drops_by_service: Vec<ReasonView>,
     pub interfaces: Vec<InterfaceView>,
 }
 
@@ -172,8 +177,23 @@ pub struct ServiceView {
     pub age_seconds: f64,
     pub ring_size: u32,
     pub slots_in_transition: u32,
+    /// Slots whose owners agree, but some of whose flows are exceptions, or may be.
+    #[serde(default)]
+    pub slots_tracked: u32,
+    /// Flows with an entry of their own in a DSR mode; `None` in `nat`, where every flow has one, and before they were counted.
+    #[serde(default)]
+    pub exceptions: Option<ExceptionsView>,
     /// Hex; equal on nodes whose rings agree.
     pub ring_digest: String,
+}
+
+/// Flows of a DSR service that have an entry of their own, by table.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct ExceptionsView {
+    pub half_open: u64,
+    pub established: u64,
+    pub seen: u64,
 }
 
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
@@ -227,22 +247,26 @@ pub struct FlowView {
     pub vip: SocketAddr,
     pub service: String,
     pub backend: SocketAddr,
-    /// How the backend sees the client.
+    /// How the backend sees the client; in DSR modes as it is.
     pub source: SocketAddr,
     /// `half-open`, `established` or `closing`.
     pub state: String,
-    /// Why it has an entry: `nat`.
+    /// Why it has an entry: `nat`, `opened in transition`, `kept when its slot settled`, `seen in transition`.
     pub why: String,
     /// Seconds since it was begun, where that is known.
     pub age_seconds: Option<f64>,
     pub idle_seconds: f64,
 }
 
-/// How often the program treated a packet so, and why.
+/// How often the program treated a packet so, and why; counted by interface or by service.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ReasonView {
-    pub interface: String,
+    /// `None` over all interfaces.
+    pub interface: Option<String>,
+    /// Whose VIP and port; `None` in a count by interface, and where it is no service's or was forwarded.
+    pub service: Option<String>,
+    pub vip: Option<SocketAddr>,
     /// See `lb_common::verdict::Kind::name`.
     pub kind: String,
     /// See `lb_common::verdict::Reason::name`.
@@ -268,6 +292,16 @@ pub struct InterfaceView {
     pub problem: String,
 }
 
+/// Of which flow to say where it goes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase", deny_unknown_fields)]
+pub struct LookupQuery {
+    pub client: SocketAddr,
+    pub vip: SocketAddr,
+    /// The sequence number of its SYN, which may have been sent before.
+    pub sequence: Option<u32>,
+}
+
 /// What the program would do with a packet.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -275,9 +309,25 @@ pub struct LookupView {
     pub client: SocketAddr,
     pub vip: SocketAddr,
     pub service: Option<String>,
-    pub slot: Option<u32>,
+    pub mode: Option<String>,
+    pub slot: Option<SlotView>,
+    /// Where a new connection would go.
     pub backend: Option<SocketAddr>,
-    /// `ring`, `flow`, `no backend`, `port not served`, `not a vip`.
+    /// The rule: see `lb_common::trace::rule::name`; or `no backend`, `port not served`, `not a vip`.
+    pub why: String,
+    pub explanation: String,
+    /// Where a packet of a connection that has begun before would go.
+    pub under_way: Choice,
+    /// What the flow tables hold of it.
+    pub entries: Vec<FlowView>,
+}
+
+/// A backend, and why that one.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Choice {
+    pub backend: Option<SocketAddr>,
+    /// As [`LookupView::why`]; or `unknown flow`, `backend dead`, `backend gone`.
     pub why: String,
     pub explanation: String,
 }
@@ -312,6 +362,9 @@ pub struct FlowFilter {
     pub client: Option<IpAddr>,
     pub backend: Option<BackendSelector>,
     pub vip: Option<IpAddr>,
+    /// Also flows that were only seen while their slot is in transition: the ring says of them what their entry says.
+    #[serde(default)]
+    pub seen: bool,
     /// At the most so many; 1000 if not given.
     pub limit: Option<usize>,
 }
@@ -338,4 +391,13 @@ pub enum ErrorCode {
     Forbidden,
     /// The agent is stopping.
     Unavailable,
+}
+
+/// How to count what became of packets.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, clap::ValueEnum)]
+#[serde(rename_all = "lowercase")]
+pub enum DropsBy {
+    #[default]
+    Service,
+    Interface,
 }

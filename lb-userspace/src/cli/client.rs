@@ -1,10 +1,10 @@
 //! Asks the agent: HTTP over its unix socket.
 
-use std::{io, path::PathBuf, time::Duration};
+use std::{io, marker::PhantomData, path::PathBuf, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::{BodyExt, Full};
-use hyper::{Method, Request, client::conn::http1};
+use hyper::{Method, Request, body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
@@ -73,6 +73,16 @@ impl Client {
         self.ask(Method::POST, path, Bytes::from(body)).await
     }
 
+    /// Like [`Client::get_with`], of an answer that goes on: documents as they come, one a line.
+    pub async fn lines<T>(&self, path: &str, parameters: &impl Serialize) -> Result<Lines<T>, Failure> {
+        let query = serde_urlencoded::to_string(parameters).map_err(|error| self.foreign(error))?;
+        let path = format!("{path}?{query}");
+        match tokio::time::timeout(PATIENCE, self.begin(Method::GET, &path, Bytes::new())).await {
+            Ok(body) => Ok(Lines { client: self.clone(), body: body?, read: Vec::new(), document: PhantomData }),
+            Err(_) => Err(Failure::Silent { path: self.path() }),
+        }
+    }
+
     async fn ask<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T, Failure> {
         match tokio::time::timeout(PATIENCE, self.exchange(method, path, body)).await {
             Ok(answer) => answer,
@@ -81,9 +91,16 @@ impl Client {
     }
 
     async fn exchange<T: DeserializeOwned>(&self, method: Method, path: &str, body: Bytes) -> Result<T, Failure> {
-        let broken = |source| Failure::Broken { path: self.path(), source };
+        let body = self.begin(method, path, body).await?;
+        let body = body.collect().await.map_err(|source| self.broken(source))?.to_bytes();
+        serde_json::from_slice(&body).map_err(|error| self.foreign(error))
+    }
+
+    /// Sends a request; the body of the answer, if it is none of refusal.
+    async fn begin(&self, method: Method, path: &str, body: Bytes) -> Result<Incoming, Failure> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(error))?;
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(broken)?;
+        let (mut sender, connection) =
+            http1::handshake(TokioIo::new(stream)).await.map_err(|source| self.broken(source))?;
         let request = Request::builder()
             .method(method)
             .uri(path)
@@ -91,25 +108,23 @@ impl Client {
             .header(hyper::header::CONTENT_TYPE, "application/json")
             .body(Full::new(body))
             .map_err(|error| self.foreign(error))?;
-        let answer = async {
-            let response = sender.send_request(request).await?;
-            let status = response.status();
-            Ok((status, response.into_body().collect().await?.to_bytes()))
-        };
-        // The connection does the work; it ends by itself only if the agent closes it.
-        let (status, body) = tokio::select! {
-            biased;
-            answered = answer => answered.map_err(broken)?,
-            Err(error) = connection => return Err(broken(error)),
-        };
+        // The connection does the work; what breaks it breaks the answer as well, where it is told.
+        tokio::spawn(connection);
+        let response = sender.send_request(request).await.map_err(|source| self.broken(source))?;
+        let status = response.status();
+        let body = response.into_body();
         if status.is_success() {
-            serde_json::from_slice(&body).map_err(|error| self.foreign(error))
-        } else {
-            match serde_json::from_slice(&body) {
-                Ok(refusal) => Err(Failure::Refused(refusal)),
-                Err(_) => Err(self.foreign(format!("it answers {status}"))),
-            }
+            return Ok(body);
         }
+        let body = body.collect().await.map_err(|source| self.broken(source))?.to_bytes();
+        match serde_json::from_slice(&body) {
+            Ok(refusal) => Err(Failure::Refused(refusal)),
+            Err(_) => Err(self.foreign(format!("it answers {status}"))),
+        }
+    }
+
+    fn broken(&self, source: hyper::Error) -> Failure {
+        Failure::Broken { path: self.path(), source }
     }
 
     fn unreachable(&self, source: io::Error) -> Failure {
@@ -128,5 +143,31 @@ impl Client {
 
     pub fn path(&self) -> String {
         self.socket.display().to_string()
+    }
+}
+
+/// An answer that goes on.
+pub struct Lines<T> {
+    client: Client,
+    body: Incoming,
+    /// Not yet a whole line.
+    read: Vec<u8>,
+    document: PhantomData<T>,
+}
+
+impl<T: DeserializeOwned> Lines<T> {
+    /// The next one; `None` when the agent ends the answer. Nothing is lost if it is not awaited to its end.
+    pub async fn next(&mut self) -> Result<Option<T>, Failure> {
+        loop {
+            if let Some(end) = self.read.iter().position(|byte| *byte == b'\n') {
+                let line: Vec<u8> = self.read.drain(..=end).collect();
+                return serde_json::from_slice(&line).map(Some).map_err(|error| self.client.foreign(error));
+            }
+            match self.body.frame().await {
+                None => return Ok(None),
+                Some(Ok(frame)) => self.read.extend(frame.into_data().unwrap_or_default()),
+                Some(Err(source)) => return Err(self.client.broken(source)),
+            }
+        }
     }
 }

@@ -49,6 +49,14 @@ pub fn moment(at: f64) -> String {
     }
 }
 
+/// A moment, to the microsecond, in UTC: as the agent's log has it.
+pub fn instant(at: f64) -> String {
+    match Duration::try_from_secs_f64(at) {
+        Ok(since) => humantime::format_rfc3339_micros(UNIX_EPOCH + since).to_string(),
+        Err(_) => "unknown".to_owned(),
+    }
+}
+
 /// `999`, `1.5Ki`, `20.0Mi`.
 pub fn bytes(count: u64) -> String {
     let mut scaled = count as f64;

@@ -63,6 +63,9 @@ fn no_loops(read: &[Read<'_>], vips: &BTreeMap<IpAddr, &str>) {
             if let Some(name) = vips.get(&address) {
                 at.problem::<()>(format!("{address} is a VIP of service {name}; name the server's own address"));
             }
+            if let Some((tunnel, name)) = backend.tunnel.and_then(|tunnel| Some((tunnel, vips.get(&tunnel)?))) {
+                at.problem::<()>(format!("the tunnel {tunnel} is a VIP of service {name}: a tunnel ends at a server"));
+            }
         }
     }
 }

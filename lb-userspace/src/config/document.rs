@@ -2,6 +2,7 @@
 
 use std::{
     net::SocketAddr,
+    ops::RangeInclusive,
     path::{Path, PathBuf},
     time::Duration,
 };
@@ -11,19 +12,23 @@ use lb_common::{limits::MAX_SNAT_ADDRESSES, ports::MAX_RANGES};
 use super::{
     address, check,
     fields::Value,
-    model::{Admin, Config, DEFAULT_SNAT_PORTS, Snat, Timeouts, XdpMode},
-    seed, service,
+    model::{Admin, Config, DEFAULT_SNAT_PORTS, FlowTables, Snat, Timeouts, Tunnel, XdpMode},
+    seed, service, tunnel,
 };
 
-pub const KEYS: [&str; 8] = ["version", "interfaces", "xdpMode", "hashSeed", "snat", "timeouts", "admin", "services"];
+pub const KEYS: [&str; 10] =
+    ["version", "interfaces", "xdpMode", "hashSeed", "snat", "timeouts", "tunnel", "flowTables", "admin", "services"];
 pub const SNAT_KEYS: [&str; 2] = ["addresses", "ports"];
 pub const TIMEOUT_KEYS: [&str; 3] = ["halfOpen", "established", "closing"];
+pub const FLOW_TABLE_KEYS: [&str; 3] = ["established", "halfOpen", "seen"];
 pub const ADMIN_KEYS: [&str; 2] = ["socket", "http"];
 pub const XDP_MODES: [(&str, XdpMode); 3] =
     [("auto", XdpMode::Auto), ("native", XdpMode::Native), ("generic", XdpMode::Generic)];
 
 /// The largest time-out of a flow: two weeks.
 const MAX_TIMEOUT: Duration = Duration::from_secs(14 * 24 * 3600);
+/// Entries of a flow table: some hundred MiB at the most.
+pub const FLOW_TABLE_SIZES: RangeInclusive<u32> = 1024..=1 << 22;
 /// IFNAMSIZ without the final zero.
 const MAX_INTERFACE_NAME: usize = 15;
 /// `sun_path` without the final zero.
@@ -43,7 +48,14 @@ pub fn read(root: &Value<'_>) -> Option<Config> {
     let snat = fields.or("snat", Snat { addresses: Vec::new(), ports: DEFAULT_SNAT_PORTS.to_vec() }, snat);
     let timeouts = fields.or("timeouts", default_timeouts(), timeouts);
     let admin = fields.or("admin", default_admin(), admin);
-    let services = fields.required("services").and_then(|value| service::read_all(&value));
+    let tunnel = fields.or("tunnel", Tunnel::default(), tunnel::read);
+    let flow_tables = fields.or("flowTables", FlowTables::default(), flow_tables);
+    // A node that only takes packets out of tunnels balances nothing.
+    let only_decapsulates = tunnel.as_ref().is_none_or(|tunnel| !tunnel.peers.is_empty());
+    let services = match fields.given("services") {
+        None if only_decapsulates => Some(Vec::new()),
+        _ => fields.required("services").and_then(|value| service::read_all(&value)),
+    };
     let services = services.and_then(|services| check::services(services, fields.optional("snat"), snat.as_ref()));
     version?;
     Some(Config {
@@ -52,6 +64,8 @@ pub fn read(root: &Value<'_>) -> Option<Config> {
         hash_seed: hash_seed?,
         snat: snat?,
         timeouts: timeouts?,
+        tunnel: tunnel?,
+        flow_tables: flow_tables?,
         admin: admin?,
         services: services?,
     })
@@ -173,6 +187,24 @@ fn timeouts(value: &Value<'_>) -> Option<Timeouts> {
         read("closing", default.closing),
     );
     Some(Timeouts { half_open: half_open?, established: established?, closing: closing? })
+}
+
+fn flow_tables(value: &Value<'_>) -> Option<FlowTables> {
+    let fields = value.fields(&FLOW_TABLE_KEYS)?;
+    let default = FlowTables::default();
+    let size = |value: &Value<'_>| value.integer(FLOW_TABLE_SIZES);
+    let established = fields.or("established", default.established, size);
+    let half_open = fields.or("halfOpen", default.half_open, size);
+    let seen = match (fields.optional("seen"), established) {
+        (None, established) => Some(default.seen.min(established.unwrap_or(default.seen))),
+        (Some(value), established) => size(&value).and_then(|seen| match established {
+            Some(established) if seen > established => value.problem(format!(
+                "must not be more than established, {established}, where what is seen goes when its slot settles; is {seen}"
+            )),
+            _ => Some(seen),
+        }),
+    };
+    Some(FlowTables { established: established?, half_open: half_open?, seen: seen? })
 }
 
 fn default_admin() -> Admin {

@@ -157,7 +157,7 @@ impl<'a> Value<'a> {
         match range.contains(&duration) {
             true => Some(duration),
             false => {
-                let [from, to] = [range.start(), range.end()].map(|bound| humantime::format_duration(*bound));
+                let [from, to] = [range.start(), range.end()].map(|bound| time(*bound));
                 self.problem(format!("must be {from} to {to}, is {text}"))
             }
         }
@@ -264,6 +264,11 @@ fn distance(a: &str, b: &str) -> usize {
         }
     }
     row.last().copied().unwrap_or_default()
+}
+
+/// A time as it may be written: humantime reads `30d`, but writes `30days`.
+pub fn time(duration: Duration) -> String {
+    humantime::format_duration(duration).to_string().replace("days", "d").replace("day", "d")
 }
 
 #[cfg(test)]

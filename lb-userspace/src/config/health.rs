@@ -4,7 +4,7 @@ use std::{ops::RangeInclusive, time::Duration};
 
 use super::{
     document,
-    fields::Value,
+    fields::{Value, time},
     model::{HealthCheck, HttpProbe, Probe},
 };
 
@@ -25,11 +25,9 @@ pub fn read(value: &Value<'_>) -> Option<HealthCheck> {
     let interval = fields.or("interval", Duration::from_secs(2), |value| value.duration(PROBE_TIMES));
     let timeout = match (fields.optional("timeout"), interval) {
         (Some(value), interval) => value.duration(PROBE_TIMES).and_then(|timeout| match interval {
-            Some(interval) if timeout > interval => value.problem(format!(
-                "must not be longer than the interval, {}, is {}",
-                humantime::format_duration(interval),
-                humantime::format_duration(timeout)
-            )),
+            Some(interval) if timeout > interval => {
+                value.problem(format!("must not be longer than the interval, {}, is {}", time(interval), time(timeout)))
+            }
             _ => Some(timeout),
         }),
         (None, interval) => interval.map(|interval| interval.min(Duration::from_secs(1))),

@@ -1,12 +1,16 @@
 //! A configuration that has been checked: whatever holds a [`Config`] need not doubt it.
 
 use std::{
+    fmt,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     time::Duration,
 };
 
-use lb_common::hash::SEED_BYTES;
+use lb_common::{
+    hash::SEED_BYTES,
+    limits::{MAX_ESTABLISHED, MAX_HALF_OPEN, MAX_SEEN},
+};
 
 use crate::state::AdminState;
 
@@ -19,6 +23,8 @@ pub struct Config {
     pub hash_seed: Option<[u8; SEED_BYTES]>,
     pub snat: Snat,
     pub timeouts: Timeouts,
+    pub tunnel: Tunnel,
+    pub flow_tables: FlowTables,
     pub admin: Admin,
     /// Sorted by name; names are unique, and so is every VIP and port.
     pub services: Vec<Service>,
@@ -48,6 +54,43 @@ pub struct Timeouts {
     pub closing: Duration,
 }
 
+/// Encapsulated packets, as this node sends and takes them.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Tunnel {
+    /// From whom this node takes them; empty: from nobody.
+    pub peers: Vec<Prefix>,
+    /// Within which the outer source varies by flow, at most one of each family; without one it is the node's address towards the tunnel.
+    pub source: Vec<Prefix>,
+}
+
+/// The addresses that begin like `address`, whose other bits are zero.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
+pub struct Prefix {
+    pub address: IpAddr,
+    pub len: u8,
+}
+
+impl fmt::Display for Prefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.address, self.len)
+    }
+}
+
+/// How many exceptions of DSR services there can be in each table of each family.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct FlowTables {
+    pub established: u32,
+    pub half_open: u32,
+    /// Not more than `established`.
+    pub seen: u32,
+}
+
+impl Default for FlowTables {
+    fn default() -> Self {
+        Self { established: MAX_ESTABLISHED, half_open: MAX_HALF_OPEN, seen: MAX_SEEN }
+    }
+}
+
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Admin {
     pub socket: PathBuf,
@@ -68,6 +111,9 @@ pub struct Service {
     /// A prime.
     pub ring_size: u32,
     pub drain_timeout: Duration,
+    /// How long a slot that changed owner sends what it does not know to the owner before. DSR only: `nat` has an entry for every flow.
+    pub settle_time: Duration,
+    pub on_dead: OnDead,
     /// None: no probes; every backend counts as up.
     pub health: Option<HealthCheck>,
     /// Sorted by address, unique.
@@ -78,6 +124,7 @@ pub struct Service {
 pub enum Mode {
     Nat,
     DsrL2,
+    DsrIpip,
 }
 
 impl Mode {
@@ -85,8 +132,29 @@ impl Mode {
         match self {
             Mode::Nat => "nat",
             Mode::DsrL2 => "dsr-l2",
+            Mode::DsrIpip => "dsr-ipip",
         }
     }
+
+    /// Whether backends answer clients directly, so that only exceptions have an entry here.
+    pub const fn is_dsr(self) -> bool {
+        match self {
+            Mode::Nat => false,
+            Mode::DsrL2 | Mode::DsrIpip => true,
+        }
+    }
+}
+
+/// What becomes of the flows of a backend that is gone, or dead while at least half of its service is up.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub enum OnDead {
+    /// They go to their slot's owner, who resets what it does not know. In `nat`, where nobody else can answer, a dead backend keeps them.
+    #[default]
+    Next,
+    /// Weir resets them.
+    Reset,
+    /// Their packets are dropped. Not in `nat`.
+    Drop,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -136,6 +204,8 @@ pub struct Backend {
     pub address: SocketAddr,
     /// At least one backend of each VIP's family has a weight above zero.
     pub weight: u32,
+    /// Where encapsulated packets go, in `dsr-ipip` alone; None: to its own address.
+    pub tunnel: Option<IpAddr>,
     pub zone: Option<String>,
     pub state: AdminState,
 }

@@ -30,10 +30,14 @@ struct File {
     snat: Option<Snat>,
     /// How long a flow of mode nat may be idle.
     timeouts: Option<Timeouts>,
+    /// Encapsulated packets: mode dsr-ipip, and a node with backends of it.
+    tunnel: Option<Tunnel>,
+    /// Most exceptions of the DSR services, for each family.
+    flow_tables: Option<FlowTables>,
     /// How the agent is asked.
     admin: Option<Admin>,
-    /// What is balanced.
-    services: Vec<Service>,
+    /// What is balanced. Only a node with `tunnel.peers` can leave it out.
+    services: Option<Vec<Service>>,
 }
 
 #[derive(JsonSchema)]
@@ -73,6 +77,35 @@ struct Timeouts {
     closing: Option<Time>,
 }
 
+#[derive(JsonSchema)]
+#[schemars(rename_all = "camelCase", deny_unknown_fields)]
+struct Tunnel {
+    /// Who may send this node encapsulated packets: the balancers. Default: nobody.
+    peers: Option<Vec<Prefix>>,
+    /// Within which the outer source varies by flow, one for each family. Default: the node's address towards the tunnel.
+    #[schemars(length(max = 2))]
+    source: Option<Vec<Prefix>>,
+}
+
+/// `ADDRESS/LENGTH`, or an address alone.
+#[derive(JsonSchema)]
+#[schemars(transparent)]
+struct Prefix(#[schemars(regex(pattern = r"^[0-9a-fA-F.:]+(/[0-9]{1,3})?$"))] String);
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "camelCase", deny_unknown_fields)]
+struct FlowTables {
+    /// Confirmed ones. Default 131072.
+    #[schemars(range(min = 1024, max = 4194304))]
+    established: Option<u32>,
+    /// Handshakes under way. Default 131072.
+    #[schemars(range(min = 1024, max = 4194304))]
+    half_open: Option<u32>,
+    /// Flows seen going to the owner before; not more than `established`. Default 131072.
+    #[schemars(range(min = 1024, max = 4194304))]
+    seen: Option<u32>,
+}
+
 /// A time with its unit: 500ms, 2s, 15m, 2h.
 #[derive(JsonSchema)]
 #[schemars(transparent)]
@@ -110,6 +143,10 @@ struct Service {
     ring_size: Option<u32>,
     /// How long flows may go on at a backend that left the file. Default 15m.
     drain_timeout: Option<Time>,
+    /// DSR modes only: how long a slot that changed owner sends connections it does not know to the owner before. Default 15m.
+    settle_time: Option<Time>,
+    /// What becomes of connections of a backend that is gone or dead. Default next; not drop in nat.
+    on_dead: Option<OnDead>,
     /// Left out: no probes, every backend counts as up.
     health: Option<Health>,
     backends: Vec<Backend>,
@@ -120,6 +157,18 @@ struct Service {
 enum Mode {
     Nat,
     DsrL2,
+    DsrIpip,
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "lowercase")]
+enum OnDead {
+    /// Their slot's owner resets what it does not know.
+    Next,
+    /// Weir resets them.
+    Reset,
+    /// Their packets are dropped.
+    Drop,
 }
 
 #[derive(JsonSchema)]
@@ -188,6 +237,8 @@ struct Backend {
     /// Share of new flows among the backends of a family. Default 1.
     #[schemars(range(max = MAX_WEIGHT))]
     weight: Option<u32>,
+    /// Mode dsr-ipip only: where encapsulated packets go. Default: its own address.
+    tunnel: Option<std::net::IpAddr>,
     zone: Option<String>,
     /// Default active.
     state: Option<AdminState>,

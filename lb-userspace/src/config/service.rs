@@ -3,6 +3,7 @@
 use std::{
     collections::BTreeMap,
     net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
     time::Duration,
 };
 
@@ -11,24 +12,40 @@ use super::{
     fields::{Fields, Value},
     health,
     model::{
-        Affinity, Backend, DEFAULT_RING_SIZE, MAX_RING_SIZE, MAX_WEIGHT, Mode, SLOTS_PER_BACKEND, Service,
+        Affinity, Backend, DEFAULT_RING_SIZE, MAX_RING_SIZE, MAX_WEIGHT, Mode, OnDead, SLOTS_PER_BACKEND, Service,
         SourceAddress,
     },
     prime::{is_prime, next_prime, previous_prime},
 };
 use crate::state::AdminState;
 
-pub const KEYS: [&str; 10] =
-    ["name", "vips", "port", "mode", "source", "affinity", "ringSize", "drainTimeout", "health", "backends"];
-pub const BACKEND_KEYS: [&str; 5] = ["address", "port", "weight", "zone", "state"];
-pub const MODES: [(&str, Mode); 2] = [("nat", Mode::Nat), ("dsr-l2", Mode::DsrL2)];
+pub const KEYS: [&str; 12] = [
+    "name",
+    "vips",
+    "port",
+    "mode",
+    "source",
+    "affinity",
+    "ringSize",
+    "drainTimeout",
+    "settleTime",
+    "onDead",
+    "health",
+    "backends",
+];
+pub const BACKEND_KEYS: [&str; 6] = ["address", "port", "weight", "tunnel", "zone", "state"];
+pub const MODES: [(&str, Mode); 3] = [("nat", Mode::Nat), ("dsr-l2", Mode::DsrL2), ("dsr-ipip", Mode::DsrIpip)];
+pub const ON_DEAD: [(&str, OnDead); 3] = [("next", OnDead::Next), ("reset", OnDead::Reset), ("drop", OnDead::Drop)];
 pub const SOURCES: [(&str, SourceAddress); 2] =
     [("translate", SourceAddress::Translate), ("keep", SourceAddress::Keep)];
 pub const AFFINITIES: [(&str, Affinity); 2] = [("none", Affinity::None), ("client-ip", Affinity::ClientIp)];
 pub const STATES: [(&str, AdminState); 3] =
     [("active", AdminState::Active), ("draining", AdminState::Draining), ("disabled", AdminState::Disabled)];
 
-const LATER_MODES: [&str; 2] = ["dsr-ipip", "dsr-gue"];
+const LATER_MODES: [&str; 1] = ["dsr-gue"];
+const DEFAULT_SETTLE: Duration = Duration::from_secs(15 * 60);
+/// What a slot's clock counts must not come round: it counts tenths of seconds in 32 bits.
+const SETTLE_TIMES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(30 * 24 * 3600);
 const DEFAULT_DRAIN: Duration = Duration::from_secs(15 * 60);
 const MAX_NAME: usize = 63;
 const MAX_DRAIN: Duration = Duration::from_secs(30 * 24 * 3600);
@@ -78,6 +95,8 @@ fn read<'a>(fields: &Fields<'a>) -> Read<'a> {
     let source = source(fields, mode);
     let affinity = fields.or("affinity", Affinity::None, |value| value.word(&AFFINITIES));
     let drain_timeout = fields.or("drainTimeout", DEFAULT_DRAIN, |value| value.duration(Duration::ZERO..=MAX_DRAIN));
+    let settle_time = dsr_only(fields, mode, "settleTime", DEFAULT_SETTLE, |value| value.duration(SETTLE_TIMES));
+    let on_dead = fields.or("onDead", OnDead::Next, |value| on_dead(value, mode));
     let health = fields.or("health", None, |value| health::read(value).map(Some));
     let (vips, all_vips) = fields.required("vips").map(|value| vips(&value)).unwrap_or_default();
     let backends_at = fields.required("backends");
@@ -90,6 +109,9 @@ fn read<'a>(fields: &Fields<'a>) -> Read<'a> {
     }
     if let (Some(mode), Some(port)) = (mode, port) {
         ports_fit_mode(mode, port, &backends);
+    }
+    if let Some(mode) = mode {
+        tunnels_fit_mode(mode, &backends);
     }
     if let Some(size) = ring_size {
         ring_fits(size, &backends, &ring.1);
@@ -109,6 +131,8 @@ fn read<'a>(fields: &Fields<'a>) -> Read<'a> {
             affinity: affinity?,
             ring_size: ring_size?,
             drain_timeout: drain_timeout?,
+            settle_time: settle_time?,
+            on_dead: on_dead?,
             health: health?,
             backends: all_backends.then_some(sorted_backends)?,
         })
@@ -131,7 +155,7 @@ fn name(value: &Value<'_>) -> Option<String> {
 
 fn mode(value: &Value<'_>) -> Option<Mode> {
     if let Some(later) = value.text().filter(|text| LATER_MODES.contains(text)) {
-        return value.problem(format!("{later} is not in this version of weir yet; use nat or dsr-l2"));
+        return value.problem(format!("{later} is not in this version of weir yet; use nat, dsr-l2 or dsr-ipip"));
     }
     value.text()?;
     value.word(&MODES)
@@ -144,9 +168,34 @@ fn source(fields: &Fields<'_>, mode: Option<Mode>) -> Option<SourceAddress> {
     };
     let source = value.word(&SOURCES)?;
     match mode {
-        Some(Mode::DsrL2) => value
-            .problem("is for mode nat only: with dsr-l2 the backend always sees the client's address; leave it out"),
-        Some(Mode::Nat) | None => Some(source),
+        Some(mode) if mode.is_dsr() => value.problem(format!(
+            "is for mode nat only: with {} the backend always sees the client's address; leave it out",
+            mode.name()
+        )),
+        Some(_) | None => Some(source),
+    }
+}
+
+fn on_dead(value: &Value<'_>, mode: Option<Mode>) -> Option<OnDead> {
+    match (value.word(&ON_DEAD)?, mode) {
+        (OnDead::Drop, Some(Mode::Nat)) => value.problem("drop is for the modes dsr-l2 and dsr-ipip only; use reset"),
+        (on_dead, _) => Some(on_dead),
+    }
+}
+
+/// A key that means nothing in `nat`, which has an entry for every flow.
+fn dsr_only<'a, T>(
+    fields: &Fields<'a>,
+    mode: Option<Mode>,
+    key: &str,
+    default: T,
+    read: impl FnOnce(&Value<'a>) -> Option<T>,
+) -> Option<T> {
+    let Some(value) = fields.optional(key) else { return Some(default) };
+    let read = read(&value)?;
+    match mode {
+        Some(Mode::Nat) => value.problem("is for the modes dsr-l2 and dsr-ipip only: nat has an entry for every flow"),
+        Some(_) | None => Some(read),
     }
 }
 
@@ -196,12 +245,19 @@ fn backend(value: &Value<'_>) -> Option<Backend> {
     let address = fields.required("address").and_then(|value| address::read(&value));
     let port = fields.required("port").and_then(|value| value.integer(1..=u16::MAX));
     let weight = fields.or("weight", 1, |value| value.integer(0..=MAX_WEIGHT));
+    let tunnel = fields.or("tunnel", None, |value| address::read(value).map(Some));
     let zone = fields.or("zone", None, |value| match value.text()? {
         "" => value.problem("must not be empty; leave it out"),
         zone => Some(Some(zone.to_owned())),
     });
     let state = fields.or("state", AdminState::Active, |value| value.word(&STATES));
-    Some(Backend { address: SocketAddr::new(address?, port?), weight: weight?, zone: zone?, state: state? })
+    Some(Backend {
+        address: SocketAddr::new(address?, port?),
+        weight: weight?,
+        tunnel: tunnel?,
+        zone: zone?,
+        state: state?,
+    })
 }
 
 fn every_vip_has_backends(vips: &[(IpAddr, Value<'_>)], at: &Value<'_>, backends: &[(Backend, Value<'_>)]) {
@@ -221,12 +277,22 @@ fn every_vip_has_backends(vips: &[(IpAddr, Value<'_>)], at: &Value<'_>, backends
 }
 
 fn ports_fit_mode(mode: Mode, port: u16, backends: &[(Backend, Value<'_>)]) {
-    if mode != Mode::DsrL2 {
+    if !mode.is_dsr() {
         return;
     }
+    let mode = mode.name();
     for (backend, at) in backends.iter().filter(|(backend, _)| backend.address.port() != port) {
         let own = backend.address.port();
-        at.problem::<()>(format!("dsr-l2 leaves the port as it is: must be {port} as the service's, is {own}"));
+        at.problem::<()>(format!("{mode} leaves the port as it is: must be {port} as the service's, is {own}"));
+    }
+}
+
+fn tunnels_fit_mode(mode: Mode, backends: &[(Backend, Value<'_>)]) {
+    if mode == Mode::DsrIpip {
+        return;
+    }
+    for (_, at) in backends.iter().filter(|(backend, _)| backend.tunnel.is_some()) {
+        at.problem::<()>(format!("tunnel is for mode dsr-ipip only: {} has no tunnel; leave it out", mode.name()));
     }
 }
 

@@ -3,7 +3,7 @@ use std::{path::Path, time::Duration};
 use proptest::prelude::*;
 
 use super::{
-    model::{Affinity, Mode, Probe, SourceAddress, XdpMode},
+    model::{Affinity, FlowTables, Mode, OnDead, Probe, SourceAddress, Tunnel, XdpMode},
     *,
 };
 use crate::state::AdminState;
@@ -122,6 +122,28 @@ fn keys_of_the_whole_node_are_checked_each() {
             ],
         ),
         ("timeout without unit", top("timeouts: { established: 30 }"), &[(4, "timeouts.established", "unit")]),
+        ("peers", top("tunnel: { peers: [10.0.0.1, 10.1.0.0/16, \"fd00::/8\", \"fd01::1\"] }"), &[]),
+        (
+            "peer with bits behind",
+            top("tunnel: { peers: [10.1.0.1/16] }"),
+            &[(4, "tunnel.peers[0]", "write 10.1.0.0/16")],
+        ),
+        ("peer twice", top("tunnel: { peers: [10.1.0.1, 10.1.0.1/32] }"), &[(4, "tunnel.peers[1]", "twice")]),
+        ("peers that are everybody", top("tunnel: { peers: [\"::/0\"] }"), &[(4, "tunnel.peers[0]", "1 to 128 bits")]),
+        ("prefix too long", top("tunnel: { source: [10.1.0.0/33] }"), &[(4, "tunnel.source[0]", "1 to 32 bits")]),
+        ("no prefix", top("tunnel: { source: [10.1/16] }"), &[(4, "tunnel.source[0]", "as in 10.0.0.0/24")]),
+        (
+            "two sources of a family",
+            top("tunnel: { source: [10.1.0.0/16, 10.2.0.0/16] }"),
+            &[(4, "tunnel.source", "can have one IPv4 prefix")],
+        ),
+        ("sources", top("tunnel: { source: [10.1.0.0/16, \"fd00:1::/96\"] }"), &[]),
+        ("flow table too small", top("flowTables: { halfOpen: 10 }"), &[(4, "flowTables.halfOpen", "must be 1024 to")]),
+        (
+            "more seen than can be kept",
+            top("flowTables: { established: 2048, seen: 4096 }"),
+            &[(4, "flowTables.seen", "not be more than established, 2048")],
+        ),
         ("relative socket", top("admin: { socket: agent.sock }"), &[(4, "admin.socket", "absolute")]),
         ("http without port", top("admin: { http: 0.0.0.0 }"), &[(4, "admin.http", "ADDRESS:PORT")]),
         ("http port zero", top("admin: { http: \"0.0.0.0:0\" }"), &[(4, "admin.http", "1 to 65535")]),
@@ -189,6 +211,9 @@ fn what_is_left_out_has_its_default() {
     let [web] = &config.services[..] else { panic!("one service") };
     assert_eq!((web.mode, web.source, web.affinity), (Mode::Nat, SourceAddress::Translate, Affinity::None));
     assert_eq!((web.ring_size, web.drain_timeout), (16381, Duration::from_secs(900)));
+    assert_eq!((web.settle_time, web.on_dead), (Duration::from_secs(900), OnDead::Next));
+    assert_eq!((config.tunnel, web.backends[0].tunnel), (Tunnel::default(), None));
+    assert_eq!(config.flow_tables, FlowTables { established: 131_072, half_open: 131_072, seen: 131_072 });
     let health = web.health.as_ref().unwrap();
     assert_eq!(
         (&health.probe, health.interval, health.timeout, health.fall, health.rise),
@@ -203,6 +228,19 @@ fn metrics_are_turned_off_by_an_empty_or_null_address() {
         let text = format!("{HEAD}services: []\nadmin: {{ http: {http} }}\n");
         assert_eq!(parse(&text, Path::new("weir.yaml")).unwrap().admin.http, None, "{http:?}");
     }
+}
+
+#[test]
+fn only_a_node_that_takes_packets_out_of_tunnels_needs_no_services() {
+    let config = parse(&format!("{HEAD}tunnel: {{ peers: [10.0.0.0/24] }}\n"), Path::new("weir.yaml")).unwrap();
+    assert_eq!((config.services.len(), config.tunnel.peers.len()), (0, 1));
+    check(&[("no peers", format!("{HEAD}tunnel: {{ source: [10.0.0.0/24] }}\n"), &[(1, "services", "is missing")])]);
+}
+
+#[test]
+fn fewer_established_exceptions_than_the_default_make_fewer_that_are_seen() {
+    let config = parse(&format!("{HEAD}services: []\nflowTables: {{ established: 4096 }}\n"), Path::new("weir.yaml"));
+    assert_eq!(config.unwrap().flow_tables, FlowTables { established: 4096, half_open: 131_072, seen: 4096 });
 }
 
 #[test]
@@ -234,7 +272,7 @@ fn the_deployed_examples_are_valid() {
         names.push(path.file_name().unwrap().to_str().unwrap().to_owned());
     }
     names.sort();
-    assert_eq!(names, ["dsr-l2.yaml", "keep-source.yaml", "nat.yaml"]);
+    assert_eq!(names, ["dsr-ipip-backend.yaml", "dsr-ipip.yaml", "dsr-l2.yaml", "keep-source.yaml", "nat.yaml"]);
 }
 
 proptest! {

@@ -202,7 +202,7 @@ impl DataPath {
                 self.sync_tcx(interface, name, direction, Pin::new(link, interface.index))?;
             } else {
                 let path = Pin::new(filter, interface.index).path(&self.pin_dir);
-                attach_filter(classifier(&mut self.ebpf, interface, name)?, interface, direction, name, &path)?;
+                attach_filter(classifier(&mut self.ebpf, interface, name)?, &interface.name, direction, name, &path)?;
             }
         }
         Ok(if has_tcx { TcHook::Tcx } else { TcHook::Clsact })
@@ -342,28 +342,32 @@ fn create_xdp(program: &mut Xdp, interface: &Interface, mode: AttachMode) -> Res
 }
 
 /// A filter of clsact, replaced in place if it is there. It has no link, so the pinned program stands as the mark that it is ours.
-fn attach_filter(
+pub(super) fn attach_filter(
     program: &mut SchedClassifier,
-    interface: &Interface,
+    interface: &str,
     direction: TcAttachType,
     name: &'static str,
     path: &Path,
 ) -> Result<(), AttachError> {
-    let failed = |error: ProgramError| failed(interface, name, error);
-    let filter = SchedClassifierLink::attached(&interface.name, direction, FILTER_PRIORITY, FILTER_HANDLE, None)
+    let failed = |error: ProgramError| AttachError::Attach {
+        interface: interface.to_owned(),
+        hook: name,
+        reason: causes(&error),
+    };
+    let filter = SchedClassifierLink::attached(interface, direction, FILTER_PRIORITY, FILTER_HANDLE, None)
         .map_err(|error| failed(error.into()))?;
     let replaced = if path.exists() { program.attach_to_link(filter) } else { Err(ProgramError::NotAttached) };
     let id = match replaced {
         Ok(id) => id,
         Err(_) => {
             // If the qdisc is there already this fails, and the filter goes into it.
-            if let Err(error) = tc::qdisc_add_clsact(&interface.name) {
-                tracing::debug!(interface = interface.name, %error, "no new clsact qdisc");
+            if let Err(error) = tc::qdisc_add_clsact(interface) {
+                tracing::debug!(interface, %error, "no new clsact qdisc");
             }
             let options = NlOptions { priority: FILTER_PRIORITY, handle: FILTER_HANDLE, classid: None };
             let options = TcAttachOptions::Netlink(options);
-            let id = program.attach_with_options(&interface.name, direction, options).map_err(failed)?;
-            tracing::info!(interface = interface.name, hook = name, "TC filter attached");
+            let id = program.attach_with_options(interface, direction, options).map_err(failed)?;
+            tracing::info!(interface, hook = name, "TC filter attached");
             id
         }
     };
@@ -373,7 +377,7 @@ fn attach_filter(
         unpin(path)?;
     }
     program.pin(path).map_err(|source| AttachError::Pin {
-        interface: interface.name.clone(),
+        interface: interface.to_owned(),
         path: path.to_owned(),
         source,
     })

@@ -280,7 +280,7 @@ where
         let mut all = 0;
         for table in [&self.established, &self.half_open] {
             scan_hash(&table.entries, table.map, |flow, entry: NatEntry<A>| {
-                if entry.flags & NAT_FORWARD == 0 || !query.fits(self.family, flow, &entry) {
+                if entry.flags & NAT_FORWARD == 0 || !query.fits(self.family, flow, entry.backend) {
                     return;
                 }
                 all += 1;
@@ -377,12 +377,12 @@ impl Census {
 }
 
 impl FlowQuery {
-    fn fits<A: Addr>(&self, family: Family, flow: &Flow<A>, entry: &NatEntry<A>) -> bool {
+    pub(super) fn fits<A: Addr>(&self, family: Family, flow: &Flow<A>, backend: u32) -> bool {
         let is =
             |wanted: Option<IpAddr>, found: A| wanted.is_none_or(|wanted| ip_addr(family, found.to_any()) == wanted);
         is(self.client, flow.src)
             && is(self.vip, flow.dst)
-            && self.backends.as_ref().is_none_or(|backends| backends.contains(&entry.backend))
+            && self.backends.as_ref().is_none_or(|backends| backends.contains(&backend))
     }
 }
 

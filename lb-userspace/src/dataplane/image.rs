@@ -1,12 +1,14 @@
 //! What the maps hold, as plain values, and the writes that change it. Reconcile compares two images; only `maps` touches the kernel.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     sync::Arc,
 };
 
 use lb_common::{backend::Backend, service::Service, settings::Settings, slot::Slot};
+
+use crate::config::model::Prefix;
 
 /// The contents of every map that the agent writes.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -23,8 +25,31 @@ pub struct Image {
     pub backends: BTreeMap<u32, Backend>,
     /// By index in `SNAT_ADDRESSES`, without holes at the end.
     pub snat_addresses: Vec<Option<IpAddr>>,
+    /// Who may send encapsulated packets.
+    pub peers: BTreeSet<Prefix>,
     /// The interfaces to which XDP may redirect, by index.
     pub ways_out: BTreeMap<u32, u32>,
+}
+
+impl Image {
+    /// Replaces slots by what they hold.
+    pub fn set_slots(&mut self, slots: &[(u32, Slot)]) {
+        for (offset, ring) in &mut self.rings {
+            let of_ring = |at: u32| at.checked_sub(*offset).map(|at| at as usize).filter(|at| *at < ring.len());
+            let changes: Vec<(usize, Slot)> =
+                slots.iter().filter_map(|(at, slot)| Some((of_ring(*at)?, *slot))).collect();
+            if changes.is_empty() {
+                continue;
+            }
+            let mut changed = ring.to_vec();
+            for (at, slot) in changes {
+                if let Some(place) = changed.get_mut(at) {
+                    *place = slot;
+                }
+            }
+            *ring = changed.into();
+        }
+    }
 }
 
 /// One write. The order in which reconcile gives them is the order in which they must happen.
@@ -46,11 +71,17 @@ pub enum Write {
     ClearServiceStats {
         index: u32,
     },
-    /// Compare-and-swap; if the slot holds something else than `from` by then, it is left and the next reconcile sees it.
+    /// By compare-and-swap. A slot that is not `from` by then, because it was settled or the program has set a flag, is changed in the same way:
+    /// see [`super::settle::change::follow`]. `now_ds` becomes its clock if its owners agreed.
     Slot {
         at: u32,
         from: Slot,
         to: Slot,
+        now_ds: u32,
+    },
+    /// Zeroes the fingerprints of SYNs that went to these indexes, before they are used for other backends.
+    ForgetSyns {
+        backends: BTreeSet<u32>,
     },
     /// Fills a range that no service names, by plain stores.
     Ring {
@@ -70,6 +101,12 @@ pub enum Write {
     },
     RemoveAddress {
         address: IpAddr,
+    },
+    Peer {
+        prefix: Prefix,
+    },
+    RemovePeer {
+        prefix: Prefix,
     },
     WayOut {
         ifindex: u32,

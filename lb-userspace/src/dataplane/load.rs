@@ -1,7 +1,7 @@
 //! Loads the eBPF object and pins its maps, so that the data path outlives the agent. What is pinned already is taken over.
 
 use std::{
-    fs::{self, DirBuilder, File},
+    fs::{DirBuilder, File},
     io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
@@ -10,14 +10,10 @@ use std::{
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    maps::{MapError, MapInfo},
     programs::{ProgramError, SchedClassifier, Xdp},
 };
 use aya_obj::Object;
-use lb_common::{
-    limits::{map, program},
-    settings::LAYOUT,
-};
+use lb_common::limits::{map, program};
 use nix::{
     fcntl::{Flock, FlockArg},
     sys::statfs::{BPF_FS_MAGIC, statfs},
@@ -25,7 +21,8 @@ use nix::{
 
 use super::{
     attach::Hooks,
-    maps::{self, MapsError},
+    maps::MapsError,
+    migrate::{MigrateError, Migration, plan::MapSizes},
 };
 
 /// Where the agent pins by default.
@@ -33,7 +30,7 @@ pub const PIN_DIR: &str = "/sys/fs/bpf/weir";
 
 const LOG_INTERVAL: Duration = Duration::from_millis(100);
 
-static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WEIR_BPF_OBJECT_PATH"));
+pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WEIR_BPF_OBJECT_PATH"));
 
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
@@ -47,13 +44,8 @@ pub enum LoadError {
     Object(String),
     #[error("the embedded eBPF object has no {0}: build Weir again with `cargo xtask build`")]
     Incomplete(&'static str),
-    #[error("cannot look at the pinned map {}: {source}", .path.display())]
-    Pinned { path: PathBuf, source: MapError },
-    #[error(
-        "the pinned map {map} has another layout than this build ({found}; this build has {wanted}): \
-         `weir cleanup` ends the data path and removes it, or start the build that made it"
-    )]
-    Layout { map: String, found: String, wanted: String },
+    #[error(transparent)]
+    Migrate(#[from] MigrateError),
     #[error(transparent)]
     Maps(#[from] MapsError),
     #[error("cannot load the eBPF object: {0} (`weir doctor` says what is missing)")]
@@ -79,29 +71,27 @@ pub struct DataPath {
 }
 
 impl DataPath {
-    /// Loads and pins. Programs that are attached already go on as they are until [`DataPath::sync`].
+    /// Loads and pins. Programs that are attached already go on as they are until [`DataPath::sync`]; if maps of another layout are pinned, they
+    /// are replaced at once, with the maps: see [`super::migrate`].
     pub fn open(pin_dir: &Path, log: BpfLog) -> Result<Self, LoadError> {
+        Self::open_sized(pin_dir, log, &MapSizes::new())
+    }
+
+    /// The same with another number of entries in some maps.
+    pub fn open_sized(pin_dir: &Path, log: BpfLog, sizes: &MapSizes) -> Result<Self, LoadError> {
         prepare(pin_dir)?;
         let lock = lock(pin_dir)?;
-        check_pinned(pin_dir, OBJECT)?;
-
-        let level: u8 = match log {
-            BpfLog::Off => 0,
-            BpfLog::Debug => aya_log::Level::Debug as u8,
-        };
-        let mut loader = EbpfLoader::new();
-        loader.override_global(aya_log::LEVEL, &level, false);
-        for name in map::PINNED {
-            loader.map_pin_path(name, pin_dir.join(name));
+        let object = Object::parse(OBJECT).map_err(|error| LoadError::Object(error.to_string()))?;
+        let mut migration = Migration::begin(pin_dir, &object, sizes)?;
+        let loaded = load_all(&migration, log, sizes);
+        let migrated = loaded.and_then(|mut ebpf| {
+            migration.run(&mut ebpf)?;
+            Ok(ebpf)
+        });
+        if migrated.is_err() {
+            migration.abandon();
         }
-        let mut ebpf = loader.load(OBJECT)?;
-        for name in map::PINNED {
-            ebpf.map(name).ok_or(LoadError::Incomplete(name))?;
-        }
-        load::<Xdp>(&mut ebpf, program::XDP, Xdp::load)?;
-        load::<SchedClassifier>(&mut ebpf, program::INGRESS, SchedClassifier::load)?;
-        load::<SchedClassifier>(&mut ebpf, program::EGRESS, SchedClassifier::load)?;
-        Ok(Self { pin_dir: pin_dir.to_owned(), ebpf, hooks: Hooks::default(), _lock: lock })
+        Ok(Self { pin_dir: pin_dir.to_owned(), ebpf: migrated?, hooks: Hooks::default(), _lock: lock })
     }
 
     pub fn pin_dir(&self) -> &Path {
@@ -123,6 +113,29 @@ impl DataPath {
             Err(error) => tracing::warn!(%error, "the log of the eBPF program cannot be read"),
         }
     }
+}
+
+fn load_all(migration: &Migration, log: BpfLog, sizes: &MapSizes) -> Result<Ebpf, LoadError> {
+    let level: u8 = match log {
+        BpfLog::Off => 0,
+        BpfLog::Debug => aya_log::Level::Debug as u8,
+    };
+    let mut loader = EbpfLoader::new();
+    loader.override_global(aya_log::LEVEL, &level, false);
+    for name in map::PINNED {
+        loader.map_pin_path(name, migration.pin_path(name));
+    }
+    for (name, entries) in sizes {
+        loader.map_max_entries(name, *entries);
+    }
+    let mut ebpf = loader.load(OBJECT)?;
+    for name in map::PINNED {
+        ebpf.map(name).ok_or(LoadError::Incomplete(name))?;
+    }
+    load::<Xdp>(&mut ebpf, program::XDP, Xdp::load)?;
+    load::<SchedClassifier>(&mut ebpf, program::INGRESS, SchedClassifier::load)?;
+    load::<SchedClassifier>(&mut ebpf, program::EGRESS, SchedClassifier::load)?;
+    Ok(ebpf)
 }
 
 fn load<'a, P>(
@@ -166,45 +179,5 @@ pub(super) fn lock(pin_dir: &Path) -> Result<Flock<File>, LoadError> {
         Ok(lock) => Ok(lock),
         Err((_, nix::errno::Errno::EWOULDBLOCK)) => Err(LoadError::InUse(pin_dir.to_owned())),
         Err((_, error)) => Err(failed(error.into())),
-    }
-}
-
-/// Whether every pinned map is as this build would make it: aya takes any map of the right name.
-fn check_pinned(pin_dir: &Path, object: &[u8]) -> Result<(), LoadError> {
-    let object = Object::parse(object).map_err(|error| LoadError::Object(error.to_string()))?;
-    for name in map::PINNED {
-        let wanted = object.maps.get(name).ok_or(LoadError::Incomplete(name))?;
-        let path = pin_dir.join(name);
-        if !fs::exists(&path).map_err(|source| LoadError::PinDir { path: path.clone(), source })? {
-            continue;
-        }
-        let found = MapInfo::from_pin(&path).map_err(|source| LoadError::Pinned { path, source })?;
-        let found_type = found.map_type().map_or(u32::MAX, |map_type| map_type as u32);
-        let shape = |map_type: u32, key, value, entries, flags: u32| {
-            format!("type {map_type}, key {key}, value {value}, entries {entries}, flags {flags:#x}")
-        };
-        let (key, value, entries) = (found.key_size(), found.value_size(), found.max_entries());
-        let found = shape(found_type, key, value, entries, found.map_flags());
-        let (key, value, entries) = (wanted.key_size(), wanted.value_size(), wanted.max_entries());
-        let wanted = shape(wanted.map_type(), key, value, entries, wanted.map_flags());
-        if found != wanted {
-            return Err(LoadError::Layout { map: name.to_owned(), found, wanted });
-        }
-    }
-    check_layout(pin_dir)
-}
-
-/// Same sizes can still hold another meaning; `Settings::layout` counts those changes.
-fn check_layout(pin_dir: &Path) -> Result<(), LoadError> {
-    if !pin_dir.join(map::SETTINGS).exists() {
-        return Ok(());
-    }
-    match maps::pinned_layout(pin_dir)? {
-        0 | LAYOUT => Ok(()),
-        other => Err(LoadError::Layout {
-            map: map::SETTINGS.to_owned(),
-            found: format!("layout {other}"),
-            wanted: format!("layout {LAYOUT}"),
-        }),
     }
 }

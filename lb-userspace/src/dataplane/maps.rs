@@ -1,7 +1,7 @@
 //! The maps that the agent writes, typed. One task owns them; the counters and flow tables have handles of their own.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     fmt::Display,
     io,
     net::{IpAddr, SocketAddr},
@@ -11,28 +11,32 @@ use std::{
 
 use aya::{
     Pod,
-    maps::{Array, HashMap, Map, MapData, MapError, PerCpuArray, PerCpuValues},
+    maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues, lpm_trie},
 };
 use lb_common::{
     backend::Backend,
+    filter::{self, FILTER_WORDS},
     flow::{AnyAddr, Family, V4Addr, V6Addr, any_addr, ip_addr, v4_addr, v6_addr},
     limits::{RING_ARENA_SLOTS, map},
-    service::{Service, Stats, TCP, VipKey},
+    service::{Refusal, Service, Stats, TCP, VipKey},
     settings::Settings,
     slot::Slot,
+    verdict::Reason,
 };
 
 use super::{
     image::{Image, Write},
     raw,
     rings::Rings,
+    settle::syns::Syns,
 };
+use crate::config::model::Prefix;
 
 #[derive(Debug, thiserror::Error)]
 pub enum MapsError {
     #[error("cannot open the pinned map {}: {source}", .path.display())]
     Open { path: PathBuf, source: MapError },
-    #[error("cannot map the ring arena {}: {source}", .path.display())]
+    #[error("cannot map {} into memory: {source}", .path.display())]
     Arena { path: PathBuf, source: io::Error },
     #[error("cannot read map {map}: {source}")]
     Read { map: &'static str, source: MapError },
@@ -47,6 +51,7 @@ pub enum MapsError {
 /// The contents of every map that the agent writes, behind handles of this process.
 pub struct Maps {
     settings: Array<MapData, Settings>,
+    address_filter: Array<MapData, u64>,
     addresses_v4: HashMap<MapData, V4Addr, u32>,
     addresses_v6: HashMap<MapData, V6Addr, u32>,
     services_v4: HashMap<MapData, VipKey<V4Addr>, Service>,
@@ -56,7 +61,11 @@ pub struct Maps {
     snat_addresses: Array<MapData, AnyAddr>,
     service_stats: PerCpuArray<MapData, Stats>,
     backend_stats: PerCpuArray<MapData, Stats>,
+    refusals: PerCpuHashMap<MapData, Refusal, u64>,
     ways_out: HashMap<MapData, u32, u32>,
+    peers_v4: LpmTrie<MapData, V4Addr, u32>,
+    peers_v6: LpmTrie<MapData, V6Addr, u32>,
+    syns: Syns,
     cpus: usize,
 }
 
@@ -67,6 +76,7 @@ impl Maps {
             .map_err(|(path, source)| MapsError::Open { path: path.into(), source: source.into() })?;
         Ok(Self {
             settings: open(pin_dir, map::SETTINGS)?,
+            address_filter: open(pin_dir, map::ADDRESS_FILTER)?,
             addresses_v4: open(pin_dir, map::ADDRESSES_V4)?,
             addresses_v6: open(pin_dir, map::ADDRESSES_V6)?,
             services_v4: open(pin_dir, map::SERVICES_V4)?,
@@ -77,7 +87,11 @@ impl Maps {
             snat_addresses: open(pin_dir, map::SNAT_ADDRESSES)?,
             service_stats: open(pin_dir, map::SERVICE_STATS)?,
             backend_stats: open(pin_dir, map::BACKEND_STATS)?,
+            refusals: open(pin_dir, map::REFUSALS)?,
             ways_out: open(pin_dir, map::WAYS_OUT)?,
+            peers_v4: open(pin_dir, map::PEERS_V4)?,
+            peers_v6: open(pin_dir, map::PEERS_V6)?,
+            syns: Syns::open(pin_dir).map_err(|source| MapsError::Arena { path: pin_dir.join(map::SYNS), source })?,
             cpus,
         })
     }
@@ -97,13 +111,23 @@ impl Maps {
             snat_addresses: self.read_snat_addresses(&backends)?,
             services,
             backends,
+            peers: self.read_peers()?,
             ways_out: hash(&self.ways_out, map::WAYS_OUT)?,
         })
     }
 
-    /// Does one write. A slot that no longer holds what the write expects is left as it is.
-    pub fn apply(&mut self, write: &Write) -> Result<(), MapsError> {
+    /// Does one write. What a slot holds then is the answer if that is not what the write says: it had changed meanwhile.
+    pub fn apply(&mut self, write: &Write) -> Result<Option<Slot>, MapsError> {
+        if let Write::Slot { at, from, to, now_ds } = write {
+            let changed = self.rings.change(*at, *from, *to, *now_ds).ok_or(MapsError::NoSuchSlot { at: *at })?;
+            return Ok((changed != *to).then_some(changed));
+        }
+        self.put(write).map(|()| None)
+    }
+
+    fn put(&mut self, write: &Write) -> Result<(), MapsError> {
         match write {
+            Write::Slot { .. } => Ok(()),
             Write::Settings(settings) => {
                 self.settings.set(0, settings, 0).map_err(failed(map::SETTINGS, "the settings"))
             }
@@ -117,10 +141,11 @@ impl Maps {
             Write::ClearBackendStats { index } => {
                 clear(&mut self.backend_stats, self.cpus, *index).map_err(failed(map::BACKEND_STATS, index))
             }
-            Write::ClearServiceStats { index } => {
-                clear(&mut self.service_stats, self.cpus, *index).map_err(failed(map::SERVICE_STATS, index))
+            Write::ClearServiceStats { index } => self.clear_service_stats(*index),
+            Write::ForgetSyns { backends } => {
+                self.syns.forget(backends);
+                Ok(())
             }
-            Write::Slot { at, from, to } => self.write_slot(*at, *from, *to),
             Write::Ring { offset, slots } => {
                 if self.rings.fill(*offset, slots) {
                     Ok(())
@@ -144,20 +169,40 @@ impl Maps {
                 IpAddr::V6(v6) => gone(self.services_v6.remove(&VipKey::tcp(v6_addr(v6), vip.port().to_be())))
                     .map_err(failed(map::SERVICES_V6, vip)),
             },
-            Write::Address { address, bits } => match address {
-                IpAddr::V4(v4) => {
-                    self.addresses_v4.insert(v4_addr(*v4), bits, 0).map_err(failed(map::ADDRESSES_V4, address))
+            Write::Address { address, bits } => {
+                // Before the address itself: what the filter doesn't know the programs never look up.
+                self.let_through(address)?;
+                match address {
+                    IpAddr::V4(v4) => {
+                        self.addresses_v4.insert(v4_addr(*v4), bits, 0).map_err(failed(map::ADDRESSES_V4, address))
+                    }
+                    IpAddr::V6(v6) => {
+                        self.addresses_v6.insert(v6_addr(*v6), bits, 0).map_err(failed(map::ADDRESSES_V6, address))
+                    }
                 }
-                IpAddr::V6(v6) => {
-                    self.addresses_v6.insert(v6_addr(*v6), bits, 0).map_err(failed(map::ADDRESSES_V6, address))
-                }
-            },
+            }
             Write::RemoveAddress { address } => match address {
                 IpAddr::V4(v4) => {
                     gone(self.addresses_v4.remove(&v4_addr(*v4))).map_err(failed(map::ADDRESSES_V4, address))
                 }
                 IpAddr::V6(v6) => {
                     gone(self.addresses_v6.remove(&v6_addr(*v6))).map_err(failed(map::ADDRESSES_V6, address))
+                }
+            },
+            Write::Peer { prefix } => match prefix.address {
+                IpAddr::V4(v4) => {
+                    self.peers_v4.insert(&peer(prefix, v4_addr(v4)), 1, 0).map_err(failed(map::PEERS_V4, prefix))
+                }
+                IpAddr::V6(v6) => {
+                    self.peers_v6.insert(&peer(prefix, v6_addr(v6)), 1, 0).map_err(failed(map::PEERS_V6, prefix))
+                }
+            },
+            Write::RemovePeer { prefix } => match prefix.address {
+                IpAddr::V4(v4) => {
+                    gone(self.peers_v4.remove(&peer(prefix, v4_addr(v4)))).map_err(failed(map::PEERS_V4, prefix))
+                }
+                IpAddr::V6(v6) => {
+                    gone(self.peers_v6.remove(&peer(prefix, v6_addr(v6)))).map_err(failed(map::PEERS_V6, prefix))
                 }
             },
             Write::WayOut { ifindex, flags } => {
@@ -170,12 +215,39 @@ impl Maps {
         }
     }
 
-    fn write_slot(&self, at: u32, from: Slot, to: Slot) -> Result<(), MapsError> {
-        if at as usize >= self.rings.len() {
-            return Err(MapsError::NoSuchSlot { at });
+    fn clear_service_stats(&mut self, index: u32) -> Result<(), MapsError> {
+        for reason in Reason::ALL {
+            let key = Refusal { stats: index, reason: *reason as u32 };
+            gone(self.refusals.remove(&key)).map_err(failed(map::REFUSALS, index))?;
         }
-        if let Err(found) = self.rings.compare_exchange(at, from, to) {
-            tracing::debug!(at, ?from, ?to, ?found, "a slot has changed meanwhile");
+        clear(&mut self.service_stats, self.cpus, index).map_err(failed(map::SERVICE_STATS, index))
+    }
+
+    fn let_through(&mut self, address: &IpAddr) -> Result<(), MapsError> {
+        let (word, bit) = place(address);
+        let before = self.address_filter.get(&word, 0).map_err(unread(map::ADDRESS_FILTER))?;
+        if before & bit != 0 {
+            self.address_filter.set(word, before & !bit, 0).map_err(failed(map::ADDRESS_FILTER, word))?;
+        }
+        Ok(())
+    }
+
+    /// Makes the filter before the addresses fit what `image` says of them.
+    pub fn fit_filter(&mut self, image: &Image) -> Result<(), MapsError> {
+        let mut wanted = vec![u64::MAX; FILTER_WORDS as usize];
+        for (word, bit) in image.addresses.keys().map(place) {
+            if let Some(word) = wanted.get_mut(word as usize) {
+                *word &= !bit;
+            }
+        }
+        let mut differ = Vec::new();
+        scan_array(&self.address_filter, map::ADDRESS_FILTER, |word, found: u64| {
+            if let Some(wanted) = wanted.get(word as usize).filter(|wanted| **wanted != found) {
+                differ.push((word, *wanted));
+            }
+        })?;
+        for (word, wanted) in differ {
+            self.address_filter.set(word, wanted, 0).map_err(failed(map::ADDRESS_FILTER, word))?;
         }
         Ok(())
     }
@@ -190,6 +262,19 @@ impl Maps {
         let v6 = hash(&self.addresses_v6, map::ADDRESSES_V6)?;
         let v4 = v4.into_iter().map(|(address, bits)| (ip4(address), bits));
         Ok(v4.chain(v6.into_iter().map(|(address, bits)| (ip6(address), bits))).collect())
+    }
+
+    fn read_peers(&self) -> Result<BTreeSet<Prefix>, MapsError> {
+        let mut peers = BTreeSet::new();
+        for entry in self.peers_v4.iter() {
+            let (key, _) = entry.map_err(unread(map::PEERS_V4))?;
+            peers.insert(Prefix { address: ip4(key.data()), len: key.prefix_len().min(32) as u8 });
+        }
+        for entry in self.peers_v6.iter() {
+            let (key, _) = entry.map_err(unread(map::PEERS_V6))?;
+            peers.insert(Prefix { address: ip6(key.data()), len: key.prefix_len().min(128) as u8 });
+        }
+        Ok(peers)
     }
 
     /// Entries of another protocol than TCP are not ours; nothing looks them up.
@@ -231,10 +316,12 @@ impl Maps {
     }
 }
 
-/// The layout version of what is pinned; 0 before the first write.
-pub(super) fn pinned_layout(pin_dir: &Path) -> Result<u32, MapsError> {
-    let settings: Array<MapData, Settings> = open(pin_dir, map::SETTINGS)?;
-    settings.get(&0, 0).map(|settings| settings.layout).map_err(unread(map::SETTINGS))
+/// The word and the bit of an address in the filter.
+fn place(address: &IpAddr) -> (u32, u64) {
+    match address {
+        IpAddr::V4(v4) => filter::place(&v4_addr(*v4)),
+        IpAddr::V6(v6) => filter::place(&v6_addr(*v6)),
+    }
 }
 
 /// An IPv6 address that ends in twelve zero bytes looks like an IPv4 address; the backends that use it know.
@@ -250,8 +337,12 @@ fn family_of_snat(index: u32, words: AnyAddr, backends: &BTreeMap<u32, Backend>)
     backends.values().find(names).and_then(|backend| Family::from_number(backend.family)).unwrap_or(Family::V4)
 }
 
+fn peer<A: Pod>(prefix: &Prefix, address: A) -> lpm_trie::Key<A> {
+    lpm_trie::Key::new(u32::from(prefix.len), address)
+}
+
 /// Waits until no program that saw the state before is still running. Blocks for tens of milliseconds.
-fn grace_period() -> Result<(), MapsError> {
+pub(super) fn grace_period() -> Result<(), MapsError> {
     match raw::membarrier_global() {
         // Refused on kernels with nohz_full CPUs. A program runs for microseconds, so this is long.
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {

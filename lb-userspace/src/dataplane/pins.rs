@@ -12,10 +12,13 @@ use aya::programs::{
     links::{FdLink, PinnedLink},
     loaded_links, tc,
 };
-use lb_common::limits::{map, program};
+use lb_common::limits::program;
 use nix::net::if_::if_indextoname;
 
-use super::load::{self, LoadError};
+use super::{
+    load::{self, LoadError},
+    migrate::{MigrateError, leftovers::map_pins},
+};
 
 const DETACH_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -50,7 +53,13 @@ impl PinKind {
         }
     }
 
-    const fn hook(self) -> &'static str {
+    /// Whether a link is pinned; otherwise a program.
+    pub const fn is_link(self) -> bool {
+        matches!(self, PinKind::LinkXdp | PinKind::LinkIngress | PinKind::LinkEgress)
+    }
+
+    /// The program that belongs there.
+    pub const fn hook(self) -> &'static str {
         match self {
             PinKind::LinkXdp => program::XDP,
             PinKind::LinkIngress | PinKind::FilterIngress => program::INGRESS,
@@ -141,12 +150,10 @@ pub fn cleanup(pin_dir: &Path) -> Result<Vec<String>, LoadError> {
     for pin in Pin::list(pin_dir).map_err(failed)? {
         done.push(pin.release(pin_dir)?);
     }
-    for name in map::PINNED {
-        match fs::remove_file(pin_dir.join(name)) {
-            Ok(()) => done.push(format!("removed map {name}")),
-            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-            Err(source) => return Err(LoadError::PinDir { path: pin_dir.join(name), source }),
-        }
+    for name in map_pins(pin_dir).map_err(MigrateError::from)? {
+        fs::remove_file(pin_dir.join(&name))
+            .map_err(|source| LoadError::PinDir { path: pin_dir.join(&name), source })?;
+        done.push(format!("removed map {name}"));
     }
     let left = names(pin_dir).map_err(failed)?;
     if left.is_empty() {
@@ -158,7 +165,7 @@ pub fn cleanup(pin_dir: &Path) -> Result<Vec<String>, LoadError> {
     Ok(done)
 }
 
-fn names(pin_dir: &Path) -> io::Result<Vec<String>> {
+pub(super) fn names(pin_dir: &Path) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(pin_dir)? {
         names.push(entry?.file_name().to_string_lossy().into_owned());

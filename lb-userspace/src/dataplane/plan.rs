@@ -17,11 +17,7 @@ use std::{
     time::Duration,
 };
 
-use lb_common::{
-    backend::{self, Backend},
-    flow::Family,
-    service, settings,
-};
+use lb_common::{backend::Backend, flow::Family, service, settings};
 
 pub use self::{
     recover::{Recovered, recover},
@@ -30,17 +26,19 @@ pub use self::{
 use super::image::{Image, Write};
 use crate::{
     balance::Ring,
-    config::model::{Affinity, Mode},
+    config::model::{Affinity, Mode, OnDead, Prefix},
     state::{AdminState, BackendId, Health},
 };
 
 /// Everything that the maps are to say: configuration, overrides, health and what was found out about the node.
 #[derive(Clone, Debug)]
 pub struct Wanted {
-    /// Its flags are set by the plan.
+    /// The plan adds the flags that the backends need.
     pub settings: settings::Settings,
     pub services: Vec<WantedService>,
     pub node_addresses: BTreeSet<IpAddr>,
+    /// Who may send encapsulated packets to those addresses.
+    pub peers: BTreeSet<Prefix>,
     pub ways_out: BTreeMap<u32, u32>,
     /// When what is wanted last changed in more than health; CLOCK_BOOTTIME.
     pub since_ns: u64,
@@ -56,6 +54,8 @@ pub struct WantedService {
     pub keeps_source: bool,
     pub affinity: Affinity,
     pub drain_timeout: Duration,
+    pub settle_time: Duration,
+    pub on_dead: OnDead,
     /// One for each family of its VIPs.
     pub rings: BTreeMap<Family, Arc<Ring>>,
     /// Sorted by address, unique.
@@ -74,6 +74,16 @@ pub struct WantedBackend {
     pub is_local: bool,
     /// The addresses that SNAT uses towards it; none where the client's is kept.
     pub snat: Vec<IpAddr>,
+    /// Of `dsr-ipip` alone.
+    pub tunnel: Option<Tunnel>,
+}
+
+/// The outer addresses of encapsulated packets, of one family.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Tunnel {
+    pub to: IpAddr,
+    /// `None`: there is no route to it yet.
+    pub source: Option<IpAddr>,
 }
 
 /// What flows still use, as of the last whole pass over the flow tables.
@@ -113,6 +123,8 @@ pub struct Plan {
     pub services: BTreeMap<String, u32>,
     /// Indexes of the wanted backends.
     pub backends: BTreeMap<BackendId, u32>,
+    /// Indexes in use of backends whose flows are over, though their entries are still there.
+    pub over: BTreeSet<u32>,
     /// Backends that left, and drain.
     pub leaving: Vec<Leaving>,
     /// When the next drain ends, whatever its flows do; CLOCK_BOOTTIME.
@@ -165,7 +177,8 @@ pub fn plan_again(
     plan.target.addresses = addresses(wanted, programmed, in_use, &plan.target);
     plan.target.settings = Some(settings(wanted, &plan.target));
     plan.target.ways_out = wanted.ways_out.clone();
-    plan.writes = writes::writes(programmed, &plan.target);
+    plan.target.peers = wanted.peers.clone();
+    plan.writes = writes::writes(programmed, &plan.target, now_ns);
     Ok(plan)
 }
 
@@ -178,7 +191,10 @@ impl Plan {
 
 fn settings(wanted: &Wanted, target: &Image) -> settings::Settings {
     let keeps_source = target.backends.values().any(|backend| backend.flags & Backend::FLAG_KEEP_SOURCE != 0);
-    let flags = if keeps_source { settings::Settings::FLAG_KEEP_SOURCE } else { 0 };
+    let mut flags = wanted.settings.flags | if keeps_source { settings::Settings::FLAG_KEEP_SOURCE } else { 0 };
+    if !wanted.peers.is_empty() {
+        flags |= settings::Settings::FLAG_TUNNEL;
+    }
     settings::Settings { flags, layout: settings::LAYOUT, ..wanted.settings }
 }
 
@@ -203,6 +219,11 @@ fn addresses(wanted: &Wanted, programmed: &Image, in_use: &FlowUse, target: &Ima
             set(address.ip(), service::address::KEEP_SOURCE);
         }
     }
+    if !wanted.peers.is_empty() {
+        for address in &wanted.node_addresses {
+            *addresses.entry(*address).or_default() |= service::address::TUNNEL;
+        }
+    }
     for (address, bits) in &mut addresses {
         if wanted.node_addresses.contains(address) {
             *bits |= service::address::NODE;
@@ -218,17 +239,11 @@ pub fn address(backend: &Backend) -> Option<SocketAddr> {
     Some(SocketAddr::new(ip, u16::from_be(backend.port_be)))
 }
 
-const fn way(mode: Mode) -> u8 {
-    match mode {
-        Mode::Nat => backend::WAY_NAT,
-        Mode::DsrL2 => backend::WAY_DSR_L2,
-    }
-}
-
 const fn mode_number(mode: Mode) -> u8 {
     match mode {
         Mode::Nat => service::MODE_NAT,
         Mode::DsrL2 => service::MODE_DSR_L2,
+        Mode::DsrIpip => service::MODE_DSR_IPIP,
     }
 }
 

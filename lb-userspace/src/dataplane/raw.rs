@@ -1,14 +1,13 @@
-//! The only unsafe code of the agent: three kernel interfaces that no library wraps safely. What leaves this module is safe.
-#![expect(unsafe_code, reason = "mapping a BPF array, bpf(BPF_MAP_LOOKUP_BATCH) and membarrier have no safe wrapper")]
+//! The only unsafe code of the agent: kernel interfaces that no library wraps safely. What leaves this module is safe.
+#![expect(
+    unsafe_code,
+    reason = "mapping a BPF array, membarrier, much of bpf(2) and bytes as values have no safe wrapper"
+)]
 
-use std::{
-    io,
-    num::NonZeroUsize,
-    os::fd::{AsFd, AsRawFd},
-    ptr::NonNull,
-    slice,
-    sync::atomic::AtomicU64,
-};
+pub mod bytes;
+pub mod objects;
+
+use std::{io, num::NonZeroUsize, os::fd::AsFd, ptr::NonNull, slice, sync::atomic::AtomicU64};
 
 use aya::{
     Pod,
@@ -16,7 +15,9 @@ use aya::{
 };
 use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
-/// A BPF array of 64-bit words, made with BPF_F_MMAPABLE, shared with the programs that use it.
+use self::bytes::Bytes;
+
+/// A BPF array made with BPF_F_MMAPABLE, shared with the programs that use it. Its values are of at most 8 bytes, each in a word of its own.
 pub struct Words {
     start: NonNull<AtomicU64>,
     len: usize,
@@ -30,11 +31,12 @@ unsafe impl Sync for Words {}
 impl Words {
     pub fn map(map: &MapData) -> io::Result<Self> {
         let info = map.info().map_err(io::Error::other)?;
-        let is_words = matches!(info.map_type(), Ok(MapType::Array)) && info.value_size() as usize == size_of::<u64>();
+        // The kernel rounds the place of each value up to 8 bytes.
+        let is_words = matches!(info.map_type(), Ok(MapType::Array)) && info.value_size() as usize <= size_of::<u64>();
         let len = info.max_entries() as usize;
         let bytes = NonZeroUsize::new(len * size_of::<u64>());
         let (true, Some(bytes)) = (is_words, bytes) else {
-            return Err(io::Error::other("not an array of 64-bit words"));
+            return Err(io::Error::other("not an array of values of at most 8 bytes"));
         };
         let (read_write, shared) = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED);
         // SAFETY: a new mapping at an address that the kernel chooses; it overlaps no memory of ours.
@@ -64,89 +66,58 @@ pub fn membarrier_global() -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// `union bpf_attr` for BPF_MAP_*_BATCH.
-#[repr(C)]
-struct BatchAttr {
-    in_batch: u64,
-    out_batch: u64,
-    keys: u64,
-    values: u64,
-    count: u32,
-    map_fd: u32,
-    elem_flags: u64,
-    flags: u64,
+/// The value whose bytes these are; `None` if there are more or fewer of them.
+pub fn value<T: Pod>(bytes: &[u8]) -> Option<T> {
+    // SAFETY: there are as many bytes as `T` has, and Pod types are valid for any bytes.
+    (bytes.len() == size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
 
-const BPF_MAP_LOOKUP_BATCH: libc::c_long = 24;
-const FIRST_BATCH: usize = 4096;
+/// bpf(2); what it returns if that is no error.
+///
+/// # Safety
+/// `attr` must be what `command` wants, and its pointers must have the sizes that the kernel expects behind them.
+unsafe fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<i32> {
+    // SAFETY: the caller's.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
+}
 
-/// Where a batch ended: a bucket number, or for arrays the last key.
-type Position = [u64; 8];
+/// Removes an entry of a hash map; what it was, if there was one.
+pub fn take<K: Pod, V: Pod>(map: &MapData, key: &K) -> Result<Option<V>, MapError> {
+    let bytes = Bytes::of(map)?;
+    if bytes.key != size_of::<K>() {
+        return Err(MapError::InvalidKeySize { size: size_of::<K>(), expected: bytes.key });
+    }
+    if bytes.value != size_of::<V>() {
+        return Err(MapError::InvalidValueSize { size: size_of::<V>(), expected: bytes.value });
+    }
+    // SAFETY: a Pod type has no padding, and as many bytes as its size says.
+    let key = unsafe { slice::from_raw_parts(std::ptr::from_ref(key).cast::<u8>(), size_of::<K>()) };
+    let mut found = vec![0; bytes.value];
+    Ok(if bytes.take(key, &mut found)? { value(&found) } else { None })
+}
 
-/// Shows `visit` every entry of an array or hash map, some thousand for each system call. A per-CPU map has `cpus` values for each key, others one.
-/// An entry that comes or goes meanwhile may be missed; others are seen once.
+/// Shows `visit` every entry of an array or hash map. A per-CPU map has `cpus` values for each key, others one. See [`Bytes::scan`].
 pub fn scan<K: Pod, V: Pod>(map: &MapData, cpus: usize, mut visit: impl FnMut(&K, &[V])) -> Result<(), MapError> {
-    let info = map.info()?;
-    let (key, value) = (info.key_size() as usize, info.value_size() as usize);
-    if key != size_of::<K>() || key > size_of::<Position>() {
-        return Err(MapError::InvalidKeySize { size: size_of::<K>(), expected: key });
+    let bytes = Bytes::of(map)?;
+    let value = bytes.info.value_size() as usize;
+    if bytes.key != size_of::<K>() {
+        return Err(MapError::InvalidKeySize { size: size_of::<K>(), expected: bytes.key });
     }
-    if value != size_of::<V>() || (cpus != 1 && value % 8 != 0) {
-        return Err(MapError::InvalidValueSize { size: size_of::<V>(), expected: value });
+    if value != size_of::<V>() || bytes.value != value * cpus {
+        return Err(MapError::InvalidValueSize { size: size_of::<V>() * cpus, expected: bytes.value });
     }
-    let is_per_cpu = matches!(info.map_type()?, MapType::PerCpuArray | MapType::PerCpuHash | MapType::LruPerCpuHash);
-    let possible = aya::util::nr_cpus().map_err(|(_, error)| MapError::IoError(error))?;
-    if cpus != if is_per_cpu { possible } else { 1 } {
-        return Err(MapError::InvalidValueSize { size: cpus * size_of::<V>(), expected: possible * value });
-    }
-
-    let (mut at, mut next): (Position, Position) = ([0; 8], [0; 8]);
-    let mut started = false;
-    let mut size = FIRST_BATCH;
-    let mut keys: Vec<K> = Vec::new();
-    let mut values: Vec<V> = Vec::new();
-    loop {
-        keys.clear();
-        values.clear();
-        keys.reserve(size);
-        values.reserve(size * cpus);
-        let mut attr = BatchAttr {
-            in_batch: if started { at.as_mut_ptr() as u64 } else { 0 },
-            out_batch: next.as_mut_ptr() as u64,
-            keys: keys.as_mut_ptr() as u64,
-            values: values.as_mut_ptr() as u64,
-            count: size as u32,
-            map_fd: map.fd().as_fd().as_raw_fd() as u32,
-            elem_flags: 0,
-            flags: 0,
-        };
-        // SAFETY: the kernel writes at most `count` keys and `count * cpus` values, for which there is room: the sizes were checked against
-        // those of the map, and a position takes a key.
-        let result =
-            unsafe { libc::syscall(libc::SYS_bpf, BPF_MAP_LOOKUP_BATCH, &raw mut attr, size_of::<BatchAttr>()) };
-        let error = io::Error::last_os_error();
-        let last = result != 0 && error.raw_os_error() == Some(libc::ENOENT);
-        if result != 0 && !last {
-            // A bucket with more entries than fit: ask again with more room.
-            if error.raw_os_error() == Some(libc::ENOSPC) && size < info.max_entries() as usize {
-                size *= 2;
-                continue;
-            }
-            return Err(MapError::IoError(error));
-        }
-        let count = (attr.count as usize).min(size);
-        // SAFETY: the kernel has filled so many; Pod types are valid for any bytes.
-        unsafe {
-            keys.set_len(count);
-            values.set_len(count * cpus);
-        }
-        for (key, values) in keys.iter().zip(values.chunks_exact(cpus)) {
-            visit(key, values);
-        }
-        if last {
-            return Ok(());
-        }
-        (at, next) = (next, at);
-        started = true;
-    }
+    let mut values = Vec::with_capacity(cpus);
+    bytes
+        .scan(|key, value| {
+            // SAFETY: as many bytes as a key has, and Pod types are valid for any bytes.
+            let key = unsafe { key.as_ptr().cast::<K>().read_unaligned() };
+            values.clear();
+            // SAFETY: as above.
+            values.extend(
+                value.chunks_exact(size_of::<V>()).map(|one| unsafe { one.as_ptr().cast::<V>().read_unaligned() }),
+            );
+            visit(&key, &values);
+        })
+        .map_err(MapError::IoError)
 }

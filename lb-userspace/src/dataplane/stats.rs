@@ -6,20 +6,25 @@ use std::{
     time::Instant,
 };
 
-use aya::maps::{MapData, PerCpuArray};
+use aya::maps::{IterableMap as _, MapData, PerCpuArray, PerCpuHashMap};
 use lb_common::{
     limits::map,
-    service::Stats,
+    service::{Refusal, Stats},
     verdict::{EVENT_CLOSED_REUSED, EVENT_ESTABLISHED_FULL, EVENT_HALF_OPEN_STOLEN, Reason, verdict_index},
 };
 
-use super::maps::{self, MapsError, unread};
+use super::{
+    maps::{self, MapsError, unread},
+    raw,
+};
 
 /// Handles of its own, so that it can be read beside the owner of the maps.
 pub struct Counters {
     services: PerCpuArray<MapData, Stats>,
     backends: PerCpuArray<MapData, Stats>,
     verdicts: PerCpuArray<MapData, u64>,
+    refusals: PerCpuHashMap<MapData, Refusal, u64>,
+    cpus: usize,
 }
 
 /// The counters at one moment.
@@ -32,12 +37,18 @@ pub struct Sample {
     pub backends: BTreeMap<u32, Stats>,
     /// By interface index and place (a `Reason` as a number, or an `EVENT_*`).
     pub verdicts: BTreeMap<(u32, u32), u64>,
+    /// What of that is known to be a VIP's and was not forwarded.
+    pub refusals: BTreeMap<Refusal, u64>,
 }
 
 impl Counters {
     /// Opens what [`super::load::DataPath::open`] has pinned.
     pub fn open(pin_dir: &Path) -> Result<Self, MapsError> {
+        let cpus = aya::util::nr_cpus()
+            .map_err(|(path, source)| MapsError::Open { path: path.into(), source: source.into() })?;
         Ok(Self {
+            refusals: maps::open(pin_dir, map::REFUSALS)?,
+            cpus,
             services: maps::open(pin_dir, map::SERVICE_STATS)?,
             backends: maps::open(pin_dir, map::BACKEND_STATS)?,
             verdicts: maps::open(pin_dir, map::VERDICTS)?,
@@ -63,8 +74,14 @@ impl Counters {
                 verdicts.insert((*ifindex, place), values.iter().sum());
             }
         }
+        let mut refusals = BTreeMap::new();
+        raw::scan(self.refusals.map(), self.cpus, |key: &Refusal, counts: &[u64]| {
+            refusals.insert(*key, counts.iter().sum());
+        })
+        .map_err(unread(map::REFUSALS))?;
         Ok(Sample {
             at: Instant::now(),
+            refusals,
             services: read(&self.services, map::SERVICE_STATS, services)?,
             backends: read(&self.backends, map::BACKEND_STATS, backends)?,
             verdicts,
@@ -87,6 +104,17 @@ impl Sample {
         self.verdicts.get(&(ifindex, reason as u32)).copied().unwrap_or(0)
     }
 
+    /// How many packets of a VIP (its `stats`) were not forwarded for this reason.
+    pub fn refusal(&self, stats: u32, reason: Reason) -> u64 {
+        self.refusals.get(&Refusal { stats, reason: reason as u32 }).copied().unwrap_or(0)
+    }
+
+    /// The same over all VIPs.
+    pub fn refused_in_all(&self, reason: Reason) -> u64 {
+        let of_reason = self.refusals.iter().filter(|(key, _)| key.reason == reason as u32);
+        of_reason.map(|(_, count)| count).sum()
+    }
+
     /// An `EVENT_*`, or a reason as a number, over all interfaces.
     pub fn total(&self, place: u32) -> u64 {
         self.verdicts.iter().filter(|((_, at), _)| *at == place).map(|(_, count)| count).sum()
@@ -101,13 +129,14 @@ impl Sample {
 }
 
 fn sum(cpus: &[Stats]) -> Stats {
-    cpus.iter().fold(Stats::default(), |sum, one| Stats {
-        packets: sum.packets.wrapping_add(one.packets),
-        bytes: sum.bytes.wrapping_add(one.bytes),
-        connections: sum.connections.wrapping_add(one.connections),
-        reply_packets: sum.reply_packets.wrapping_add(one.reply_packets),
-        reply_bytes: sum.reply_bytes.wrapping_add(one.reply_bytes),
-        refused: sum.refused.wrapping_add(one.refused),
+    cpus.iter().fold(Stats::default(), |mut sum, one| {
+        sum.packets = sum.packets.wrapping_add(one.packets);
+        sum.bytes = sum.bytes.wrapping_add(one.bytes);
+        sum.connections = sum.connections.wrapping_add(one.connections);
+        sum.reply_packets = sum.reply_packets.wrapping_add(one.reply_packets);
+        sum.reply_bytes = sum.reply_bytes.wrapping_add(one.reply_bytes);
+        sum.refused = sum.refused.wrapping_add(one.refused);
+        sum
     })
 }
 
@@ -119,7 +148,13 @@ mod tests {
 
     fn sample(at: Instant, packets: u64) -> Sample {
         let stats = Stats { packets, ..Stats::default() };
-        Sample { at, services: BTreeMap::from([(3, stats)]), backends: BTreeMap::new(), verdicts: BTreeMap::new() }
+        Sample {
+            at,
+            services: BTreeMap::from([(3, stats)]),
+            backends: BTreeMap::new(),
+            verdicts: BTreeMap::new(),
+            refusals: BTreeMap::new(),
+        }
     }
 
     #[test]

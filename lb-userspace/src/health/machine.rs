@@ -63,6 +63,8 @@ pub struct Machine {
     view: HealthView,
     successes: Streak,
     failures: Streak,
+    /// The last failures in a row at which nothing answered at all.
+    silences: u32,
 }
 
 /// Like results since the last one of the other kind.
@@ -80,6 +82,7 @@ impl Machine {
             view: HealthView { health: initial, ..HealthView::default() },
             successes: Streak::default(),
             failures: Streak::default(),
+            silences: 0,
         }
     }
 
@@ -87,21 +90,21 @@ impl Machine {
         &self.view
     }
 
-    /// Takes one result into account. From `Unknown` a single success is enough for `Up`; `Down` always takes `fall` failures.
+    /// Takes one result into account. From `Unknown` a single success is enough for `Up`; `Down` always takes `fall` failures, and `Dead` as many
+    /// at which nothing answered. The first answer of a dead backend, whatever it is, leaves it merely down.
     ///
     /// A result that a probe begun later has contradicted already says nothing of now, and a probe that this node could not even begin
     /// says nothing of the backend: both are noted, neither is judged.
     pub fn observe(&mut self, observation: &Observation, thresholds: Thresholds, now: SystemTime) -> Option<Change> {
         self.note(&observation.outcome, now);
-        let (to, needed) = match &observation.outcome {
-            Outcome::Ok { .. } if self.view.health == Health::Unknown => (Health::Up, 1),
-            Outcome::Ok { .. } => (Health::Up, thresholds.rise),
+        let (is_success, is_silent) = match &observation.outcome {
+            Outcome::Ok { .. } => (true, false),
             Outcome::Failed { reason: FailureKind::Local, .. } => return None,
-            Outcome::Failed { .. } => (Health::Down, thresholds.fall),
+            Outcome::Failed { is_silent, .. } => (false, *is_silent),
         };
-        let (streak, opposite) = match to {
-            Health::Up => (&mut self.successes, &mut self.failures),
-            _ => (&mut self.failures, &mut self.successes),
+        let (streak, opposite) = match is_success {
+            true => (&mut self.successes, &mut self.failures),
+            false => (&mut self.failures, &mut self.successes),
         };
         if opposite.newest.is_some_and(|newest| newest > observation.began) {
             return None;
@@ -110,7 +113,16 @@ impl Machine {
         streak.length = streak.length.saturating_add(1);
         streak.newest = streak.newest.max(Some(observation.began));
         let consecutive = streak.length;
-        if self.view.health == to || consecutive < needed {
+        self.silences = if is_silent { self.silences.saturating_add(1) } else { 0 };
+        let to = match (is_success, self.view.health) {
+            (true, Health::Unknown) => Health::Up,
+            (true, _) if consecutive >= thresholds.rise => Health::Up,
+            (false, _) if self.silences >= thresholds.fall.max(1) => Health::Dead,
+            (_, Health::Dead) if !is_silent => Health::Down,
+            (false, Health::Unknown | Health::Up) if consecutive >= thresholds.fall => Health::Down,
+            (_, same) => same,
+        };
+        if self.view.health == to {
             return None;
         }
         let from = std::mem::replace(&mut self.view.health, to);
@@ -142,7 +154,14 @@ mod tests {
     }
 
     fn failure(reason: FailureKind) -> Outcome {
-        Outcome::Failed { duration: Duration::from_millis(4), reason, detail: reason.name().to_owned() }
+        let detail = reason.name().to_owned();
+        Outcome::Failed { duration: Duration::from_millis(4), reason, is_silent: false, detail }
+    }
+
+    fn silence() -> Outcome {
+        let detail = "no answer".to_owned();
+        let (duration, reason) = (Duration::from_secs(1), FailureKind::Timeout);
+        Outcome::Failed { duration, reason, is_silent: true, detail }
     }
 
     fn result(ok: bool) -> Outcome {
@@ -181,6 +200,24 @@ mod tests {
     fn backend_that_was_down_before_a_restart_needs_rise_successes() {
         let seen = healths(&mut Machine::new(Health::Down), TWO_OF_EACH, [true, true].map(result));
         assert_eq!(seen, [Health::Down, Health::Up]);
+    }
+
+    #[test]
+    fn backend_is_dead_when_nothing_answered_in_all_of_the_last_failures_and_down_once_anything_does() {
+        use Health::{Dead, Down, Unknown, Up};
+        let (ok, no, hush) = (success, || result(false), silence);
+        for (start, outcomes, expected) in [
+            (Up, vec![hush(), hush()], vec![Up, Dead]),
+            (Unknown, vec![hush(), hush()], vec![Unknown, Dead]),
+            (Up, vec![hush(), no(), hush(), hush()], vec![Up, Down, Down, Dead]),
+            (Down, vec![hush(), hush()], vec![Down, Dead]),
+            (Dead, vec![hush(), no(), hush()], vec![Dead, Down, Down]),
+            (Dead, vec![ok(), hush(), hush()], vec![Down, Down, Dead]),
+            (Dead, vec![ok(), ok()], vec![Down, Up]),
+            (Dead, vec![failure(FailureKind::Local)], vec![Dead]),
+        ] {
+            assert_eq!(healths(&mut Machine::new(start), TWO_OF_EACH, outcomes.clone()), expected, "{outcomes:?}");
+        }
     }
 
     #[test]

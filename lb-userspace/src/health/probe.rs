@@ -8,7 +8,7 @@ use hyper::{Request, client::conn::http1, header};
 use hyper_util::rt::TokioIo;
 use tokio::{
     net::{TcpSocket, TcpStream},
-    time::{Instant, timeout},
+    time::{Instant, timeout_at},
 };
 
 use crate::config::model::{HealthCheck, HttpProbe, Probe};
@@ -17,13 +17,12 @@ use crate::config::model::{HealthCheck, HttpProbe, Probe};
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Outcome {
     /// `detail` is what answered: `connected`, or the status.
-    Ok {
-        duration: Duration,
-        detail: String,
-    },
+    Ok { duration: Duration, detail: String },
     Failed {
         duration: Duration,
         reason: FailureKind,
+        /// Nothing answered at all: not even a refusal.
+        is_silent: bool,
         detail: String,
     },
 }
@@ -80,17 +79,26 @@ impl FailureKind {
 /// Probes the server at `address`, within the time-out of `check` as a whole.
 pub async fn probe(address: SocketAddr, check: &HealthCheck) -> Outcome {
     let began = Instant::now();
-    let answered = timeout(check.timeout, async {
-        match &check.probe {
-            Probe::Tcp => connect(address).await.map(|_reset_when_dropped| "connected".to_owned()),
-            Probe::Http(http) => ask(address, http).await,
+    let deadline = began + check.timeout;
+    let connected = timeout_at(deadline, connect(address)).await.unwrap_or_else(|_| Err(timed_out(check.timeout)));
+    let stream = match connected {
+        Ok(stream) => stream,
+        Err(Failure { reason, detail }) => {
+            let is_silent = matches!(reason, FailureKind::Timeout | FailureKind::Unreachable);
+            return Outcome::Failed { duration: began.elapsed(), reason, is_silent, detail };
         }
-    });
-    let answered = answered.await.unwrap_or_else(|_| Err(timed_out(check.timeout)));
+    };
+    let answered = match &check.probe {
+        Probe::Tcp => Ok("connected".to_owned()),
+        Probe::Http(http) => {
+            let answered = timeout_at(deadline, ask(address, stream, http)).await;
+            answered.unwrap_or_else(|_| Err(timed_out(check.timeout)))
+        }
+    };
     let duration = began.elapsed();
     match answered {
         Ok(detail) => Outcome::Ok { duration, detail },
-        Err(Failure { reason, detail }) => Outcome::Failed { duration, reason, detail },
+        Err(Failure { reason, detail }) => Outcome::Failed { duration, reason, is_silent: false, detail },
     }
 }
 
@@ -116,7 +124,7 @@ async fn connect(address: SocketAddr) -> Result<TcpStream, Failure> {
 const READ_BYTES: usize = 8192;
 
 /// The status line if the status is an expected one. The body is not read.
-async fn ask(address: SocketAddr, http: &HttpProbe) -> Result<String, Failure> {
+async fn ask(address: SocketAddr, stream: TcpStream, http: &HttpProbe) -> Result<String, Failure> {
     let host = http.host.clone().unwrap_or_else(|| address.to_string());
     let request = Request::get(&http.path)
         .header(header::HOST, host)
@@ -125,7 +133,6 @@ async fn ask(address: SocketAddr, http: &HttpProbe) -> Result<String, Failure> {
         .header(header::CONNECTION, "close")
         .body(Empty::<Bytes>::new())
         .map_err(|error| Failure { reason: FailureKind::Other, detail: format!("GET {}: {error}", http.path) })?;
-    let stream = connect(address).await?;
     let failed = |error| http_failure(&error);
     let (mut sender, connection) =
         http1::Builder::new().max_buf_size(READ_BYTES).handshake(TokioIo::new(stream)).await.map_err(failed)?;

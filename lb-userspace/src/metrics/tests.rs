@@ -7,7 +7,9 @@ use std::{
 
 use super::*;
 use crate::{
-    api::types::{BackendView, InterfaceView, NatStatus, ReasonView, ServiceView, Status, SyncStatus, TableView},
+    api::types::{
+        BackendView, ExceptionsView, InterfaceView, NatStatus, ReasonView, ServiceView, Status, SyncStatus, TableView,
+    },
     balance::{Declared, digest::digest},
     state::{AdminState, Health, Origin},
 };
@@ -99,6 +101,8 @@ fn service(name: &str, vip: &str, mode: &str, active: Option<u64>) -> ServiceVie
         age_seconds: 17.0,
         ring_size: 16381,
         slots_in_transition: 18,
+        slots_tracked: 19,
+        exceptions: (mode == "dsr-l2").then_some(ExceptionsView { half_open: 1, established: 2, seen: 3 }),
         ring_digest: ring_digest(),
     }
 }
@@ -139,7 +143,9 @@ fn backend(service: &str, address: &str, admin: AdminState, health: Health) -> B
 
 fn reason(interface: &str, kind: &str, reason: &str, packets_total: u64) -> ReasonView {
     ReasonView {
-        interface: interface.to_owned(),
+        interface: Some(interface.to_owned()),
+        service: None,
+        vip: None,
         kind: kind.to_owned(),
         reason: reason.to_owned(),
         help: String::new(),
@@ -194,6 +200,15 @@ fn snapshot() -> Snapshot {
             reason("eth0", "pass", "not_vip", 5),
             reason("eth0", "reject", "no_backend", 6),
             reason("eth0", "forward", "to_backend", 7),
+        ],
+        drops_by_service: vec![
+            ReasonView {
+                interface: None,
+                service: Some("web".to_owned()),
+                vip: Some("192.0.2.10:80".parse().unwrap()),
+                ..reason("", "reject", "no_backend", 6)
+            },
+            reason("", "pass", "not_vip", 5),
         ],
         interfaces: vec![interface("eth0", "native"), interface("eth1", "none")],
     }
@@ -253,6 +268,9 @@ fn services_carry_their_counters_by_vip() {
     }
     assert_eq!(text.value("weir_service_info", &with(&WEB, &[("mode", "nat"), ("policy", "maglev")])), Some(1.0));
     assert_eq!(text.value("weir_flow_exceptions", &with(&WEB, &[("kind", "nat")])), Some(9.0));
+    let why = [("kind", "reject"), ("reason", "no_backend")];
+    assert_eq!(text.value("weir_service_refusals_total", &with(&WEB, &why)), Some(6.0));
+    assert_eq!(text.samples.keys().filter(|(name, _)| name == "weir_service_refusals_total").count(), 1);
     for (state, count) in [("up", 1.0), ("down", 0.0), ("unknown", 0.0), ("draining", 1.0), ("disabled", 0.0)] {
         assert_eq!(text.value("weir_service_backends", &with(&WEB, &[("state", state)])), Some(count), "{state}");
     }
@@ -263,8 +281,15 @@ fn unknown_number_of_connections_is_left_out() {
     let text = scraped();
     for (name, labels) in text.samples.keys() {
         let of_dsr = labels.get("service_name").is_some_and(|name| name == "direct");
-        assert!(!(of_dsr && (name.contains("connections_active") || name.contains("exceptions"))), "{name} {labels:?}");
+        assert!(!(of_dsr && name.contains("connections_active")), "{name} {labels:?}");
     }
+    let direct: Vec<(&str, f64)> = text
+        .samples
+        .iter()
+        .filter(|((name, labels), _)| name == "weir_flow_exceptions" && labels["service_name"] == "direct")
+        .map(|((_, labels), value)| (labels["kind"].as_str(), *value))
+        .collect();
+    assert_eq!(direct, [("established", 2.0), ("half-open", 1.0), ("seen", 3.0)]);
 }
 
 #[test]
@@ -333,6 +358,7 @@ fn rings_appear_once_for_each_family_with_digests_that_a_float_holds() {
         assert_eq!(text.value("weir_ring_declared_digest", &labels), Some(declared));
         assert_eq!(text.value("weir_ring_digest", &labels), Some(owners));
         assert_eq!(text.value("weir_slots_in_transition", &labels), Some(18.0));
+        assert_eq!(text.value("weir_slots_tracked", &labels), Some(19.0));
     }
 }
 

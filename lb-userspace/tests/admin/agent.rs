@@ -7,9 +7,10 @@ use lb_userspace::{
     api::{
         HttpServer, SocketServer,
         handle::{AgentHandle, Command},
+        trace::{SlotView, TraceQuery, TraceView},
         types::{
-            ApiError, BackendTotals, BackendView, Changed, ErrorCode, FlowView, InterfaceView, LookupView, Overall,
-            ReasonView, ServiceView, Snapshot,
+            ApiError, BackendTotals, BackendView, Changed, Choice, ErrorCode, FlowView, InterfaceView, LookupView,
+            Overall, ReasonView, ServiceView, Snapshot,
         },
     },
     state::{AdminState, Health, Origin},
@@ -39,7 +40,7 @@ impl FakeAgent {
         let address = http.address;
         let encode = |snapshot: &Snapshot| format!("weir_backends {}\n# EOF\n", snapshot.backends.len());
         let servers = vec![
-            tokio::spawn(answer(commands, snapshot)),
+            tokio::spawn(answer(commands, snapshot, stopped.clone())),
             tokio::spawn({
                 let (handle, stopped) = (handle.clone(), stopped.clone());
                 async move { server.serve(handle, stopped).await.unwrap() }
@@ -59,7 +60,7 @@ impl FakeAgent {
     }
 }
 
-async fn answer(mut commands: mpsc::Receiver<Command>, mut snapshot: Snapshot) {
+async fn answer(mut commands: mpsc::Receiver<Command>, mut snapshot: Snapshot, stopped: watch::Receiver<bool>) {
     while let Some(command) = commands.recv().await {
         match command {
             Command::Snapshot(answer) => {
@@ -73,8 +74,8 @@ async fn answer(mut commands: mpsc::Receiver<Command>, mut snapshot: Snapshot) {
                     flows().into_iter().filter(|flow| filter.client.is_none_or(|client| flow.client.ip() == client));
                 answer.send(Ok(flows.collect())).ok();
             }
-            Command::Lookup(client, vip, answer) => {
-                answer.send(Ok(lookup(client, vip))).ok();
+            Command::Lookup(query, answer) => {
+                answer.send(Ok(lookup(query.client, query.vip))).ok();
             }
             Command::Drain(of, answer) => {
                 answer.send(change(&mut snapshot, &of.0, |backend| set_admin(backend, AdminState::Draining))).ok();
@@ -93,11 +94,53 @@ async fn answer(mut commands: mpsc::Receiver<Command>, mut snapshot: Snapshot) {
             Command::Diff(answer) => {
                 answer.send(Ok(Vec::new())).ok();
             }
+            Command::Trace(query, answer) => {
+                let (sender, receiver) = mpsc::channel(16);
+                answer.send(Ok(receiver)).ok();
+                tokio::spawn(tell(query, sender, stopped.clone()));
+            }
             Command::Reload { accept_loss, answer } => {
                 let message = format!("reloaded, accept loss: {accept_loss}");
                 answer.send(Ok(Changed { messages: vec![message], backends: Vec::new() })).ok();
             }
         }
+    }
+}
+
+/// A SYN to each VIP, and a packet that was dropped; then nothing more, until nobody listens or the agent stops.
+async fn tell(query: TraceQuery, to: mpsc::Sender<TraceView>, mut stopped: watch::Receiver<bool>) {
+    let decision = |src: &str, dst: &str, verdict: &str, reason: &str| TraceView {
+        at: 1_700_000_000.5,
+        interface: "eth0".to_owned(),
+        hook: "xdp".to_owned(),
+        src: src.parse().unwrap(),
+        dst: dst.parse().unwrap(),
+        to: None,
+        tcp_flags: Some("SYN".to_owned()),
+        sequence: Some(7),
+        length: 60,
+        service: Some("web".to_owned()),
+        vip: Some(dst.parse().unwrap()),
+        slot: Some(slot()),
+        backend: Some("10.2.0.11:8080".parse().unwrap()),
+        rule: Some("ring".to_owned()),
+        why: "the owner of its slot".to_owned(),
+        verdict: verdict.to_owned(),
+        reason: reason.to_owned(),
+        help: "To a backend, by XDP.".to_owned(),
+        missed: 2,
+    };
+    let decisions = [
+        decision("198.51.100.7:40000", "192.0.2.10:80", "forward", "to_backend"),
+        decision("[2001:db8:1::7]:40000", "[2001:db8::10]:80", "forward", "to_backend"),
+        decision("198.51.100.8:40000", "192.0.2.10:80", "drop", "no_route"),
+    ];
+    for decision in decisions.into_iter().filter(|decision| query.fits(decision)) {
+        to.send(decision).await.ok();
+    }
+    tokio::select! {
+        () = to.closed() => {}
+        _ = stopped.wait_for(|stop| *stop) => {}
     }
 }
 
@@ -129,14 +172,29 @@ fn change(
 
 fn lookup(client: SocketAddr, vip: SocketAddr) -> LookupView {
     let served = vip.port() == 80;
+    let backend: Option<SocketAddr> = served.then(|| "10.2.0.11:8080".parse().unwrap());
+    let why = if served { "ring" } else { "port not served" }.to_owned();
     LookupView {
         client,
         vip,
         service: served.then(|| "web".to_owned()),
-        slot: served.then_some(7),
-        backend: served.then(|| "10.2.0.11:8080".parse().unwrap()),
-        why: if served { "ring" } else { "port not served" }.to_owned(),
+        mode: served.then(|| "nat".to_owned()),
+        slot: served.then(slot),
+        backend,
+        why: why.clone(),
         explanation: "canned".to_owned(),
+        under_way: Choice { backend, why, explanation: "canned".to_owned() },
+        entries: Vec::new(),
+    }
+}
+
+fn slot() -> SlotView {
+    SlotView {
+        number: 77,
+        ring_size: 16381,
+        state: "settled".to_owned(),
+        current: Some("10.2.0.11:8080".parse().unwrap()),
+        previous: Some("10.2.0.11:8080".parse().unwrap()),
     }
 }
 
@@ -160,13 +218,11 @@ pub fn snapshot() -> Snapshot {
     let mut snapshot = Snapshot {
         services: vec![service("192.0.2.10"), service("2001:db8::10")],
         backends: vec![backend("10.2.0.11:8080"), backend("[fd02::11]:8080")],
-        drops: vec![ReasonView {
-            interface: "eth0".to_owned(),
-            kind: "drop".to_owned(),
-            reason: "no_route".to_owned(),
-            help: "No route to the backend or the client.".to_owned(),
-            packets_total: 3,
-            packets_per_second: 0.5,
+        drops: vec![ReasonView { interface: Some("eth0".to_owned()), ..dropped() }],
+        drops_by_service: vec![ReasonView {
+            service: Some("web".to_owned()),
+            vip: Some("192.0.2.10:80".parse().unwrap()),
+            ..dropped()
         }],
         interfaces: vec![InterfaceView {
             name: "eth0".to_owned(),
@@ -184,6 +240,19 @@ pub fn snapshot() -> Snapshot {
     snapshot.status.sync.last_success_at = 1.0;
     snapshot.status.backends = BackendTotals { all: 2, up: 2, ..BackendTotals::default() };
     snapshot
+}
+
+fn dropped() -> ReasonView {
+    ReasonView {
+        interface: None,
+        service: None,
+        vip: None,
+        kind: "drop".to_owned(),
+        reason: "no_route".to_owned(),
+        help: "No route to the backend or the client.".to_owned(),
+        packets_total: 3,
+        packets_per_second: 0.5,
+    }
 }
 
 fn service(vip: &str) -> ServiceView {
@@ -208,6 +277,8 @@ fn service(vip: &str) -> ServiceView {
         age_seconds: 60.0,
         ring_size: 16381,
         slots_in_transition: 0,
+        slots_tracked: 0,
+        exceptions: None,
         ring_digest: "00ff".to_owned(),
     }
 }

@@ -71,7 +71,7 @@ async fn every_list_is_a_table_and_valid_json_and_yaml() {
         ("services", "NAMESPACE"),
         ("backends", "SERVICE"),
         ("flows", "CLIENT"),
-        ("drops", "INTERFACE"),
+        ("drops", "SERVICE"),
         ("interfaces", "INTERFACE"),
     ] {
         let table = weir(&agent, &["get", list]).await;
@@ -157,6 +157,51 @@ async fn lookup_exits_with_1_when_no_backend_would_be_chosen() {
     assert!(stdout(&unserved).contains("port not served"));
     let mixed = weir(&agent, &["lookup", "198.51.100.7:40000", "[2001:db8::10]:80"]).await;
     assert!(code(&mixed) == Some(1) && stderr(&mixed).contains("different families"), "{}", stderr(&mixed));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trace_tells_what_fits_a_line_each_and_how_many_were_left_out() {
+    let agent = FakeAgent::start(snapshot()).await;
+    let output = weir(&agent, &["trace", "--vip", "192.0.2.10", "--count", "2"]).await;
+    assert_eq!(code(&output), Some(0), "{}", stderr(&output));
+    let text = stdout(&output);
+    let lines: Vec<&str> = text.lines().collect();
+    assert!(lines.len() == 2 && lines[0].contains("198.51.100.7:40000 -> 192.0.2.10:80 SYN"), "{text}");
+    assert!(lines[1].contains("drop: no_route"), "{text}");
+    assert!(stderr(&output).contains("2 decisions told, at least 4 left out"), "{}", stderr(&output));
+
+    let json = weir(&agent, &["trace", "--drops-only", "--count", "1", "-o", "json"]).await;
+    let json: serde_json::Value = serde_json::from_slice(&json.stdout).unwrap();
+    assert_eq!(json["src"], "198.51.100.8:40000");
+    let timed = weir(&agent, &["trace", "--client", "[2001:db8:1::7]:40000", "--for", "300ms"]).await;
+    assert_eq!((code(&timed), stdout(&timed).lines().count()), (Some(0), 1), "{}", stderr(&timed));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trace_ends_with_a_summary_when_it_is_interrupted_and_with_a_reason_when_the_agent_stops() {
+    let agent = FakeAgent::start(snapshot()).await;
+    let started = |mut command: Command| {
+        tokio::task::spawn_blocking(move || {
+            let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+            let mut lines = BufReader::new(child.stdout.take().unwrap()).lines();
+            // All that the agent has to tell.
+            lines.by_ref().take(3).for_each(|line| drop(line.unwrap()));
+            child
+        })
+    };
+    let ended = |child: std::process::Child| tokio::task::spawn_blocking(|| child.wait_with_output().unwrap());
+    let child = started(command(&agent.socket, &["trace"])).await.unwrap();
+    let pid = nix::unistd::Pid::from_raw(child.id() as i32);
+    nix::sys::signal::kill(pid, nix::sys::signal::Signal::SIGINT).unwrap();
+    let output = ended(child).await.unwrap();
+    assert_eq!(code(&output), Some(0), "{}", stderr(&output));
+    assert!(stderr(&output).contains("3 decisions told"), "{}", stderr(&output));
+
+    let child = started(command(&agent.socket, &["trace"])).await.unwrap();
+    agent.stop().await;
+    let output = ended(child).await.unwrap();
+    assert_eq!(code(&output), Some(1));
+    assert!(stderr(&output).contains("has stopped"), "{}", stderr(&output));
 }
 
 #[tokio::test(flavor = "multi_thread")]

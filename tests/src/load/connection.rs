@@ -19,7 +19,7 @@ use tokio::{
 use super::{Book, Mode, Outcome, Spec, next_port};
 
 /// Connects, asks as the mode says, and writes down what came of it.
-pub async fn talk(spec: &Spec, book: &Book) {
+pub(super) async fn talk(spec: &Spec, book: &Book) {
     let socket = match bound_socket(spec.target) {
         Ok(socket) => socket,
         Err(error) => {
@@ -38,7 +38,7 @@ pub async fn talk(spec: &Spec, book: &Book) {
     book.close(place, outcome);
 }
 
-fn bound_socket(target: SocketAddr) -> io::Result<TcpSocket> {
+pub(crate) fn bound_socket(target: SocketAddr) -> io::Result<TcpSocket> {
     let mut last = None;
     // A port may still be held by a connection of an earlier round.
     for _ in 0..64 {
@@ -122,7 +122,7 @@ fn of_hyper(error: &hyper::Error) -> Outcome {
     Outcome::Other(error.to_string())
 }
 
-fn of_io(error: &io::Error) -> Outcome {
+pub(crate) fn of_io(error: &io::Error) -> Outcome {
     match error.kind() {
         io::ErrorKind::ConnectionRefused => Outcome::Refused,
         io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe | io::ErrorKind::ConnectionAborted => Outcome::Reset,

@@ -6,7 +6,10 @@ use crate::{
 };
 use lb_userspace::{
     api::types::{Finding, Severity},
-    config::model::{Admin, Affinity, Backend, Config, Mode, Service, Snat, SourceAddress, Timeouts, XdpMode},
+    config::model::{
+        Admin, Affinity, Backend, Config, FlowTables, Mode, OnDead, Service, Snat, SourceAddress, Timeouts, Tunnel,
+        XdpMode,
+    },
     dataplane::{
         doctor,
         interfaces::{Netlink, matching},
@@ -19,6 +22,7 @@ fn service(name: &str, vip: &str, mode: Mode, source: SourceAddress, backends: &
     let backend = |address: &&str| Backend {
         address: address.parse().unwrap(),
         weight: 1,
+        tunnel: None,
         zone: None,
         state: AdminState::Active,
     };
@@ -31,6 +35,8 @@ fn service(name: &str, vip: &str, mode: Mode, source: SourceAddress, backends: &
         affinity: Affinity::None,
         ring_size: 1021,
         drain_timeout: Duration::from_secs(60),
+        settle_time: Duration::from_secs(60),
+        on_dead: OnDead::Next,
         health: None,
         backends: backends.iter().map(backend).collect(),
     }
@@ -47,6 +53,8 @@ fn config(services: Vec<Service>) -> Config {
             established: Duration::from_secs(7200),
             closing: Duration::from_secs(60),
         },
+        tunnel: Tunnel::default(),
+        flow_tables: FlowTables::default(),
         admin: Admin { socket: "/run/weir/agent.sock".into(), http: None },
         services,
     }

@@ -197,15 +197,3 @@ fn pin_directory_elsewhere_than_on_a_bpffs_is_refused_with_the_remedy() {
         assert!(!Path::new("/tmp/weir-no-bpffs").exists());
     });
 }
-
-#[test]
-fn pinned_map_of_another_layout_is_refused_by_its_name() {
-    sandbox(async |sandbox| {
-        std::fs::create_dir(sandbox.pin_dir()).unwrap();
-        let pin = sandbox.pin_dir().join("BACKENDS");
-        sandbox
-            .run(&format!("bpftool map create {} type array key 4 value 32 entries 16 name BACKENDS", pin.display()));
-        let refused = DataPath::open(&sandbox.pin_dir(), BpfLog::Off).err().unwrap().to_string();
-        assert!(refused.contains("BACKENDS") && refused.contains("weir cleanup"), "{refused}");
-    });
-}

@@ -1,9 +1,13 @@
 //! The agent's kernel side, on a real kernel: pins, hooks, maps, neighbours. Needs root.
 #![allow(clippy::unwrap_used, reason = "a test's own helpers may fail it")]
 
+mod by_hand;
 mod doctor;
 mod flows;
+mod handover;
 mod hooks;
 mod maps;
+mod migrate;
 mod network;
 mod sandbox;
+mod settle;

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{
     backend::Backend,
@@ -10,10 +10,14 @@ use lb_common::{
     settings::{LAYOUT, Settings},
     slot::Slot,
 };
-use lb_userspace::dataplane::{
-    image::{Image, Write},
-    load::{BpfLog, DataPath},
-    maps::Maps,
+use lb_userspace::{
+    config::model::Prefix,
+    dataplane::{
+        image::{Image, Write},
+        load::{BpfLog, DataPath},
+        maps::Maps,
+        rings::Rings,
+    },
 };
 
 use crate::sandbox::sandbox;
@@ -25,6 +29,8 @@ fn settings() -> Settings {
         ports: PortPool::new([(1024, 32767)], 5),
         flags: Settings::FLAG_KEEP_SOURCE,
         layout: LAYOUT,
+        vary_source_v4: 0,
+        vary_source_v6: 0,
     }
 }
 
@@ -55,6 +61,10 @@ fn backend(address: &str, snat_first: u16) -> Backend {
     }
 }
 
+fn peer(address: &str, len: u8) -> Prefix {
+    Prefix { address: address.parse().unwrap(), len }
+}
+
 #[test]
 fn what_is_written_is_read_again_also_by_the_next_agent() {
     sandbox(async |sandbox| {
@@ -71,24 +81,29 @@ fn what_is_written_is_read_again_also_by_the_next_agent() {
             Write::SnatAddress { index: 2, address: Some("2001:db8::".parse().unwrap()) },
             Write::Backend { index: 1, backend: backend("10.2.0.11", 0) },
             Write::Backend { index: 9, backend: backend("fd02::11", 2) },
-            Write::Slot { at: 14, from: Slot(0), to: Slot::settled(1) },
-            Write::Slot { at: 15, from: Slot(0), to: Slot::new(9, 1, Slot::TRACKED) },
-            // Expects what is not there: left alone.
-            Write::Slot { at: 16, from: Slot::settled(5), to: Slot::settled(1) },
+            Write::Slot { at: 14, from: Slot(0), to: Slot::settled(1), now_ds: 70 },
+            Write::Slot { at: 15, from: Slot(0), to: Slot::new(9, 1, Slot::TRACKED), now_ds: 70 },
+            // Expects what is not there: the owner comes, and what is there stays as the one before.
+            Write::Slot { at: 15, from: Slot::new(5, 2, 0), to: Slot::new(7, 2, 0), now_ds: 80 },
             Write::GracePeriod,
             Write::Service { vip: v4, service: service(14) },
             Write::Service { vip: v6, service: service(21) },
             Write::Address { address: "192.0.2.10".parse().unwrap(), bits: 1 },
             Write::Address { address: "2001:db8::10".parse().unwrap(), bits: 3 },
             Write::WayOut { ifindex: 4, flags: 1 },
+            Write::Peer { prefix: peer("10.0.0.0", 24) },
+            Write::Peer { prefix: peer("10.0.0.0", 25) },
+            Write::Peer { prefix: peer("fd00::1", 128) },
             Write::ClearBackendStats { index: 9 },
             Write::ClearServiceStats { index: 1 },
         ];
         for write in &writes {
-            maps.apply(write).unwrap();
+            let other = maps.apply(write).unwrap();
+            assert_eq!(other.is_some(), matches!(write, Write::Slot { now_ds: 80, .. }), "{write:?}");
         }
+        let peers = BTreeSet::from([peer("10.0.0.0", 24), peer("10.0.0.0", 25), peer("fd00::1", 128)]);
         let mut ring = vec![Slot(0); 7];
-        (ring[0], ring[1]) = (Slot::settled(1), Slot::new(9, 1, Slot::TRACKED));
+        (ring[0], ring[1]) = (Slot::settled(1), Slot::new(7, 1, Slot::TRACKED));
         let expected = Image {
             settings: Some(settings()),
             addresses: BTreeMap::from([("192.0.2.10".parse().unwrap(), 1), ("2001:db8::10".parse().unwrap(), 3)]),
@@ -96,8 +111,15 @@ fn what_is_written_is_read_again_also_by_the_next_agent() {
             rings: BTreeMap::from([(14, ring.into()), (21, [Slot(0); 7].into())]),
             backends: BTreeMap::from([(1, backend("10.2.0.11", 0)), (9, backend("fd02::11", 2))]),
             snat_addresses: vec![Some("10.0.0.1".parse().unwrap()), None, Some("2001:db8::".parse().unwrap())],
+            peers,
             ways_out: BTreeMap::from([(4, 1)]),
         };
+        let clocks = Rings::open(&sandbox.pin_dir()).unwrap();
+        assert_eq!(
+            (clocks.clock(14), clocks.clock(15)),
+            (0, 70),
+            "the clock of a slot counts from when its owners last agreed"
+        );
         assert_eq!(maps.read().unwrap(), expected);
         assert_eq!(Maps::open(&sandbox.pin_dir()).unwrap().read().unwrap(), expected);
 
@@ -108,6 +130,8 @@ fn what_is_written_is_read_again_also_by_the_next_agent() {
             Write::RemoveAddress { address: "192.0.2.10".parse().unwrap() },
             Write::RemoveAddress { address: "2001:db8::10".parse().unwrap() },
             Write::RemoveWayOut { ifindex: 4 },
+            Write::RemovePeer { prefix: peer("10.0.0.0", 24) },
+            Write::RemovePeer { prefix: peer("10.0.0.0", 24) },
             Write::Backend { index: 1, backend: Backend::FREE },
             Write::SnatAddress { index: 2, address: None },
         ] {
@@ -115,6 +139,7 @@ fn what_is_written_is_read_again_also_by_the_next_agent() {
         }
         let left = maps.read().unwrap();
         assert!(left.services.is_empty() && left.addresses.is_empty() && left.ways_out.is_empty());
+        assert_eq!(left.peers, BTreeSet::from([peer("10.0.0.0", 25), peer("fd00::1", 128)]));
         assert_eq!(left.backends.keys().collect::<Vec<_>>(), [&9]);
         assert_eq!(left.snat_addresses, [Some("10.0.0.1".parse().unwrap())]);
     });
@@ -127,6 +152,6 @@ fn writes_beyond_a_map_name_the_map_and_the_key() {
         let mut maps = Maps::open(&sandbox.pin_dir()).unwrap();
         let error = maps.apply(&Write::Backend { index: 1 << 20, backend: Backend::FREE }).unwrap_err().to_string();
         assert!(error.contains("BACKENDS") && error.contains("1048576"), "{error}");
-        assert!(maps.apply(&Write::Slot { at: u32::MAX, from: Slot(0), to: Slot(0) }).is_err());
+        assert!(maps.apply(&Write::Slot { at: u32::MAX, from: Slot(0), to: Slot(0), now_ds: 1 }).is_err());
     });
 }

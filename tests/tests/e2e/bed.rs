@@ -1,8 +1,15 @@
 //! The bed itself, by plain kernel routing: if these fail, the others say nothing about Weir.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::{Ipv6Addr, SocketAddr, TcpListener, TcpStream},
+    sync::{
+        Arc,
+        atomic::{AtomicU32, Ordering},
+    },
+    time::{Duration, Instant},
+};
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use weir_tests::{
     bed::{Bed, Layout, VIPS},
     load::{Load, Outcome, Spec},
@@ -13,8 +20,8 @@ use weir_tests::{
 };
 
 #[test]
-fn client_reaches_every_server_by_plain_routing_in_both_layouts() -> Result<()> {
-    for layout in [Layout::Routed, Layout::SharedL2] {
+fn client_reaches_every_server_by_plain_routing_in_every_layout() -> Result<()> {
+    for layout in [Layout::Routed, Layout::SharedL2, Layout::Tunnelled] {
         let bed = Bed::new(layout, 3)?;
         let _servers = bed.start_web_servers()?;
         for vip in VIPS {
@@ -23,6 +30,46 @@ fn client_reaches_every_server_by_plain_routing_in_both_layouts() -> Result<()> 
                 assert_eq!(page, format!("s{number} 7\n"), "{layout:?}");
             }
         }
+    }
+    Ok(())
+}
+
+#[test]
+fn router_spreads_connections_over_balancers_and_leaves_one_out_that_is_down() -> Result<()> {
+    let bed = Bed::with_balancers(2, 1)?;
+    let arrived = [Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0))];
+    for (netns, arrived) in bed.balancers().zip(&arrived) {
+        netns.ip("addr add 192.0.2.10/32 dev lo\naddr add 2001:db8::10/128 dev lo nodad")?;
+        let listener = netns.run(|| TcpListener::bind((Ipv6Addr::UNSPECIFIED, 80)))??;
+        let arrived = Arc::clone(arrived);
+        // Ends with the process.
+        std::thread::spawn(move || {
+            for _ in listener.incoming().flatten() {
+                arrived.fetch_add(1, Ordering::Relaxed);
+            }
+        });
+    }
+    for vip in VIPS {
+        let connect = |times: u32| -> Result<[u32; 2]> {
+            for _ in 0..times {
+                let target = SocketAddr::new(vip, 80);
+                bed.client
+                    .run(move || TcpStream::connect_timeout(&target, Duration::from_secs(3)))?
+                    .context("refused")?;
+            }
+            std::thread::sleep(Duration::from_millis(50));
+            Ok([0, 1].map(|at: usize| arrived[at].swap(0, Ordering::Relaxed)))
+        };
+        let both = connect(60)?;
+        assert!(both.iter().all(|count| *count > 10), "{vip}: {both:?}");
+        bed.more_lbs[0].ip("link set eth0 down")?;
+        assert_eq!(connect(60)?, [60, 0], "{vip}: the second is down");
+        bed.route_to_balancers(&[1])?;
+        bed.bring_up_balancer(2)?;
+        assert_eq!(connect(60)?, [60, 0], "{vip}: the second is up but left out");
+        bed.route_to_balancers(&[1, 2])?;
+        let both = connect(60)?;
+        assert!(both.iter().all(|count| *count > 10), "{vip}: {both:?}");
     }
     Ok(())
 }

@@ -2,8 +2,16 @@
 
 mod agent;
 mod bed;
+mod churn;
+mod dead;
+mod deluge;
+mod ecmp;
+mod ipip;
 mod modes;
 mod scene;
+mod see;
 mod stack;
+mod stage;
 mod traffic;
+mod upgrade;
 mod volume;

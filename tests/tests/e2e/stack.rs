@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use weir_tests::{
-    bed::{Bed, Layout, VIPS},
+    bed::{Bed, Layout, VIPS, balancer_v4, balancer_v6},
     netns::Netns,
 };
 
@@ -22,6 +22,7 @@ fn traffic_to_the_nodes_own_address_on_the_same_interface_is_untouched() -> Resu
         let own: [IpAddr; 2] = match layout {
             Layout::Routed => ["10.1.0.1".parse()?, "fd01::1".parse()?],
             Layout::SharedL2 => ["10.2.0.5".parse()?, "fd02::5".parse()?],
+            Layout::Tunnelled => [balancer_v4(1), balancer_v6(1)],
         };
         for address in own {
             converse(&scene.bed, SocketAddr::new(address, 22)).with_context(|| format!("{layout:?} {address}"))?;

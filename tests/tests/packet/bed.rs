@@ -123,6 +123,11 @@ pub fn local_backend(family: Family) -> SocketAddr {
     SocketAddr::new(either(family, "10.1.0.1", "fd01::1"), 8080)
 }
 
+/// The first of the addresses that tunnels may come from.
+pub fn source_prefix(family: Family) -> IpAddr {
+    either(family, "10.77.16.0", "fd77::1:0:500:0")
+}
+
 /// Makes all that in this thread's namespace.
 pub fn make() -> Interfaces {
     let mut lines = String::from("link set lo up\n");

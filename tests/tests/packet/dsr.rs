@@ -7,6 +7,8 @@ use lb_common::{
     flow::Family,
     hash::slot_of,
     service::{MODE_DSR_L2, Stats},
+    settings::Settings,
+    slot::Slot,
     verdict::Reason,
 };
 
@@ -21,6 +23,7 @@ use crate::{
 
 fn dsr(rig: &mut Rig, family: Family, backends: u8) {
     rig.nat(family, backends);
+    rig.forget_syns();
     rig.set_service(family, |service| service.mode = MODE_DSR_L2);
     for number in 1..=backends {
         rig.change_backend(number.into(), |backend| {
@@ -106,7 +109,7 @@ fn backend_behind_a_router_is_refused() {
             rig.set_backend(1, entry);
             let talk = Talk::new(family, 1);
             for hook in [Hook::Xdp, Hook::Ingress] {
-                rig.run(hook, rig.on.front, &talk.ask(SYN).frame()).is_dropped(Reason::NotOnLink);
+                rig.run(hook, rig.on.front, &talk.ask(ACK).frame()).is_dropped(Reason::NotOnLink);
             }
         }
     });
@@ -120,7 +123,7 @@ fn neighbour_that_is_not_resolved_is_reached_by_tc() {
             let mut entry = rig.backend_entry(family, bed::silent_backend(family));
             entry.way = WAY_DSR_L2;
             rig.set_backend(1, entry);
-            let segment = Talk::new(family, 1).ask(SYN).timestamp(6);
+            let segment = Talk::new(family, 1).ask(ACK).timestamp(6);
             let frame = segment.frame();
             rig.run(Hook::Xdp, rig.on.front, &frame).is(Action::Pass, Reason::NoNeighbour, &frame);
             let out = segment.ttl(63).frame();
@@ -144,6 +147,37 @@ fn without_an_eligible_backend_everything_is_reset() {
                 }
                 talk.show(rig, &talk.ask(RST)).is_dropped(Reason::StrayReset);
             }
+        }
+    });
+}
+
+#[test]
+fn flow_that_may_have_begun_at_another_build_is_not_guessed_while_that_one_takes_over() {
+    rig(|rig| {
+        for family in Family::BOTH {
+            dsr(rig, family, 2);
+            let change_slots = |rig: &mut Rig, slot: Slot| {
+                (0..RING_LEN).for_each(|at| rig.rings.set(setup::ring_offset(family) + at, slot.0, 0).unwrap());
+            };
+            change_slots(rig, Slot::settled(1).changed(2));
+            let talk = |port| Talk::of(family, SocketAddr::new(bed::client(family).ip(), port), 1);
+            let (seen, begins, unknown) = (talk(6001), talk(6002), talk(6003));
+            let goes = |rig: &Rig, talk: &Talk, flags, number| {
+                let segment = talk.ask(flags);
+                talk.show(rig, &segment).is(Action::Redirect, Reason::ToBackend, &to_backend(&segment, number));
+            };
+            goes(rig, &seen, ACK, 1);
+            rig.change_settings(|settings| settings.flags = Settings::FLAG_HANDOVER);
+            goes(rig, &seen, ACK, 1);
+            goes(rig, &begins, SYN, 2);
+            goes(rig, &begins, ACK, 2);
+            unknown.show(rig, &unknown.ask(ACK)).is_dropped(Reason::Handover);
+            change_slots(rig, Slot::settled(1));
+            goes(rig, &unknown, ACK, 1);
+            change_slots(rig, Slot::settled(1).changed(2));
+            rig.change_settings(|settings| settings.flags = 0);
+            goes(rig, &unknown, ACK, 1);
+            rig.clear(family);
         }
     });
 }

@@ -23,13 +23,19 @@ pub struct Envelope {
     pub src: IpAddr,
     pub dst: IpAddr,
     pub ttl: u8,
+    /// DSCP and ECN.
+    pub class: u8,
     pub id: u16,
+    /// IPv6.
+    pub flow_label: u32,
     /// IPv4 options, a multiple of four bytes.
     pub options: Vec<u8>,
     /// IPv6 extension headers, and the protocol number of the first one.
     pub extensions: Option<(u8, Vec<u8>)>,
     /// IPv4: the fragment offset in eights of bytes, and whether more follow.
     pub fragment: (u16, bool),
+    /// IPv4: the sender does not forbid fragmentation.
+    pub may_be_cut: bool,
 }
 
 impl Envelope {
@@ -40,10 +46,13 @@ impl Envelope {
             src,
             dst,
             ttl: 64,
+            class: 0,
             id: 0x1234,
+            flow_label: 0,
             options: Vec::new(),
             extensions: None,
             fragment: (0, false),
+            may_be_cut: false,
         }
     }
 
@@ -62,8 +71,10 @@ impl Envelope {
         match (self.src, self.dst) {
             (IpAddr::V4(src), IpAddr::V4(dst)) => {
                 let mut ip = Ipv4Header::new(0, self.ttl, protocol, src.octets(), dst.octets()).unwrap();
+                ip.dscp = (self.class >> 2).try_into().unwrap();
+                ip.ecn = (self.class & 3).try_into().unwrap();
                 ip.identification = self.id;
-                ip.dont_fragment = self.fragment == (0, false);
+                ip.dont_fragment = self.fragment == (0, false) && !self.may_be_cut;
                 ip.fragment_offset = IpFragOffset::try_new(self.fragment.0).unwrap();
                 ip.more_fragments = self.fragment.1;
                 ip.options = Ipv4Options::try_from(self.options.as_slice()).unwrap();
@@ -77,9 +88,10 @@ impl Envelope {
                     payload_length: (extensions.len() + payload.len()) as u16,
                     next_header: IpNumber(next),
                     hop_limit: self.ttl,
+                    traffic_class: self.class,
+                    flow_label: self.flow_label.try_into().unwrap(),
                     source: src.octets(),
                     destination: dst.octets(),
-                    ..Default::default()
                 };
                 packet.extend(ip.to_bytes());
                 packet.extend(extensions);

@@ -4,6 +4,7 @@ use lb_common::{
     backend::{ADMIN_DRAINING, Backend, HEALTH_DOWN},
     flow::Family,
     nat::{NAT_FIN_BACKEND, NAT_FIN_CLIENT, NAT_RESET, is_closing},
+    settings::Settings,
     verdict::Reason,
 };
 
@@ -295,6 +296,31 @@ fn established_flow_that_only_one_end_uses_lives() {
                 talk.reply(rig, &talk.answer(ACK));
                 rig.clear(family);
             }
+        }
+    });
+}
+
+#[test]
+fn packets_of_unknown_flows_are_dropped_in_both_directions_while_another_build_takes_over() {
+    rig(|rig| {
+        for family in Family::BOTH {
+            let known = talking(rig, family);
+            rig.change_settings(|settings| settings.flags = Settings::FLAG_HANDOVER);
+            let unknown = Talk::of(family, (bed::other_client(family).ip(), known.client.port() + 2).into(), 1);
+            let asked = unknown.ask(ACK);
+            unknown.show(rig, &asked).is(Action::Drop, Reason::Handover, &asked.frame());
+            let answer = unknown.answer(SYN | ACK).frame();
+            rig.run(Hook::Xdp, rig.on.back, &answer).is(Action::Drop, Reason::Handover, &answer);
+            // What the node's own connections use is not in the pool.
+            let own = known.answer(ACK).between(known.backend, (known.snat.ip(), 40_000).into()).frame();
+            rig.run(Hook::Xdp, rig.on.back, &own).is(Action::Pass, Reason::NotVip, &own);
+            // The known go on, and new ones open.
+            known.send(rig, &known.ask(ACK));
+            known.reply(rig, &known.answer(ACK));
+            Talk::of(family, (known.client.ip(), known.client.port() + 1).into(), 1).handshake(rig);
+            rig.change_settings(|settings| settings.flags = 0);
+            unknown.show(rig, &asked).is(Action::Tx, Reason::UnknownFlow, &reset_of(&asked).frame());
+            rig.clear(family);
         }
     });
 }

@@ -103,6 +103,10 @@ fn given(rig: &mut Rig, family: Family, reason: Reason) -> Option<Ran> {
             rig.run(Hook::Xdp, front, &talk.ask(SYN).between(talk.client, (talk.vip.ip(), 81).into()).frame())
         }
         Reason::UnknownFlow => rig.run(Hook::Xdp, front, &ack),
+        Reason::Handover => {
+            rig.change_settings(|settings| settings.flags = Settings::FLAG_HANDOVER);
+            rig.run(Hook::Xdp, front, &ack)
+        }
         Reason::BackendGone => {
             talk.handshake(rig);
             rig.change_backend(1, |backend| backend.flags = 0);
@@ -149,9 +153,16 @@ fn given(rig: &mut Rig, family: Family, reason: Reason) -> Option<Ran> {
         }
         Reason::NotOnLink => {
             rig.set_service(family, |service| service.mode = MODE_DSR_L2);
-            let backend = Backend { way: WAY_DSR_L2, ..rig.backend_entry(family, bed::routed_backend(family)) };
-            through(rig, Hook::Xdp, backend)
+            rig.set_backend(1, Backend { way: WAY_DSR_L2, ..rig.backend_entry(family, bed::routed_backend(family)) });
+            rig.run(Hook::Xdp, front, &ack)
         }
+        // Of exceptions and tunnels, which the programs don't have yet.
+        Reason::NotPeer
+        | Reason::Decapsulated
+        | Reason::BackendDead
+        | Reason::BackendDeadDrop
+        | Reason::PacketTooBig
+        | Reason::BadInner => return None,
         // Takes two CPUs at the same tuple in the same instant.
         Reason::FlowTable => return None,
         // The kernel refuses a change only when memory is short, or the packet is another one than it was when it was read.

@@ -18,10 +18,13 @@ use aya::{
 use lb_common::{
     backend::Backend,
     flow::{AnyAddr, Family},
-    limits::{map, program},
+    limits::{SYNS_LEN, map, program},
     service::Stats,
     settings::Settings,
-    verdict::{EVENT_CLOSED_REUSED, EVENT_ESTABLISHED_FULL, EVENT_HALF_OPEN_STOLEN, REASONS, Reason, verdict_index},
+    verdict::{
+        EVENT_CLOSED_REUSED, EVENT_ESTABLISHED_FULL, EVENT_EXCEPTIONS_FULL, EVENT_HALF_OPEN_FULL,
+        EVENT_HALF_OPEN_STOLEN, EVENT_SEEN_FULL, EVENT_SYN_AGAIN, EVENT_TOO_BIG_UNSAID, REASONS, Reason, verdict_index,
+    },
 };
 use nix::sched::{CloneFlags, unshare};
 
@@ -39,6 +42,11 @@ pub struct Rig {
     pub rings: Array<MapData, u64>,
     pub snat_addresses: Array<MapData, AnyAddr>,
     cursors: Array<MapData, u64>,
+    syns: Array<MapData, u64>,
+    /// The next hops that the program remembers, as bytes.
+    hops: PerCpuArray<MapData, [u64; 5]>,
+    /// How often it has answered that a packet is too big, as bytes.
+    answered: PerCpuArray<MapData, [u64; 2]>,
     service_stats: PerCpuArray<MapData, Stats>,
     backend_stats: PerCpuArray<MapData, Stats>,
     verdicts: PerCpuArray<MapData, u64>,
@@ -145,6 +153,9 @@ impl Rig {
             rings: take(map::RINGS).try_into().unwrap(),
             snat_addresses: take(map::SNAT_ADDRESSES).try_into().unwrap(),
             cursors: take(map::SNAT_CURSORS).try_into().unwrap(),
+            syns: take(map::SYNS).try_into().unwrap(),
+            hops: take("HOPS").try_into().unwrap(),
+            answered: take("ANSWERED").try_into().unwrap(),
             service_stats: take(map::SERVICE_STATS).try_into().unwrap(),
             backend_stats: take(map::BACKEND_STATS).try_into().unwrap(),
             verdicts: take(map::VERDICTS).try_into().unwrap(),
@@ -170,6 +181,27 @@ impl Rig {
         }
         for ifindex in [self.on.front, self.on.back] {
             self.ways_out.insert(ifindex, 1, 0).unwrap();
+        }
+    }
+
+    /// Forgets the next hop of a backend, as if it had been looked up long ago.
+    pub fn forget_hop(&mut self, index: u32) {
+        let cpus = aya::util::nr_cpus().unwrap();
+        self.hops.set(index, vec![[0; 5]; cpus].try_into().unwrap(), 0).unwrap();
+    }
+
+    /// Forgets how often clients were told that a packet is too big.
+    pub fn forget_answers(&mut self) {
+        let cpus = aya::util::nr_cpus().unwrap();
+        self.answered.set(0, vec![[0; 2]; cpus].try_into().unwrap(), 0).unwrap();
+    }
+
+    /// Forgets the SYNs that other tests have sent.
+    pub fn forget_syns(&mut self) {
+        for place in 0..SYNS_LEN {
+            if self.syns.get(&place, 0).unwrap() != 0 {
+                self.syns.set(place, 0, 0).unwrap();
+            }
         }
     }
 
@@ -344,6 +376,11 @@ fn place_name(place: u32) -> &'static str {
         EVENT_ESTABLISHED_FULL => "established_full",
         EVENT_HALF_OPEN_STOLEN => "half_open_stolen",
         EVENT_CLOSED_REUSED => "closed_reused",
+        EVENT_EXCEPTIONS_FULL => "exceptions_full",
+        EVENT_HALF_OPEN_FULL => "half_open_full",
+        EVENT_SEEN_FULL => "seen_full",
+        EVENT_SYN_AGAIN => "syn_again",
+        EVENT_TOO_BIG_UNSAID => "too_big_unsaid",
         place => {
             Reason::ALL.iter().find(|reason| **reason as u32 == place).map_or("a place without a name", |r| r.name())
         }

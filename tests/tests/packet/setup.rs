@@ -39,6 +39,8 @@ pub fn settings() -> Settings {
         ports: PortPool::new([(1024, 32_767), (61_000, 65_535)], 12_345),
         flags: 0,
         layout: LAYOUT,
+        vary_source_v4: 0,
+        vary_source_v6: 0,
     }
 }
 
@@ -76,6 +78,7 @@ impl Rig {
 
     pub fn set_backend(&mut self, index: u32, backend: Backend) {
         self.backends.set(index, backend, 0).unwrap();
+        self.forget_hop(index);
     }
 
     pub fn change_backend(&mut self, index: u32, change: impl FnOnce(&mut Backend)) {

@@ -8,7 +8,7 @@ use std::{
 
 use aya::{
     Ebpf, Pod,
-    maps::{HashMap, MapData},
+    maps::{HashMap, LpmTrie, MapData, lpm_trie::Key},
 };
 use lb_common::{
     flow::{Addr, AnyAddr, Family, Flow, any_addr, ip_addr},
@@ -67,6 +67,8 @@ impl FamilyAddr for [u32; 4] {
 pub trait Tables: Send {
     fn set_address(&mut self, address: IpAddr, bits: u32);
     fn set_service(&mut self, vip: SocketAddr, service: Service);
+    /// Lets a prefix send encapsulated packets.
+    fn add_peers(&mut self, prefix: IpAddr, bits: u32);
     fn flows(&self, table: Table) -> BTreeMap<Pair, Entry>;
     fn set_flow(&mut self, table: Table, key: Pair, entry: Entry);
     fn remove_flow(&mut self, table: Table, key: Pair);
@@ -78,6 +80,7 @@ pub trait Tables: Send {
 pub struct OfFamily<A> {
     addresses: HashMap<MapData, A, u32>,
     services: HashMap<MapData, VipKey<A>, Service>,
+    peers: LpmTrie<MapData, A, u32>,
     half_open: HashMap<MapData, Flow<A>, NatEntry<A>>,
     established: HashMap<MapData, Flow<A>, NatEntry<A>>,
 }
@@ -89,14 +92,20 @@ where
     NatEntry<A>: Pod,
 {
     pub fn take(ebpf: &mut Ebpf) -> Self {
-        let names = match A::FAMILY {
-            Family::V4 => [map::ADDRESSES_V4, map::SERVICES_V4, map::NAT_HALF_OPEN_V4, map::NAT_ESTABLISHED_V4],
-            Family::V6 => [map::ADDRESSES_V6, map::SERVICES_V6, map::NAT_HALF_OPEN_V6, map::NAT_ESTABLISHED_V6],
-        };
-        let [addresses, services, half_open, established] = names.map(|name| ebpf.take_map(name).unwrap());
+        let [addresses, services, peers] = match A::FAMILY {
+            Family::V4 => [map::ADDRESSES_V4, map::SERVICES_V4, map::PEERS_V4],
+            Family::V6 => [map::ADDRESSES_V6, map::SERVICES_V6, map::PEERS_V6],
+        }
+        .map(|name| ebpf.take_map(name).unwrap());
+        let [half_open, established] = match A::FAMILY {
+            Family::V4 => [map::NAT_HALF_OPEN_V4, map::NAT_ESTABLISHED_V4],
+            Family::V6 => [map::NAT_HALF_OPEN_V6, map::NAT_ESTABLISHED_V6],
+        }
+        .map(|name| ebpf.take_map(name).unwrap());
         Self {
             addresses: addresses.try_into().unwrap(),
             services: services.try_into().unwrap(),
+            peers: peers.try_into().unwrap(),
             half_open: half_open.try_into().unwrap(),
             established: established.try_into().unwrap(),
         }
@@ -131,6 +140,10 @@ where
         self.services.insert(VipKey::tcp(addr::<A>(vip.ip()), vip.port().to_be()), service, 0).unwrap();
     }
 
+    fn add_peers(&mut self, prefix: IpAddr, bits: u32) {
+        self.peers.insert(&Key::new(bits, addr::<A>(prefix)), 1, 0).unwrap();
+    }
+
     fn flows(&self, table: Table) -> BTreeMap<Pair, Entry> {
         let entries = self.table(table).iter().map(|entry| entry.unwrap());
         entries.map(|(key, entry)| (shown(&key), plain(&entry))).collect()
@@ -147,6 +160,10 @@ where
     fn clear(&mut self) {
         clear(&mut self.addresses);
         clear(&mut self.services);
+        let peers: Vec<Key<A>> = self.peers.keys().map(|key| key.unwrap()).collect();
+        for peer in peers {
+            self.peers.remove(&peer).unwrap();
+        }
         clear(&mut self.half_open);
         clear(&mut self.established);
     }

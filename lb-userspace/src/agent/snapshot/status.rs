@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use lb_common::{
     flow::Family,
     limits::{MAX_ADDRESSES, MAX_BACKENDS, MAX_VIP_PORTS, RING_ARENA_SLOTS, map},
-    verdict::{EVENT_ESTABLISHED_FULL, Reason},
+    verdict::{EVENT_ESTABLISHED_FULL, EVENT_EXCEPTIONS_FULL, EVENT_HALF_OPEN_FULL, EVENT_SEEN_FULL, Reason},
 };
 
 use super::super::core::{Agent, unix_now};
@@ -69,6 +69,12 @@ impl Agent {
         }
         degraded.extend(node.unmet.iter().map(|pattern| format!("no interface fits {pattern}")));
         degraded.extend(node.error.iter().cloned());
+        let without_room = self.settled.borrow().without_room();
+        if without_room > 0 {
+            degraded.push(format!(
+                "{without_room} slots wait to settle: ESTABLISHED has no room for their connections (flowTables.established)"
+            ));
+        }
         for service in services.iter().filter(|service| service.backends_eligible == 0) {
             let at = std::net::SocketAddr::new(service.vip, service.port);
             down.push(format!("service {} has no eligible backend for {at}: its connections are reset", service.name));
@@ -76,7 +82,9 @@ impl Agent {
         for backend in backends.iter().filter(|backend| !backend.removed && backend.admin == AdminState::Active) {
             let name = format!("backend {}/{}", backend.service, backend.address);
             match backend.health {
-                Health::Down => degraded.push(format!("{name} is down: {}", backend.reason)),
+                Health::Down | Health::Dead => {
+                    degraded.push(format!("{name} is {}: {}", backend.health.name(), backend.reason));
+                }
                 Health::Unknown if !backend.eligible && backend.weight > 0 => {
                     degraded.push(format!("{name} waits for its first verdict"));
                 }
@@ -124,11 +132,18 @@ impl Agent {
                 // The program counts both families together; the established table of IPv4 stands for both.
                 let full = sample.total(EVENT_ESTABLISHED_FULL);
                 let refused = sample.total(Reason::FlowTable as u32);
-                BTreeMap::from([(map::NAT_ESTABLISHED_V4, full), (map::NAT_HALF_OPEN_V4, refused)])
+                BTreeMap::from([
+                    (map::NAT_ESTABLISHED_V4, full),
+                    (map::NAT_HALF_OPEN_V4, refused),
+                    (map::ESTABLISHED_V4, sample.total(EVENT_EXCEPTIONS_FULL)),
+                    (map::HALF_OPEN_V4, sample.total(EVENT_HALF_OPEN_FULL)),
+                    (map::SEEN_V4, sample.total(EVENT_SEEN_FULL)),
+                ])
             })
             .unwrap_or_default();
         let census = self.census.borrow();
-        views.extend(census.census.tables.iter().map(|fill| TableView {
+        let settled = self.settled.borrow();
+        views.extend(census.census.tables.iter().chain(&settled.census.tables).map(|fill| TableView {
             insert_failures: failures.get(fill.map).copied().unwrap_or(0),
             ..view(fill.map, fill.entries, fill.max_entries)
         }));
@@ -158,7 +173,7 @@ const TIGHT: f64 = 0.9;
 /// The tables of established flows that are nearly full, one sentence each. The half-open ones make room themselves, and what configuration fills is
 /// refused before it is too much.
 fn shortages(tables: &[TableView]) -> Vec<String> {
-    let of_flows = [map::NAT_ESTABLISHED_V4, map::NAT_ESTABLISHED_V6];
+    let of_flows = [map::NAT_ESTABLISHED_V4, map::NAT_ESTABLISHED_V6, map::ESTABLISHED_V4, map::ESTABLISHED_V6];
     tables
         .iter()
         .filter(|table| of_flows.contains(&table.map.as_str()))
@@ -173,7 +188,7 @@ fn totals(backends: &[BackendView]) -> BackendTotals {
     BackendTotals {
         all: backends.len() as u32,
         up: count(&|backend| active(backend) && (backend.health == Health::Up || backend.eligible)),
-        down: count(&|backend| active(backend) && backend.health == Health::Down),
+        down: count(&|backend| active(backend) && backend.health.is_down()),
         unknown: count(&|backend| active(backend) && backend.health == Health::Unknown && !backend.eligible),
         draining: count(&|backend| backend.admin == AdminState::Draining),
         disabled: count(&|backend| backend.admin == AdminState::Disabled),

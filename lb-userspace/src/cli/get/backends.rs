@@ -5,10 +5,7 @@ use super::{
     super::{client::Client, table::Column, text},
     Listing,
 };
-use crate::{
-    api::types::BackendView,
-    state::{AdminState, Health},
-};
+use crate::{api::types::BackendView, state::AdminState};
 
 /// List backends
 ///
@@ -75,9 +72,8 @@ fn state(backend: &BackendView) -> String {
         AdminState::Disabled => "disabled".to_owned(),
         _ if backend.removed => format!("draining (removed, {left})"),
         AdminState::Draining => format!("draining ({left})"),
-        AdminState::Active if backend.eligible && backend.health == Health::Down => "serving (fail open)".to_owned(),
         AdminState::Active if backend.eligible => "serving".to_owned(),
-        AdminState::Active if backend.health == Health::Down => "down".to_owned(),
+        AdminState::Active if backend.health.is_down() => backend.health.name().to_owned(),
         AdminState::Active if backend.weight == 0 => "idle (weight 0)".to_owned(),
         // Not yet: its first verdict is awaited.
         AdminState::Active => "waiting".to_owned(),
@@ -90,7 +86,7 @@ pub(in crate::cli) mod tests {
         super::super::{output::Style, table::table},
         *,
     };
-    use crate::state::Origin;
+    use crate::state::{Health, Origin};
 
     /// A backend that serves.
     pub(in crate::cli) fn backend(address: &str) -> BackendView {
@@ -165,7 +161,6 @@ web       [fd02::11]:8080   unknown   unknown   1        draining   up       dra
         let base = || BackendView { eligible: false, ..backend("10.2.0.11:8080") };
         let down = BackendView { health: Health::Down, ..base() };
         assert_eq!(state(&down), "down");
-        assert_eq!(state(&BackendView { eligible: true, ..down }), "serving (fail open)");
         assert_eq!(state(&BackendView { admin: AdminState::Disabled, ..base() }), "disabled");
         assert_eq!(state(&BackendView { weight: 0, ..base() }), "idle (weight 0)");
         let removed = BackendView { removed: true, admin: AdminState::Draining, ..base() };

@@ -10,14 +10,16 @@ use crate::api::types::{BackendSelector, FlowFilter, FlowView};
 
 /// List flows that have an entry of their own
 ///
-/// WHY says why a flow has an entry: in mode `nat` every flow has one (`nat`). Flows of settled slots in DSR modes have none:
-/// `weir lookup` says where they go.
+/// WHY says why a flow has an entry. In mode `nat` every flow has one (`nat`). In DSR modes only exceptions have one: what was `opened in transition`
+/// (while its slot was changing owners, so the slot alone does not say where it goes), and what was `kept when its slot settled`. All other flows go
+/// where the ring says: ask `weir lookup`. AGE is known of no flow yet.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
   weir get flows --backend web/10.2.0.11:8080
   weir get flows --client 198.51.100.7 -o wide
-  weir get flows --vip 2001:db8::10 --limit 20")]
+  weir get flows --vip 2001:db8::10 --limit 20
+  weir get flows --seen -o json | jq -r '.[].why' | sort | uniq -c")]
 pub struct Flows {
     /// Only those of this client
     #[arg(long, value_name = "ADDRESS")]
@@ -28,6 +30,9 @@ pub struct Flows {
     /// Only those to this VIP
     #[arg(long, value_name = "ADDRESS")]
     vip: Option<IpAddr>,
+    /// Also flows that were `seen in transition`: old flows of a slot that is changing owners, which go where the ring says
+    #[arg(long)]
+    seen: bool,
     /// At most so many
     #[arg(long, env = "WEIR_LIMIT", default_value_t = 1000)]
     limit: usize,
@@ -41,6 +46,7 @@ impl Flows {
             client: self.client,
             backend: self.backend.map(BackendSelector),
             vip: self.vip,
+            seen: self.seen,
             limit: Some(self.limit),
         };
         let fetch = async || client.get_with("/v1/flows", &filter).await;

@@ -4,12 +4,14 @@ use super::{
     super::{client::Client, table::Column, text},
     Listing,
 };
-use crate::api::types::ServiceView;
+use crate::{api::types::ServiceView, config::model::Mode};
 
 /// List services, a line for each VIP and port
 ///
 /// BACKENDS is how many get new flows, of how many. CONNS is connections open now; `unknown` in DSR modes, where answers
-/// don't pass here.
+/// don't pass here. With `-o wide`: IN-TRANSITION is slots whose owner has changed and that have not settled, TRACKED those that have and still have
+/// exceptions, or may; EXCEPTIONS is flows with an entry because the ring alone does not say where they go (`none` in `nat`, where all have one);
+/// RING-DIGEST is equal on balancers that were told the same (its first half) and whose slots have the same owners (its second).
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -46,8 +48,18 @@ const COLUMNS: &[Column<ServiceView>] = &[
     Column::wide("BYTES-OUT", |service, _| text::bytes(service.reply_bytes_total)),
     Column::wide("SLOTS", |service, _| service.ring_size.to_string()),
     Column::wide("IN-TRANSITION", |service, _| service.slots_in_transition.to_string()),
+    Column::wide("TRACKED", |service, _| service.slots_tracked.to_string()),
+    Column::wide("EXCEPTIONS", |service, _| exceptions(service)),
     Column::wide("RING-DIGEST", |service, _| service.ring_digest.clone()),
 ];
+
+/// Without those of SEEN, which go where the ring says.
+fn exceptions(service: &ServiceView) -> String {
+    match (service.exceptions, service.mode == Mode::Nat.name()) {
+        (_, true) => "none".to_owned(),
+        (counts, _) => text::known(counts.map(|counts| counts.half_open + counts.established)),
+    }
+}
 
 #[cfg(test)]
 mod tests {
@@ -55,6 +67,7 @@ mod tests {
         super::super::{output::Style, table::table},
         *,
     };
+    use crate::api::types::ExceptionsView;
 
     #[test]
     fn services_have_the_columns_that_are_promised() {
@@ -79,12 +92,22 @@ mod tests {
             age_seconds: 3700.0,
             ring_size: 16381,
             slots_in_transition: 0,
+            slots_tracked: 0,
+            exceptions: None,
             ring_digest: "00ff".to_owned(),
         };
         let expected = "\
 NAMESPACE   NAME   VIP            PORT   PROTO   MODE     POLICY   BACKENDS   CONNS     AGE
 none        web    2001:db8::10   80     TCP     dsr-l2   maglev   2/3        unknown   1h1m
 ";
-        assert_eq!(table(COLUMNS, &[service], Style { wide: false, headers: true, now: 0.0 }), expected);
+        let style = Style { wide: false, headers: true, now: 0.0 };
+        assert_eq!(table(COLUMNS, std::slice::from_ref(&service), style), expected);
+
+        let exceptions = Some(ExceptionsView { half_open: 1, established: 2, seen: 40 });
+        let moving = ServiceView { slots_in_transition: 8, slots_tracked: 9, exceptions, ..service };
+        let shown = table(COLUMNS, &[moving], Style { wide: true, ..style });
+        let (header, row) = shown.split_once('\n').unwrap();
+        assert!(header.ends_with("SLOTS   IN-TRANSITION   TRACKED   EXCEPTIONS   RING-DIGEST"), "{header}");
+        assert!(row.ends_with("16381   8               9         3            00ff\n"), "{row}");
     }
 }

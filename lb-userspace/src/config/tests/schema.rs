@@ -1,6 +1,6 @@
 use serde_json::Value;
 
-use super::super::{document, example, health, schema, service};
+use super::super::{document, example, health, schema, service, tunnel};
 
 /// The words of a schema, which schemars keeps in `enum` without and in `const` with a description.
 fn words(of: &Value) -> Vec<&str> {
@@ -67,6 +67,8 @@ fn the_schema_names_the_keys_and_words_that_the_reader_knows() {
         (&schema["$defs"]["Snat"], &document::SNAT_KEYS),
         (&schema["$defs"]["Timeouts"], &document::TIMEOUT_KEYS),
         (&schema["$defs"]["Admin"], &document::ADMIN_KEYS),
+        (&schema["$defs"]["Tunnel"], &tunnel::KEYS),
+        (&schema["$defs"]["FlowTables"], &document::FLOW_TABLE_KEYS),
         (&schema["$defs"]["Service"], &service::KEYS),
         (&schema["$defs"]["Backend"], &service::BACKEND_KEYS),
         (&schema["$defs"]["Health"], &health::KEYS),
@@ -82,14 +84,18 @@ fn the_schema_names_the_keys_and_words_that_the_reader_knows() {
     for (of, known) in [
         ("XdpMode", document::XDP_MODES.map(|(word, _)| word).to_vec()),
         ("Mode", service::MODES.map(|(word, _)| word).to_vec()),
+        ("OnDead", service::ON_DEAD.map(|(word, _)| word).to_vec()),
         ("Source", service::SOURCES.map(|(word, _)| word).to_vec()),
         ("Affinity", service::AFFINITIES.map(|(word, _)| word).to_vec()),
         ("AdminState", service::STATES.map(|(word, _)| word).to_vec()),
     ] {
         assert_eq!(words(&schema["$defs"][of]), known, "{of}: {}", schema["$defs"][of]);
     }
-    assert_eq!(schema["required"], serde_json::json!(["version", "interfaces", "services"]));
+    assert_eq!(schema["required"], serde_json::json!(["version", "interfaces"]));
     assert_eq!(schema["$defs"]["Service"]["required"], serde_json::json!(["name", "vips", "port", "backends"]));
     assert_eq!(schema["$defs"]["Service"]["properties"]["port"]["maximum"], 65535);
+    let sizes = &schema["$defs"]["FlowTables"]["properties"]["seen"];
+    assert_eq!(sizes["minimum"], *document::FLOW_TABLE_SIZES.start());
+    assert_eq!(sizes["maximum"], *document::FLOW_TABLE_SIZES.end());
     assert_eq!(schema["properties"]["hashSeed"]["pattern"], "^[0-9a-fA-F]{32}$");
 }

@@ -45,11 +45,11 @@ pub(super) async fn findings(
             findings.push(error(
                 check,
                 format!("{address} is behind a router, and `dsr-l2` reaches only what is on the link (not_on_link)"),
-                "use mode `nat`, or put the balancer on the backend's network",
+                "use mode `dsr-ipip` or `nat`, or put the balancer on the backend's network",
             ));
             continue;
         }
-        if !is_direct && service.source == SourceAddress::Translate && !ours.contains(&route.ifindex) {
+        if service.mode == Mode::Nat && service.source == SourceAddress::Translate && !ours.contains(&route.ifindex) {
             let out = name(route.ifindex);
             findings.push(error(
                 check,
@@ -76,9 +76,11 @@ pub(super) async fn findings(
     Ok(findings)
 }
 
-/// Each address of each service once.
+/// Each address to which packets of each service go, once.
 fn backends(config: &Config) -> Vec<(&Service, IpAddr)> {
-    let addresses =
-        |service: &Service| service.backends.iter().map(|backend| backend.address.ip()).collect::<BTreeSet<IpAddr>>();
+    let addresses = |service: &Service| {
+        let to = service.backends.iter().map(|backend| backend.tunnel.unwrap_or(backend.address.ip()));
+        to.collect::<BTreeSet<IpAddr>>()
+    };
     config.services.iter().flat_map(|service| addresses(service).into_iter().map(move |ip| (service, ip))).collect()
 }

@@ -102,8 +102,7 @@ fn forwarding(config: &Config, interface: &Interface) -> Vec<Finding> {
 /// Answers that do not come back the way the request went.
 fn reverse_path(config: &Config, interface: &Interface) -> Option<Finding> {
     let asymmetric = config.services.iter().find(|service| {
-        (service.mode == Mode::DsrL2 || service.source == SourceAddress::Keep)
-            && service.vips.iter().any(IpAddr::is_ipv4)
+        (service.mode.is_dsr() || service.source == SourceAddress::Keep) && service.vips.iter().any(IpAddr::is_ipv4)
     })?;
     let read =
         |name: &str| sysctl(&format!("net/ipv4/conf/{name}/rp_filter")).and_then(|value| value.parse::<u8>().ok());

@@ -1,6 +1,6 @@
 //! The entries of `BACKENDS`: those that are wanted, those that drain, those that are gone.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::IpAddr};
 
 use lb_common::{
     backend::{self, Backend},
@@ -9,10 +9,10 @@ use lb_common::{
 };
 
 use super::{
-    FlowUse, Image, Leaving, Plan, PlanError, Wanted, WantedBackend, WantedService, address, nanoseconds, snat, way,
+    FlowUse, Image, Leaving, Plan, PlanError, Wanted, WantedBackend, WantedService, address, nanoseconds, snat,
 };
 use crate::{
-    config::model::Mode,
+    config::model::{Mode, OnDead},
     dataplane::arena::Numbers,
     state::{AdminState, BackendId, Health},
 };
@@ -61,11 +61,12 @@ pub fn place(
     }
     // Those that drain keep the SNAT addresses that their flows use; the wanted ones choose among the rest.
     for (index, backend) in unclaimed {
-        let timeout = plan.services.iter().find(|(_, id)| **id == backend.service).and_then(|(name, _)| {
-            let service = wanted.services.iter().find(|service| service.name == *name)?;
-            Some(service.drain_timeout)
-        });
-        let entry = leave(index, backend, timeout.map(nanoseconds), in_use, now_ns, plan);
+        let service = plan
+            .services
+            .iter()
+            .find(|(_, id)| **id == backend.service)
+            .and_then(|(name, _)| wanted.services.iter().find(|service| service.name == *name));
+        let entry = leave(index, backend, service, in_use, now_ns, plan);
         if entry.family != 0 {
             blocks.keep(programmed, &entry);
         }
@@ -79,7 +80,7 @@ pub fn place(
             Some(before) => before.generation,
             None => programmed.backends.get(&index).map_or(0, |free| free.generation).wrapping_add(1).max(1),
         };
-        let entry = entry(service, wanted, before.as_ref(), now_ns, plan);
+        let entry = entry(index, service, wanted, before.as_ref(), now_ns, plan);
         let entry = Backend { generation, service: id, snat_first, snat_count, ..entry };
         plan.target.backends.insert(index, entry);
     }
@@ -97,7 +98,7 @@ pub fn place(
 /// the flows of the old one go on as they began.
 pub fn is_same(backend: &Backend, service: &WantedService, wanted: &WantedBackend) -> bool {
     address(backend) == Some(wanted.address)
-        && backend.way == way(service.mode)
+        && is_way_of(backend.way, service.mode)
         && (backend.flags & Backend::FLAG_KEEP_SOURCE != 0) == keeps_source(service, wanted)
 }
 
@@ -107,7 +108,26 @@ fn keeps_source(service: &WantedService, wanted: &WantedBackend) -> bool {
     service.keeps_source || (wanted.is_local && service.mode == Mode::Nat)
 }
 
+/// A backend whose tunnel moves to another address, also one of the other family, is the same.
+pub const fn is_way_of(way: u8, mode: Mode) -> bool {
+    match mode {
+        Mode::Nat => way == backend::WAY_NAT,
+        Mode::DsrL2 => way == backend::WAY_DSR_L2,
+        Mode::DsrIpip => way == backend::WAY_IPIP_V4 || way == backend::WAY_IPIP_V6,
+    }
+}
+
+const fn way(mode: Mode, tunnel: IpAddr) -> u8 {
+    match (mode, tunnel) {
+        (Mode::Nat, _) => backend::WAY_NAT,
+        (Mode::DsrL2, _) => backend::WAY_DSR_L2,
+        (Mode::DsrIpip, IpAddr::V4(_)) => backend::WAY_IPIP_V4,
+        (Mode::DsrIpip, IpAddr::V6(_)) => backend::WAY_IPIP_V6,
+    }
+}
+
 fn entry(
+    index: u32,
     service: &WantedService,
     wanted: &WantedBackend,
     before: Option<&Backend>,
@@ -128,9 +148,26 @@ fn entry(
             (backend::ADMIN_DRAINING, now_ns < until_ns)
         }
     };
+    let policy = end_of_flows(service);
+    let is_dead = is_serving && is_dead(service, wanted);
     let mut flags = 0;
+    if is_dead {
+        flags |= policy;
+    } else if admin == backend::ADMIN_DRAINING && !is_serving && policy != 0 {
+        // For a settle time its flows are ended as the service says, then they are forgotten.
+        let ends_ns = draining_since_ns.saturating_add(timeout_ns).saturating_add(nanoseconds(service.settle_time));
+        if now_ns < ends_ns {
+            flags |= policy;
+            plan.ends(ends_ns);
+        }
+    }
+    if !is_serving && flags == 0 {
+        plan.over.insert(index);
+    }
+    let tunnel = wanted.tunnel.filter(|_| service.mode == Mode::DsrIpip);
+    let tunnel_to = tunnel.map_or(wanted.address.ip(), |tunnel| tunnel.to);
     for (is_set, flag) in [
-        (is_serving, Backend::FLAG_SERVING),
+        (is_serving && !is_dead, Backend::FLAG_SERVING),
         (wanted.is_local, Backend::FLAG_LOCAL),
         (keeps_source(service, wanted), Backend::FLAG_KEEP_SOURCE),
     ] {
@@ -140,46 +177,96 @@ fn entry(
         address: any_addr(wanted.address.ip()),
         port_be: wanted.address.port().to_be(),
         family: Family::of(&wanted.address.ip()).number(),
-        way: way(service.mode),
+        way: way(service.mode, tunnel_to),
+        tunnel: if service.mode == Mode::DsrIpip { any_addr(tunnel_to) } else { Default::default() },
+        tunnel_source: tunnel.and_then(|tunnel| tunnel.source).map(any_addr).unwrap_or_default(),
         flags,
         admin,
         health: match wanted.health {
             Health::Unknown => backend::HEALTH_UNKNOWN,
             Health::Up => backend::HEALTH_UP,
             Health::Down => backend::HEALTH_DOWN,
+            Health::Dead => backend::HEALTH_DEAD,
         },
-        drain_timeout_ms: u32::try_from(service.drain_timeout.as_millis()).unwrap_or(u32::MAX),
+        drain_timeout_ms: service.drain_timeout.as_millis().try_into().unwrap_or(backend::Milliseconds::MAX),
         draining_since_ns,
         health_since_unix_ns: wanted.health_since_unix_ns,
         ..Backend::FREE
     }
 }
 
-/// The entry of a backend that is not declared: it drains, or it is gone. `timeout_ns` is that of its service, if that is still there.
+/// The flags under which the program ends the flows of a backend that does not serve; none: they go to their slot's owner.
+const fn end_of_flows(service: &WantedService) -> u32 {
+    match service.on_dead {
+        OnDead::Next => 0,
+        OnDead::Reset => Backend::FLAG_RESET,
+        OnDead::Drop => Backend::FLAG_DROP,
+    }
+}
+
+/// Whether its flows end because nothing answers at it while others live: if most were silent, the fault would rather be this node's.
+fn is_dead(service: &WantedService, wanted: &WantedBackend) -> bool {
+    let keeps = service.mode == Mode::Nat && service.on_dead == OnDead::Next;
+    let peers = || {
+        let is_peer = |one: &&WantedBackend| one.address.is_ipv4() == wanted.address.is_ipv4();
+        service.backends.iter().filter(is_peer).filter(|one| one.admin != AdminState::Disabled)
+    };
+    let up = peers().filter(|one| one.health == Health::Up).count();
+    wanted.health == Health::Dead && !keeps && up * 2 >= peers().count()
+}
+
+/// The entry of a backend that is not declared: it drains, or it is gone. `service` is its own, if that is still there.
 fn leave(
     index: u32,
     before: &Backend,
-    timeout_ns: Option<u64>,
+    service: Option<&WantedService>,
     in_use: &FlowUse,
     now_ns: u64,
     plan: &mut Plan,
 ) -> Backend {
-    let Some(address) = address(before).filter(|_| is_well_formed(before) && before.is_serving()) else {
-        return free(before);
-    };
-    let timeout_ns = timeout_ns.unwrap_or(u64::from(before.drain_timeout_ms) * 1_000_000);
+    if before.admin == backend::ADMIN_GONE {
+        return end(before, service, now_ns, plan);
+    }
+    let Some(address) = address(before).filter(|_| is_well_formed(before)) else { return free(before) };
+    if !before.is_serving() {
+        return match before.health {
+            // Nobody probes it any more: it is gone now, whatever it would still do.
+            backend::HEALTH_DEAD => end(&Backend { draining_since_ns: now_ns, ..*before }, service, now_ns, plan),
+            _ => free(before),
+        };
+    }
+    let timeout_ns = service
+        .map(|service| nanoseconds(service.drain_timeout))
+        .unwrap_or(u64::from(before.drain_timeout_ms) * 1_000_000);
     let since_ns = drains_since(before, now_ns).unwrap_or(now_ns);
     let until_ns = since_ns.saturating_add(timeout_ns);
     let has_no_flow = before.way == backend::WAY_NAT
         && before.admin == backend::ADMIN_REMOVED
         && in_use.is_after(since_ns)
         && !in_use.busy.contains(&index);
-    if now_ns >= until_ns || has_no_flow {
+    if has_no_flow {
         return free(before);
+    }
+    if now_ns >= until_ns {
+        return end(&Backend { draining_since_ns: until_ns, ..*before }, service, now_ns, plan);
     }
     plan.ends(until_ns);
     plan.leaving.push(Leaving { index, service: before.service, address, until_ns });
     Backend { admin: backend::ADMIN_REMOVED, draining_since_ns: since_ns, ..*before }
+}
+
+/// The entry of a backend whose drain has ended, at `draining_since_ns`: free, or kept for a settle time so that its flows are ended as its service says.
+fn end(before: &Backend, service: Option<&WantedService>, now_ns: u64, plan: &mut Plan) -> Backend {
+    let Some(service) = service.filter(|service| service.mode.is_dsr() && end_of_flows(service) != 0) else {
+        return free(before);
+    };
+    let ends_ns = before.draining_since_ns.saturating_add(nanoseconds(service.settle_time));
+    if now_ns >= ends_ns || !is_well_formed(before) {
+        return free(before);
+    }
+    plan.ends(ends_ns);
+    const ENDS: u32 = Backend::FLAG_SERVING | Backend::FLAG_RESET | Backend::FLAG_DROP;
+    Backend { admin: backend::ADMIN_GONE, flags: before.flags & !ENDS | end_of_flows(service), ..*before }
 }
 
 fn free(before: &Backend) -> Backend {
@@ -193,8 +280,12 @@ fn drains_since(before: &Backend, now_ns: u64) -> Option<u64> {
 }
 
 fn is_well_formed(backend: &Backend) -> bool {
-    const KNOWN: u32 = Backend::FLAG_SERVING | Backend::FLAG_LOCAL | Backend::FLAG_KEEP_SOURCE;
-    [backend::WAY_NAT, backend::WAY_DSR_L2].contains(&backend.way)
-        && (backend::ADMIN_ACTIVE..=backend::ADMIN_REMOVED).contains(&backend.admin)
+    const KNOWN: u32 = Backend::FLAG_SERVING
+        | Backend::FLAG_LOCAL
+        | Backend::FLAG_KEEP_SOURCE
+        | Backend::FLAG_RESET
+        | Backend::FLAG_DROP;
+    (backend::WAY_NAT..=backend::WAY_IPIP_V6).contains(&backend.way)
+        && (backend::ADMIN_ACTIVE..=backend::ADMIN_GONE).contains(&backend.admin)
         && backend.flags & !KNOWN == 0
 }

@@ -33,11 +33,12 @@ pub fn recover(wanted: &Wanted, programmed: &Image) -> Recovered {
             let found = of_service
                 .into_iter()
                 .flatten()
-                .find(|(_, backend)| is_same(backend, service, wanted) && backend.admin != backend::ADMIN_REMOVED);
+                .find(|(_, backend)| is_same(backend, service, wanted) && !is_leaving(backend));
             let Some((index, backend)) = found else { continue };
             let health = match backend.health {
                 backend::HEALTH_UP => Health::Up,
                 backend::HEALTH_DOWN => Health::Down,
+                backend::HEALTH_DEAD => Health::Dead,
                 _ if owners.contains(index) => Health::Up,
                 _ => Health::Unknown,
             };
@@ -46,4 +47,8 @@ pub fn recover(wanted: &Wanted, programmed: &Image) -> Recovered {
         }
     }
     recovered
+}
+
+const fn is_leaving(backend: &Backend) -> bool {
+    backend.admin == backend::ADMIN_REMOVED || backend.admin == backend::ADMIN_GONE
 }

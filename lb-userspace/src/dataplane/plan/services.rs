@@ -55,7 +55,8 @@ pub fn place(
             let is_running =
                 programmed.services.values().any(|before| (before.ring_offset, before.ring_len) == (offset, len));
             let before = programmed.rings.get(&offset).filter(|_| is_running);
-            let slots = memo.slots((id, *family), ring, indexes, before);
+            let change = Change::of(service, id, plan, memo);
+            let slots = memo.slots((id, *family), ring, indexes, change, before);
             plan.target.rings.insert(offset, slots);
             for vip in vips {
                 let stats = stats
@@ -104,20 +105,71 @@ pub fn place(
     Ok(())
 }
 
-/// A slot of a running ring whose owner is to be `owner`. In `nat` every flow has its entry, so the slot settles at once; where flows have
-/// none, this is where the transition begins that keeps them.
-fn next_slot(_before: Slot, owner: u32) -> Slot {
-    Slot::settled(owner)
+/// How the slots of a ring change owner.
+#[derive(Clone, PartialEq, Eq, Debug)]
+enum Change {
+    /// In `nat` every flow has its entry, so a slot settles at once.
+    AtOnce,
+    /// A service of a DSR mode begins: flows that it did not see begin, which another node or this one before its boot had, are at the owner that the
+    /// ring names once all backends have been judged. Flows that it sees begin leave entries meanwhile.
+    Begins,
+    /// In DSR flows have none: old ones go on at the previous owner if that is one of these, whose flows are not over.
+    Transition(BTreeSet<u32>),
+}
+
+impl Change {
+    fn of(service: &WantedService, id: u32, plan: &Plan, memo: &Memo) -> Self {
+        if !service.mode.is_dsr() {
+            return Change::AtOnce;
+        }
+        if memo.beginning.contains(&service.name) {
+            return Change::Begins;
+        }
+        let keep = plan
+            .target
+            .backends
+            .iter()
+            .filter(|(index, backend)| backend.service == id && backend.family != 0 && !plan.over.contains(index));
+        Change::Transition(keep.map(|(index, _)| *index).collect())
+    }
+
+    /// A slot of a running ring whose owner is to be `owner`.
+    fn next(&self, before: Slot, owner: u32) -> Slot {
+        match self {
+            Change::AtOnce => Slot::settled(owner),
+            Change::Begins => Slot::new(owner, owner, before.flags() | Slot::TRACKED),
+            Change::Transition(keep) => {
+                let slot = before.changed(owner);
+                match keep.contains(&slot.previous()) {
+                    true => slot,
+                    false => slot.without(slot.previous()),
+                }
+            }
+        }
+    }
+
+    /// A slot of a ring that nobody uses yet.
+    fn first(&self, owner: u32) -> Slot {
+        match self {
+            Change::Begins => Slot::new(owner, owner, Slot::TRACKED),
+            Change::AtOnce | Change::Transition(_) => Slot::settled(owner),
+        }
+    }
 }
 
 /// The slots of each ring as they were decided last, and by what.
 #[derive(Default, Debug)]
-pub struct Memo(BTreeMap<(u32, Family), Decided>);
+pub struct Memo {
+    rings: BTreeMap<(u32, Family), Decided>,
+    /// The names of services of which not every backend has been judged since they began.
+    pub beginning: BTreeSet<String>,
+}
 
 #[derive(Debug)]
 struct Decided {
     ring: Arc<Ring>,
     indexes: Vec<Option<u32>>,
+    change: Change,
     slots: Arc<[Slot]>,
 }
 
@@ -129,27 +181,29 @@ impl Memo {
         key: (u32, Family),
         ring: &Arc<Ring>,
         indexes: Vec<Option<u32>>,
+        change: Change,
         before: Option<&Arc<[Slot]>>,
     ) -> Arc<[Slot]> {
-        if let (Some(decided), Some(before)) = (self.0.get(&key), before)
+        if let (Some(decided), Some(before)) = (self.rings.get(&key), before)
             && Arc::ptr_eq(&decided.slots, before)
             && Arc::ptr_eq(&decided.ring, ring)
             && decided.indexes == indexes
+            && decided.change == change
         {
             return before.clone();
         }
         let owners = owners(ring, &indexes);
         let slots: Arc<[Slot]> = match before {
-            Some(before) => before.iter().zip(owners).map(|(slot, owner)| next_slot(*slot, owner)).collect(),
-            None => owners.map(Slot::settled).collect(),
+            Some(before) => before.iter().zip(owners).map(|(slot, owner)| change.next(*slot, owner)).collect(),
+            None => owners.map(|owner| change.first(owner)).collect(),
         };
-        self.0.insert(key, Decided { ring: ring.clone(), indexes, slots: slots.clone() });
+        self.rings.insert(key, Decided { ring: ring.clone(), indexes, change, slots: slots.clone() });
         slots
     }
 
     /// Forgets the rings of services that are no longer wanted.
     fn retain(&mut self, plan: &Plan) {
-        self.0.retain(|(id, _), _| plan.services.values().any(|wanted| wanted == id));
+        self.rings.retain(|(id, _), _| plan.services.values().any(|wanted| wanted == id));
     }
 }
 

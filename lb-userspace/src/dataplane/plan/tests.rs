@@ -1,3 +1,4 @@
+mod dsr;
 mod fake;
 
 use lb_common::{
@@ -25,6 +26,8 @@ fn settings_of_test() -> settings::Settings {
         ports: PortPool::new([(1024, 2047)], 1),
         flags: 0,
         layout: 0,
+        vary_source_v4: 0,
+        vary_source_v6: 0,
     }
 }
 
@@ -33,6 +36,7 @@ fn wanted(services: Vec<WantedService>) -> Wanted {
         settings: settings_of_test(),
         services,
         node_addresses: BTreeSet::from(["10.0.0.1".parse().unwrap()]),
+        peers: BTreeSet::new(),
         ways_out: BTreeMap::from([(3, 1)]),
         since_ns: 0,
     }
@@ -49,6 +53,7 @@ fn up(address: &str) -> WantedBackend {
         is_eligible: true,
         is_local: false,
         snat: vec![snat.parse().unwrap()],
+        tunnel: None,
     }
 }
 
@@ -67,6 +72,8 @@ fn service(name: &str, vips: &[&str], mut backends: Vec<WantedBackend>, ring_siz
         keeps_source: false,
         affinity: Affinity::None,
         drain_timeout: Duration::from_secs(60),
+        settle_time: Duration::from_secs(30),
+        on_dead: OnDead::Next,
         rings: families.into_iter().map(|family| (family, ring(family))).collect(),
         vips,
         backends,
@@ -125,7 +132,13 @@ fn vip_balances_over_the_backends_of_its_own_family() {
 #[test]
 fn writes_go_from_backends_to_slots_to_services_to_vips_and_back() {
     let kind = |write: &Write| match write {
-        Write::Settings(_) | Write::WayOut { .. } | Write::RemoveWayOut { .. } | Write::GracePeriod => None,
+        Write::Settings(_)
+        | Write::WayOut { .. }
+        | Write::RemoveWayOut { .. }
+        | Write::Peer { .. }
+        | Write::RemovePeer { .. }
+        | Write::ForgetSyns { .. }
+        | Write::GracePeriod => None,
         Write::Address { address, .. } | Write::RemoveAddress { address } => {
             ["192.0.2.10", "2001:db8::10"].contains(&address.to_string().as_str()).then_some("vip")
         }
@@ -419,12 +432,13 @@ const BACKENDS: [&str; 6] =
     ["10.2.0.1:80", "10.2.0.2:80", "10.2.0.3:80", "[fd02::1]:80", "[fd02::2]:80", "[fd02::3]:80"];
 
 fn any_backend() -> impl Strategy<Value = (usize, WantedBackend)> {
-    (0..BACKENDS.len(), 0..6_u8, any::<bool>()).prop_map(|(at, state, two)| {
+    (0..BACKENDS.len(), 0..7_u8, any::<bool>()).prop_map(|(at, state, two)| {
         let mut backend = up(BACKENDS[at]);
         match state {
             0 => (backend.admin, backend.is_eligible) = (AdminState::Draining, false),
             1 => (backend.admin, backend.is_eligible) = (AdminState::Disabled, false),
             2 => (backend.health, backend.is_eligible) = (Health::Down, false),
+            3 => (backend.health, backend.is_eligible) = (Health::Dead, false),
             _ => {}
         }
         if two && backend.address.is_ipv4() {
@@ -436,15 +450,27 @@ fn any_backend() -> impl Strategy<Value = (usize, WantedBackend)> {
 
 fn any_service(name: &'static str) -> impl Strategy<Value = WantedService> {
     let backends = proptest::collection::vec(any_backend(), 0..6);
-    (backends, prop_oneof![Just(11_u32), Just(13)], 0..4_u8, prop_oneof![Just(0_u64), Just(60)]).prop_map(
-        move |(backends, ring_size, kind, drain)| {
+    let on_dead = prop_oneof![Just(OnDead::Next), Just(OnDead::Reset), Just(OnDead::Drop)];
+    (backends, prop_oneof![Just(11_u32), Just(13)], 0..6_u8, prop_oneof![Just(0_u64), Just(60)], on_dead).prop_map(
+        move |(backends, ring_size, kind, drain, on_dead)| {
             let unique: BTreeMap<usize, WantedBackend> = backends.into_iter().collect();
             let mut one = service(name, &["192.0.2.1", "2001:db8::1"], unique.into_values().collect(), ring_size);
-            one.mode = if kind == 0 { Mode::DsrL2 } else { Mode::Nat };
+            one.mode = match kind {
+                0 => Mode::DsrL2,
+                2 | 3 => Mode::DsrIpip,
+                _ => Mode::Nat,
+            };
+            one.on_dead = if one.mode == Mode::Nat { OnDead::Next } else { on_dead };
             one.keeps_source = kind == 1;
             one.drain_timeout = Duration::from_secs(drain);
-            if kind < 2 {
-                one.backends.iter_mut().for_each(|backend| backend.snat.clear());
+            for backend in &mut one.backends {
+                if kind < 4 {
+                    backend.snat.clear();
+                }
+                if one.mode == Mode::DsrIpip {
+                    let mixed = if kind == 2 { backend.address.ip() } else { "10.9.0.1".parse().unwrap() };
+                    backend.tunnel = Some(Tunnel { to: mixed, source: Some("10.0.0.1".parse().unwrap()) });
+                }
             }
             one
         },
@@ -536,7 +562,11 @@ fn check(fake: &Fake, wanted: &Wanted) {
                 let backend = image.backends.get(&slot.current()).filter(|backend| backend.family != 0);
                 assert_eq!(backend.and_then(address), owner.map(|owner| declared[owner as usize].0), "{vip}");
                 if let Some(backend) = backend {
-                    assert!(backend.is_serving() && backend.service == entry.id && backend.way == way(service.mode));
+                    assert!(
+                        backend.is_serving()
+                            && backend.service == entry.id
+                            && backends::is_way_of(backend.way, service.mode)
+                    );
                 }
             }
         }
@@ -555,6 +585,7 @@ proptest! {
             for write in plan(&wanted, &fake.image(), &in_use, now_ns).unwrap().writes {
                 fake.apply(&write);
                 fake.assert_every_owner_serves();
+                fake.assert_every_previous_is_known();
             }
             check(&fake, &wanted);
             converge(&mut fake, &wanted, &in_use, now_ns, 2);

@@ -1,13 +1,20 @@
 //! The differences of two images, in the order in which they must be written.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use lb_common::{backend::Backend, service::address::VIP, settings::Settings, slot::Slot};
 
-use super::super::image::{Image, Write};
+use super::super::{
+    image::{Image, Write},
+    settle::clock::deciseconds,
+};
 
 /// What makes `to` of `from`. What is new comes before what names it: addresses and backends, slots, services, VIPs; what goes, goes in reverse.
-pub fn writes(from: &Image, to: &Image) -> Vec<Write> {
+pub fn writes(from: &Image, to: &Image, now_ns: u64) -> Vec<Write> {
     let mut writes = Vec::new();
     ways_out(from, to, &mut writes);
     let keeps_source = |image: &Image| image.settings.map_or(0, |settings| settings.flags & Settings::FLAG_KEEP_SOURCE);
@@ -26,6 +33,15 @@ pub fn writes(from: &Image, to: &Image) -> Vec<Write> {
     if has_new_backend || has_new_ring {
         // Whoever read the index or the range in its former life is done.
         writes.push(Write::GracePeriod);
+    }
+    let used_again: BTreeSet<u32> = to
+        .backends
+        .iter()
+        .filter(|(index, backend)| appears(index, backend) && from.backends.contains_key(index))
+        .map(|(index, _)| *index)
+        .collect();
+    if !used_again.is_empty() {
+        writes.push(Write::ForgetSyns { backends: used_again });
     }
     let address_at = |image: &Image, index: u32| image.snat_addresses.get(index as usize).copied().flatten();
     for (index, address) in (0..).zip(&to.snat_addresses) {
@@ -52,11 +68,13 @@ pub fn writes(from: &Image, to: &Image) -> Vec<Write> {
             Some(before) => {
                 let changed =
                     (*offset..).zip(before.iter().zip(slots.iter())).filter(|(_, (before, slot))| before != slot);
-                writes.extend(changed.map(|(at, (before, slot))| Write::Slot { at, from: *before, to: *slot }));
+                let now_ds = deciseconds(now_ns);
+                writes.extend(changed.map(|(at, (before, slot))| Write::Slot { at, from: *before, to: *slot, now_ds }));
             }
             None => writes.push(Write::Ring { offset: *offset, slots: slots.to_vec() }),
         }
     }
+    writes.extend(to.peers.difference(&from.peers).map(|prefix| Write::Peer { prefix: *prefix }));
     for (vip, service) in &to.services {
         let before = from.services.get(vip);
         if before.is_none_or(|before| before.stats != service.stats) {
@@ -79,6 +97,8 @@ fn removals(from: &Image, to: &Image, mut addresses: Addresses, writes: &mut Vec
         let keeps = to.addresses.get(address).copied().unwrap_or(0);
         addresses.set(*address, addresses.of(address) & (keeps | !VIP), writes);
     }
+    let strangers = from.peers.difference(&to.peers);
+    writes.extend(strangers.map(|prefix| Write::RemovePeer { prefix: *prefix }));
     let gone = from.services.keys().filter(|vip| !to.services.contains_key(vip));
     let before = writes.len();
     writes.extend(gone.map(|vip| Write::RemoveService { vip: *vip }));

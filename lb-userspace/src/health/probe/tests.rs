@@ -6,6 +6,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
     task::JoinHandle,
+    time::timeout,
 };
 
 use super::*;
@@ -62,6 +63,30 @@ fn failure(outcome: &Outcome) -> FailureKind {
     }
 }
 
+fn is_silent(outcome: &Outcome) -> bool {
+    matches!(outcome, Outcome::Failed { is_silent: true, .. })
+}
+
+#[tokio::test]
+async fn host_that_does_not_answer_at_all_is_silent() {
+    for at in LOOPBACKS {
+        // Its queue of connections is full: the kernel answers no further SYN.
+        let socket = if at.starts_with('1') { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.unwrap();
+        socket.bind(at.parse().unwrap()).unwrap();
+        let listener = socket.listen(1).unwrap();
+        let address = listener.local_addr().unwrap();
+        let mut held = Vec::new();
+        for _ in 0..8 {
+            held.push(timeout(Duration::from_millis(50), TcpStream::connect(address)).await);
+        }
+        for check in [check(Probe::Tcp), http()] {
+            let outcome = probe(address, &check).await;
+            assert_eq!(failure(&outcome), FailureKind::Timeout, "{outcome:?}");
+            assert!(is_silent(&outcome), "{outcome:?}");
+        }
+    }
+}
+
 #[tokio::test]
 async fn open_port_passes_a_tcp_probe_and_is_left_by_a_reset() {
     for at in LOOPBACKS {
@@ -83,6 +108,7 @@ async fn closed_port_is_refused_at_once() {
         for check in [check(Probe::Tcp), http()] {
             let outcome = probe(address, &check).await;
             assert_eq!(failure(&outcome), FailureKind::Refused);
+            assert!(!is_silent(&outcome), "a refusal is an answer");
             assert!(outcome.duration() < Duration::from_millis(100), "{outcome:?}");
         }
     }
@@ -147,6 +173,7 @@ async fn server_that_does_not_answer_times_out() {
         .await;
         let outcome = probe(address, &http()).await;
         assert_eq!(failure(&outcome), FailureKind::Timeout);
+        assert!(!is_silent(&outcome), "its host is there");
         assert_eq!(outcome.detail(), "no answer within 300ms");
         assert!(outcome.duration() < Duration::from_millis(400), "{outcome:?}");
     }

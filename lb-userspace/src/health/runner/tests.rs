@@ -71,7 +71,12 @@ fn modelled(alive: Arc<AtomicBool>, asked: Arc<Mutex<Vec<Instant>>>) -> Prober {
                 return Outcome::Ok { duration: Duration::ZERO, detail: "connected".to_owned() };
             }
             tokio::time::sleep(check.timeout).await;
-            Outcome::Failed { duration: check.timeout, reason: FailureKind::Timeout, detail: "no answer".to_owned() }
+            Outcome::Failed {
+                duration: check.timeout,
+                reason: FailureKind::Timeout,
+                is_silent: false,
+                detail: "no answer".to_owned(),
+            }
         })
     })
 }

@@ -84,7 +84,7 @@ pub(super) fn encode(encoder: &mut DescriptorEncoder, snapshot: &Snapshot) -> fm
 fn is_up(backend: &BackendView) -> bool {
     match backend.health {
         Health::Up => true,
-        Health::Down => false,
+        Health::Down | Health::Dead => false,
         Health::Unknown => backend.eligible,
     }
 }

@@ -1,6 +1,10 @@
 //! Families about services: one sample for each VIP and port, or for each ring.
 
-use std::{collections::BTreeMap, fmt, net::IpAddr};
+use std::{
+    collections::BTreeMap,
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
 
 use lb_common::flow::Family;
 use prometheus_client::encoding::DescriptorEncoder;
@@ -11,7 +15,7 @@ use super::{
     counters, gauges,
 };
 use crate::{
-    api::types::{ServiceView, Snapshot},
+    api::types::{ExceptionsView, ReasonView, ServiceView, Snapshot},
     config::model::Mode,
 };
 
@@ -42,21 +46,44 @@ pub(super) fn encode(encoder: &mut DescriptorEncoder, snapshot: &Snapshot) -> fm
     for (name, help, value) in totals {
         counters(encoder, name, help, services.iter().map(|service| (labels(service), value(service))))?;
     }
+    refusals(encoder, snapshot)?;
     let active = services.iter().filter_map(|service| Some((labels(service), service.connections_active?)));
     gauges(encoder, "service_connections_active", "Connections open now; not known with DSR.", active)?;
     let with_entries = services.iter().filter(|service| service.mode == Mode::Nat.name());
-    let exceptions = with_entries.filter_map(|service| {
-        let kind = ("kind", "nat".to_owned());
-        Some((labels(service).into_iter().chain([kind]).collect(), service.connections_active?))
-    });
+    let kind = |service: &ServiceView, kind: &str| -> Labels {
+        labels(service).into_iter().chain([("kind", kind.to_owned())]).collect()
+    };
+    let of_nat = with_entries.filter_map(|service| Some((kind(service, "nat"), service.connections_active?)));
+    let of_dsr = services.iter().filter_map(|service| Some((service, service.exceptions?))).flat_map(
+        |(service, ExceptionsView { half_open, established, seen })| {
+            let counts = [("half-open", half_open), ("established", established), ("seen", seen)];
+            counts.map(|(name, count)| (kind(service, name), count))
+        },
+    );
+    let exceptions = of_nat.chain(of_dsr);
     gauges(
         encoder,
         "flow_exceptions",
-        "Flows with an entry of their own, by why; in nat every flow has one.",
+        "Flows with an entry of their own, by kind; in nat every flow has one.",
         exceptions,
     )?;
     gauges(encoder, "service_backends", "Backends of the VIP's family, by state.", backends_by_state(snapshot))?;
     rings(encoder, services)
+}
+
+/// By why; only for reasons that have occurred, so that a service has a few of these and not forty.
+fn refusals(encoder: &mut DescriptorEncoder, snapshot: &Snapshot) -> fmt::Result {
+    let of_service = |reason: &ReasonView| {
+        let is_its = |service: &&ServiceView| {
+            let at = SocketAddr::new(service.vip, service.port);
+            Some(at) == reason.vip && Some(&service.name) == reason.service.as_ref()
+        };
+        let service = snapshot.services.iter().find(is_its)?;
+        let why = [("kind", reason.kind.clone()), ("reason", reason.reason.clone())];
+        Some((labels(service).into_iter().chain(why).collect(), reason.packets_total))
+    };
+    let help = "Packets to the VIP and port that XDP did not forward: dropped, rejected, or left to the stack, by why.";
+    counters(encoder, "service_refusals", help, snapshot.drops_by_service.iter().filter_map(of_service))
 }
 
 /// Of one VIP and port.
@@ -102,6 +129,9 @@ fn rings(encoder: &mut DescriptorEncoder, services: &[ServiceView]) -> fmt::Resu
     }
     let transition = rings.iter().map(|(labels, service)| (labels.clone(), service.slots_in_transition));
     gauges(encoder, "slots_in_transition", "Slots of the ring whose owner has changed and not settled.", transition)?;
+    let tracked = rings.iter().map(|(labels, service)| (labels.clone(), service.slots_tracked));
+    let help = "Slots of the ring that have settled, but some of whose connections are exceptions, or may be.";
+    gauges(encoder, "slots_tracked", help, tracked)?;
     let digests = rings.iter().filter_map(|(labels, service)| Some((labels.clone(), halves(&service.ring_digest)?)));
     let digests: Vec<(Labels, (u32, u32))> = digests.collect();
     let declared = digests.iter().map(|(labels, (declared, _))| (labels.clone(), *declared));

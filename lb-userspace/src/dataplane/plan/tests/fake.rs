@@ -14,8 +14,11 @@ use lb_common::{
 };
 
 use crate::{
-    config::model::MAX_RING_SIZE,
-    dataplane::image::{Image, Write},
+    config::model::{MAX_RING_SIZE, Prefix},
+    dataplane::{
+        image::{Image, Write},
+        settle::change::follow,
+    },
 };
 
 /// Rings of the tests are shorter; damaged entries may claim more.
@@ -30,6 +33,11 @@ pub struct Fake {
     pub backends: BTreeMap<u32, Backend>,
     pub snat: BTreeMap<u32, IpAddr>,
     pub ways_out: BTreeMap<u32, u32>,
+    pub peers: BTreeSet<Prefix>,
+    /// In tenths of seconds.
+    pub clocks: BTreeMap<u32, u32>,
+    /// Indexes that no fingerprint names.
+    forgotten_syns: BTreeSet<u32>,
     /// Indexes and slots that were in use since the last grace period: programs may still hold them.
     held_backends: BTreeSet<u32>,
     held_slots: BTreeSet<u32>,
@@ -52,6 +60,7 @@ impl Fake {
                 .collect(),
             snat_addresses: (0..snat_len).map(|index| self.snat.get(&index).copied()).collect(),
             ways_out: self.ways_out.clone(),
+            peers: self.peers.clone(),
         }
     }
 
@@ -78,13 +87,26 @@ impl Fake {
                 }
                 if before.is_some() && backend.family == 0 {
                     self.held_backends.insert(*index);
+                    self.forgotten_syns.remove(index);
+                }
+                if backend.family != 0 && is_other && backend.generation > 1 {
+                    assert!(self.forgotten_syns.contains(index), "fingerprints still name index {index}");
                 }
             }
-            Write::Slot { at, from, to } => {
+            Write::Slot { at, from, to, now_ds } => {
                 let slot = self.arena.entry(*at).or_insert(Slot::settled(0));
-                if slot == from {
-                    *slot = *to;
+                let next = follow(*slot, *from, *to);
+                if !slot.in_transition() && next.in_transition() {
+                    self.clocks.insert(*at, *now_ds);
                 }
+                *slot = next;
+            }
+            Write::ForgetSyns { backends } => {
+                assert!(
+                    backends.is_disjoint(&self.held_backends),
+                    "fingerprints are forgotten before the grace period"
+                );
+                self.forgotten_syns.extend(backends);
             }
             Write::Ring { offset, slots } => {
                 for (at, slot) in (*offset..).zip(slots) {
@@ -105,6 +127,8 @@ impl Fake {
             }
             Write::Address { address, bits } => drop(self.addresses.insert(*address, *bits)),
             Write::RemoveAddress { address } => drop(self.addresses.remove(address)),
+            Write::Peer { prefix } => drop(self.peers.insert(*prefix)),
+            Write::RemovePeer { prefix } => drop(self.peers.remove(prefix)),
             Write::WayOut { ifindex, flags } => drop(self.ways_out.insert(*ifindex, *flags)),
             Write::RemoveWayOut { ifindex } => drop(self.ways_out.remove(ifindex)),
             Write::GracePeriod => {
@@ -134,6 +158,17 @@ impl Fake {
             for slot in self.ring(service).iter().filter(|slot| slot.current() != REJECT) {
                 let owner = self.backends.get(&slot.current());
                 assert!(owner.is_some_and(Backend::is_serving), "a slot of {vip} names {owner:?}");
+            }
+        }
+    }
+
+    /// A flow that was there before its slot changed meets its backend, or none: never another one that got the index.
+    pub fn assert_every_previous_is_known(&self) {
+        for (vip, service) in &self.services {
+            for slot in self.ring(service).iter().filter(|slot| slot.in_transition() && slot.previous() != REJECT) {
+                let previous = self.backends.get(&slot.previous());
+                let is_known = previous.is_some_and(|one| one.family == 0 || one.service == service.id);
+                assert!(is_known, "{slot:?} of {vip}: its previous owner is {previous:?}");
             }
         }
     }

@@ -1,0 +1,91 @@
+//! Services that begin: verdicts on their backends come one after the other, and each moves slots.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    time::Instant,
+};
+
+use super::{
+    core::startup_time,
+    wanted::{Desired, HealthOf, are_judged},
+};
+use crate::dataplane::image::Image;
+
+/// By name: until when backends without a verdict keep them here.
+#[derive(Debug, Default)]
+pub struct Beginning(BTreeMap<String, Instant>);
+
+impl Beginning {
+    /// Takes in the services of which the maps have nothing yet; the names of all that begin.
+    pub fn with(&mut self, desired: &Desired, image: &Image, now: Instant) -> BTreeSet<String> {
+        for service in &desired.config.services {
+            let is_known = |vip| image.services.contains_key(&SocketAddr::new(vip, service.port));
+            if service.health.is_some() && !service.vips.iter().copied().any(is_known) {
+                self.0.entry(service.name.clone()).or_insert_with(|| now + startup_time([service]));
+            }
+        }
+        self.0.keys().cloned().collect()
+    }
+
+    /// Lets those go whose backends have all been judged, or had time enough for it.
+    pub fn pass(&mut self, desired: &Desired, health: &HealthOf, now: Instant) {
+        self.0.retain(|name, until| {
+            let service = desired.config.services.iter().find(|service| service.name == *name);
+            now < *until && service.is_some_and(|service| !are_judged(service, desired, health))
+        });
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{path::Path, sync::Arc, time::Duration};
+
+    use lb_common::service::Service;
+
+    use super::*;
+    use crate::{
+        overrides::Overrides,
+        state::{BackendId, Health},
+    };
+
+    #[test]
+    fn service_begins_until_every_backend_is_judged_and_only_if_the_maps_do_not_know_it() {
+        let text = "version: 1\ninterfaces: [eth0]\nservices:\n  - { name: web, vips: [192.0.2.1], port: 80, mode: dsr-l2, health: { tcp: {}, interval: 1s, fall: 3, timeout: 1s }, \
+                    backends: [{ address: 10.0.0.1, port: 80 }, { address: 10.0.0.2, port: 80 }] }\n";
+        let config = Arc::new(crate::config::parse(text, Path::new("weir.yaml")).unwrap());
+        let desired = Desired { config, seed: [1; 16], overrides: Overrides::default(), since_ns: 1, is_traced: false };
+        let now = Instant::now();
+        let web = BTreeSet::from(["web".to_owned()]);
+        let mut known = Image::default();
+        let entry = Service {
+            ring_offset: 0,
+            ring_len: 1,
+            id: 1,
+            stats: 0,
+            flags: 0,
+            mode: 0,
+            reserved: [0; 3],
+            draining_since_ns: 0,
+        };
+        known.services.insert("192.0.2.1:80".parse().unwrap(), entry);
+        assert_eq!(Beginning::default().with(&desired, &known, now), BTreeSet::new());
+
+        let mut beginning = Beginning::default();
+        assert_eq!(beginning.with(&desired, &Image::default(), now), web);
+        let mut health = HealthOf::new();
+        for (backend, last) in [("10.0.0.1:80", false), ("10.0.0.2:80", true)] {
+            let id = BackendId { service: "web".to_owned(), address: backend.parse().unwrap() };
+            health.insert(id, (Health::Up, 1));
+            beginning.pass(&desired, &health, now);
+            assert_eq!(beginning.with(&desired, &known, now).is_empty(), last, "{backend}");
+        }
+
+        let mut slow = Beginning::default();
+        slow.with(&desired, &Image::default(), now);
+        slow.pass(&desired, &HealthOf::new(), now + Duration::from_secs(3));
+        assert_eq!(slow.with(&desired, &known, now), web);
+        slow.pass(&desired, &HealthOf::new(), now + Duration::from_secs(4));
+        assert_eq!(slow.with(&desired, &known, now), BTreeSet::new(), "time enough");
+    }
+}

@@ -1,0 +1,111 @@
+//! Settles slots and collects exceptions on a blocking thread, again and again.
+
+use std::{path::Path, time::Duration};
+
+use tokio::{
+    sync::watch,
+    task::spawn_blocking,
+    time::{Instant, sleep},
+};
+use tracing::{debug, error, info, warn};
+
+use super::stopped;
+use crate::dataplane::{
+    flows::boottime_ns,
+    maps::MapsError,
+    settle::{census::Census, scope::Scope, settler::Settler},
+};
+
+/// What the last pass has found.
+#[derive(Clone, Debug, Default)]
+pub struct Settled {
+    /// When it began, in CLOCK_BOOTTIME; 0 if there was none yet.
+    pub began_ns: u64,
+    pub census: Census,
+}
+
+impl Settled {
+    /// Slots that would have settled, but for whose flows ESTABLISHED has no room.
+    pub fn without_room(&self) -> u64 {
+        self.census.rings.values().map(|slots| slots.without_room).sum()
+    }
+}
+
+/// Starts the task on the current runtime. It passes over the rings once it has been told which there are.
+pub fn start(
+    pin_dir: &Path,
+    shutdown: watch::Receiver<bool>,
+) -> Result<(watch::Receiver<Settled>, watch::Sender<Option<Scope>>), MapsError> {
+    let settler = Settler::open(pin_dir)?;
+    let (publish, settled) = watch::channel(Settled::default());
+    let (scope, told) = watch::channel(None);
+    tokio::spawn(run(settler, publish, told, shutdown));
+    Ok((settled, scope))
+}
+
+const PAUSE: Duration = Duration::from_millis(500);
+/// A pass may take so much of one CPU: the pause is that many times as long as the pass.
+const PAUSES_PER_PASS: u32 = 4;
+
+async fn run(
+    mut settler: Settler,
+    publish: watch::Sender<Settled>,
+    told: watch::Receiver<Option<Scope>>,
+    mut shutdown: watch::Receiver<bool>,
+) {
+    let mut failing = false;
+    let mut is_full = false;
+    loop {
+        let begun = Instant::now();
+        let scope = told.borrow().clone();
+        if let Some(scope) = scope {
+            let began_ns = boottime_ns();
+            let pass = spawn_blocking(move || {
+                let census = settler.pass(&scope, began_ns);
+                (settler, census)
+            });
+            match pass.await {
+                Ok((back, Ok(census))) => {
+                    settler = back;
+                    failing = false;
+                    let settled = Settled { began_ns, census };
+                    tell(&settled, &mut is_full);
+                    publish.send_replace(settled);
+                }
+                Ok((back, Err(error))) => {
+                    settler = back;
+                    if !failing {
+                        error!(%error, "slots cannot settle: their old connections go on as exceptions; it is tried again");
+                    }
+                    failing = true;
+                }
+                Err(error) => {
+                    error!(%error, "the task that settles slots has failed: slots stay in transition until the agent is restarted");
+                    return;
+                }
+            }
+        }
+        tokio::select! {
+            biased;
+            () = stopped(&mut shutdown) => return,
+            () = sleep(PAUSE.max(begun.elapsed() * PAUSES_PER_PASS)) => {}
+        }
+    }
+}
+
+fn tell(settled: &Settled, is_full: &mut bool) {
+    let Census { settled: slots, collected, removed, .. } = settled.census;
+    if slots + collected + removed > 0 {
+        debug!(settled = slots, collected, removed, "settled slots and collected exceptions");
+    }
+    let without_room = settled.without_room();
+    if without_room > 0 && !*is_full {
+        warn!(
+            slots = without_room,
+            "slots wait to settle: ESTABLISHED has no room for their connections; see flowTables.established"
+        );
+    } else if without_room == 0 && *is_full {
+        info!("every slot whose time had come has settled: ESTABLISHED has room again");
+    }
+    *is_full = without_room > 0;
+}

@@ -1,0 +1,258 @@
+//! Tells decisions of the programs to whoever asks. The programs tell only while somebody does: then the owner of the maps sets `FLAG_TRACE`, and
+//! here is said which. A reader that is too slow loses events, never delays anything, and is told how many.
+
+mod filter;
+mod view;
+
+use std::{path::Path, time::Duration};
+
+use lb_common::{limits::TRACE_BYTES, trace::TraceEvent};
+use tokio::{
+    sync::{mpsc, watch},
+    time::{Instant, MissedTickBehavior, interval},
+};
+use tracing::{info, warn};
+
+pub use self::view::{Names, slot_state};
+use super::stopped;
+use crate::{
+    api::{
+        handle::Answer,
+        trace::{TraceQuery, TraceView},
+        types::{ApiError, ErrorCode},
+    },
+    dataplane::{flows::boottime_ns, maps::MapsError, trace::Trace},
+};
+
+/// The way to the task that reads the events.
+pub struct Tracer {
+    asks: mpsc::Sender<Ask>,
+    /// Whether anybody wants to be told.
+    pub is_wanted: watch::Receiver<bool>,
+    /// What events are to be called.
+    pub names: watch::Sender<Names>,
+}
+
+struct Ask {
+    query: TraceQuery,
+    answer: Answer<mpsc::Receiver<TraceView>>,
+}
+
+/// How many may be told at once.
+const MAX_LISTENERS: usize = 16;
+/// Events that wait for a listener's reader.
+const BACKLOG: usize = 4096;
+/// How often events are taken while somebody listens: the buffer holds more than [`MAX_RATE`](crate::api::trace::MAX_RATE) brings in this time, and
+/// the programs need not wake anybody.
+const TAKE_EVERY: Duration = Duration::from_millis(10);
+/// Events taken before the task looks at anything else: as many as the buffer holds.
+const BATCH: usize = TRACE_BYTES as usize / size_of::<TraceEvent>();
+/// How soon it is seen that a listener has gone.
+const LOOK_AFTER: Duration = Duration::from_millis(500);
+
+impl Tracer {
+    pub fn ask(&self, query: TraceQuery, answer: Answer<mpsc::Receiver<TraceView>>) {
+        if let Err(refused) = self.asks.try_send(Ask { query, answer }) {
+            let answer = refused.into_inner().answer;
+            drop(answer.send(Err(unavailable("traces are not to be had now; try again"))));
+        }
+    }
+}
+
+/// Starts the task on the current runtime.
+pub fn start(pin_dir: &Path, shutdown: watch::Receiver<bool>) -> Result<Tracer, MapsError> {
+    let trace = Trace::open(pin_dir)?;
+    let (asks, asked) = mpsc::channel(MAX_LISTENERS);
+    let (wanted, is_wanted) = watch::channel(false);
+    let (names, called) = watch::channel(Names::default());
+    let teller = Teller { trace, number: 0, listeners: Vec::new(), wanted, names: called };
+    tokio::spawn(teller.run(asked, shutdown));
+    Ok(Tracer { asks, is_wanted, names })
+}
+
+struct Teller {
+    trace: Trace,
+    /// Of the present trace.
+    number: u32,
+    listeners: Vec<Listener>,
+    wanted: watch::Sender<bool>,
+    names: watch::Receiver<Names>,
+}
+
+impl Teller {
+    async fn run(mut self, mut asked: mpsc::Receiver<Ask>, mut shutdown: watch::Receiver<bool>) {
+        let every = |period| {
+            let mut ticks = interval(period);
+            ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+            ticks
+        };
+        let (mut look, mut take) = (every(LOOK_AFTER), every(TAKE_EVERY));
+        loop {
+            let is_heard = !self.listeners.is_empty();
+            tokio::select! {
+                biased;
+                () = stopped(&mut shutdown) => return,
+                Some(ask) = asked.recv() => self.take(ask),
+                _ = look.tick(), if is_heard => self.look_after(),
+                _ = take.tick(), if is_heard => self.tell(),
+            }
+        }
+    }
+
+    fn tell(&mut self) {
+        let names = self.names.borrow();
+        let epoch = view::unix_epoch_of_boot();
+        for event in std::iter::from_fn(|| self.trace.take()).take(BATCH) {
+            let told = view::view(&event, &names, epoch);
+            for listener in &mut self.listeners {
+                listener.tell(&told);
+            }
+        }
+    }
+
+    fn take(&mut self, ask: Ask) {
+        if self.listeners.len() >= MAX_LISTENERS {
+            let error = unavailable(&format!("{MAX_LISTENERS} traces run already; end one of them"));
+            drop(ask.answer.send(Err(error)));
+            return;
+        }
+        if self.listeners.is_empty() {
+            // What a trace before has left.
+            while self.trace.take().is_some() {}
+            // Any number but that of the one before, which may have been another agent's.
+            self.number = (boottime_ns() / 1_000_000) as u32;
+        }
+        let (sender, receiver) = mpsc::channel(BACKLOG);
+        self.listeners.push(Listener::new(ask.query, sender));
+        if let Err(error) = self.set_filter() {
+            self.listeners.pop();
+            drop(ask.answer.send(Err(ApiError { code: ErrorCode::Failed, message: error.to_string() })));
+            return;
+        }
+        if let Some(listener) = self.listeners.last() {
+            info!(query = ?listener.query, "a trace begins");
+        }
+        self.wanted.send_if_modified(|wanted| !std::mem::replace(wanted, true));
+        // Whoever asked may have gone: then it is seen in a moment.
+        drop(ask.answer.send(Ok(receiver)));
+    }
+
+    /// Forgets who has gone.
+    fn look_after(&mut self) {
+        let before = self.listeners.len();
+        self.listeners.retain(|listener| {
+            let stays = !listener.to.is_closed();
+            if !stays {
+                info!(told = listener.told, "a trace has ended");
+            }
+            stays
+        });
+        if self.listeners.is_empty() {
+            self.wanted.send_if_modified(|wanted| std::mem::replace(wanted, false));
+        } else if self.listeners.len() < before
+            && let Err(error) = self.set_filter()
+        {
+            warn!(%error, "more decisions are told than anybody wants");
+        }
+    }
+
+    fn set_filter(&mut self) -> Result<(), MapsError> {
+        let filter = filter::common(self.number, self.listeners.iter().map(|listener| &listener.query));
+        self.trace.set_filter(&filter)
+    }
+}
+
+/// One who wants to be told.
+struct Listener {
+    query: TraceQuery,
+    to: mpsc::Sender<TraceView>,
+    /// Not told since the last one that was.
+    missed: u64,
+    told: u64,
+    second: Instant,
+    told_in_second: u32,
+}
+
+impl Listener {
+    fn new(query: TraceQuery, to: mpsc::Sender<TraceView>) -> Self {
+        Self { query, to, missed: 0, told: 0, second: Instant::now(), told_in_second: 0 }
+    }
+
+    fn tell(&mut self, view: &TraceView) {
+        self.missed += view.missed;
+        if !self.query.fits(view) {
+            return;
+        }
+        if self.second.elapsed() >= Duration::from_secs(1) {
+            self.second = Instant::now();
+            self.told_in_second = 0;
+        }
+        // Each CPU keeps to the rate by itself.
+        if self.told_in_second >= self.query.rate() {
+            self.missed += 1;
+            return;
+        }
+        let told = TraceView { missed: self.missed, ..view.clone() };
+        match self.to.try_send(told) {
+            Ok(()) => {
+                self.missed = 0;
+                self.told += 1;
+                self.told_in_second += 1;
+            }
+            // Too slow, or gone.
+            Err(_) => self.missed += 1,
+        }
+    }
+}
+
+fn unavailable(message: &str) -> ApiError {
+    ApiError { code: ErrorCode::Unavailable, message: message.to_owned() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::trace::tests::view;
+
+    #[tokio::test]
+    async fn slow_reader_loses_events_and_is_told_how_many() {
+        let (sender, mut receiver) = mpsc::channel(2);
+        let mut listener = Listener::new(TraceQuery::default(), sender);
+        let event = view("198.51.100.7:40000", "192.0.2.10:80", "forward");
+        for _ in 0..5 {
+            listener.tell(&event);
+        }
+        assert_eq!(receiver.recv().await.unwrap().missed, 0);
+        assert_eq!(receiver.recv().await.unwrap().missed, 0);
+        listener.tell(&TraceView { missed: 10, ..event });
+        assert_eq!(receiver.recv().await.unwrap().missed, 13);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn rate_holds_over_all_cpus_and_begins_anew_each_second() {
+        let (sender, mut receiver) = mpsc::channel(100);
+        let mut listener = Listener::new(TraceQuery { rate: Some(3), ..TraceQuery::default() }, sender);
+        let event = view("198.51.100.7:40000", "192.0.2.10:80", "forward");
+        for _ in 0..10 {
+            listener.tell(&event);
+        }
+        tokio::time::advance(Duration::from_secs(1)).await;
+        listener.tell(&event);
+        drop(listener);
+        let mut missed = Vec::new();
+        while let Some(told) = receiver.recv().await {
+            missed.push(told.missed);
+        }
+        assert_eq!(missed, [0, 0, 0, 7]);
+    }
+
+    #[tokio::test]
+    async fn what_others_asked_for_is_not_told() {
+        let (sender, mut receiver) = mpsc::channel(2);
+        let query = TraceQuery { client: Some("198.51.100.8".parse().unwrap()), ..TraceQuery::default() };
+        let mut listener = Listener::new(query, sender);
+        listener.tell(&view("198.51.100.7:40000", "192.0.2.10:80", "forward"));
+        drop(listener);
+        assert_eq!(receiver.recv().await, None);
+    }
+}

@@ -1,0 +1,87 @@
+//! Reads `tunnel`: who may send encapsulated packets, and from where they are sent.
+
+use std::net::IpAddr;
+
+use lb_common::limits::MAX_PEERS;
+
+use super::{
+    address::{self, family},
+    fields::Value,
+    model::{Prefix, Tunnel},
+};
+
+pub const KEYS: [&str; 2] = ["peers", "source"];
+
+pub fn read(value: &Value<'_>) -> Option<Tunnel> {
+    let fields = value.fields(&KEYS)?;
+    let peers = fields.or("peers", Vec::new(), peers);
+    let source = fields.or("source", Vec::new(), source);
+    Some(Tunnel { peers: peers?, source: source? })
+}
+
+fn peers(value: &Value<'_>) -> Option<Vec<Prefix>> {
+    let peers = prefixes(value)?;
+    for v4 in [true, false] {
+        if peers.iter().filter(|peer| peer.address.is_ipv4() == v4).count() > MAX_PEERS as usize {
+            return value.problem(format!("can have at most {MAX_PEERS} prefixes of a family"));
+        }
+    }
+    Some(peers)
+}
+
+/// At most one of each family.
+fn source(value: &Value<'_>) -> Option<Vec<Prefix>> {
+    let sources = prefixes(value)?;
+    for v4 in [true, false] {
+        let mut of_family = sources.iter().filter(|source| source.address.is_ipv4() == v4);
+        if let (Some(one), Some(other)) = (of_family.next(), of_family.next()) {
+            return value.problem(format!("can have one {} prefix, has {one} and {other}", family(one.address)));
+        }
+    }
+    Some(sources)
+}
+
+fn prefixes(value: &Value<'_>) -> Option<Vec<Prefix>> {
+    let items = value.items()?;
+    let mut prefixes: Vec<Prefix> = Vec::new();
+    for item in &items {
+        match prefix(item) {
+            Some(prefix) if prefixes.contains(&prefix) => {
+                item.problem::<()>(format!("{prefix} is listed twice"));
+            }
+            Some(prefix) => prefixes.push(prefix),
+            None => {}
+        }
+    }
+    (prefixes.len() == items.len()).then_some(prefixes)
+}
+
+/// `ADDRESS/LENGTH`, or an address alone.
+fn prefix(value: &Value<'_>) -> Option<Prefix> {
+    let text = value.text()?;
+    let Some((address, len)) = text.split_once('/') else {
+        let address = address::read(value)?;
+        return Some(Prefix { address, len: if address.is_ipv4() { 32 } else { 128 } });
+    };
+    let is_number = len.bytes().all(|byte| byte.is_ascii_digit());
+    let (Ok(address), Some(len)) = (address.parse::<IpAddr>(), len.parse::<u8>().ok().filter(|_| is_number)) else {
+        return value.problem(format!("must be an address or a prefix, as in 10.0.0.0/24 or fd00::/64, is {text}"));
+    };
+    let longest = if address.is_ipv4() { 32 } else { 128 };
+    if len == 0 || len > longest {
+        return value.problem(format!("an {} prefix has 1 to {longest} bits, not {len}", family(address)));
+    }
+    let whole = Prefix { address: first(address, len), len };
+    if whole.address != address {
+        return value.problem(format!("has bits set behind the prefix: write {whole}"));
+    }
+    Some(whole)
+}
+
+/// The first address that begins with the same `len` bits.
+fn first(address: IpAddr, len: u8) -> IpAddr {
+    match address {
+        IpAddr::V4(v4) => IpAddr::V4((v4.to_bits() & u32::MAX.checked_shl(32 - u32::from(len)).unwrap_or(0)).into()),
+        IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() & u128::MAX.checked_shl(128 - u32::from(len)).unwrap_or(0)).into()),
+    }
+}

@@ -1,0 +1,221 @@
+//! Takes over what another build has pinned, whose maps may be laid out otherwise: copy, switch, copy again; never rebuilt.
+//!
+//! 1. [`Plan`] looks at what is pinned and changes nothing. A map that is as this build would make it is taken over; others are made anew, pinned as
+//!    `NAME-new`. What their entries are made of is in their BTF, which the kernel keeps, so no code knows versions: [`convert`].
+//! 2. The new programs are loaded with the new maps, which are filled from the old ones and brought up to date: [`copy`].
+//! 3. Every hook gets the new program: [`switch`]. From before the last copy until the end of the next one, `Settings::FLAG_HANDOVER` makes both
+//!    programs drop what they would else reset as unknown: the other map knows it, and TCP sends again.
+//! 4. What the old program wrote since the last copy is brought over: [`merge`]. Then the pins are renamed, and the old maps end with the old programs.
+//!
+//! It is over before the agent writes anything, so that both programs see what the agent before left. [`leftovers`] says what an interruption leaves.
+
+mod btf;
+pub mod convert;
+pub mod copy;
+pub mod layout;
+pub(super) mod leftovers;
+mod meaning;
+pub mod merge;
+pub mod plan;
+mod settings;
+mod switch;
+#[cfg(test)]
+mod tests;
+
+use std::{
+    path::{Path, PathBuf},
+    time::{Duration, Instant},
+};
+
+use aya::{Ebpf, maps::MapData};
+use lb_common::{
+    limits::map,
+    settings::{LAYOUT, Settings},
+};
+
+use self::{
+    copy::{CopyError, Pair},
+    plan::{Content, MapSizes, Plan, PlanError},
+    settings::PinnedSettings,
+    switch::{Hooks, SwitchError},
+};
+use super::maps;
+
+#[derive(Debug, thiserror::Error)]
+pub enum MigrateError {
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    #[error(
+        "the pinned map {map} cannot become this build's: {source}; nothing was changed: start the build that made it, or give the map more room; \
+             `weir cleanup` ends the data path and removes it"
+    )]
+    Copy { map: &'static str, source: CopyError },
+    #[error("the new programs cannot take over, the old ones go on: {0}")]
+    Switch(#[from] SwitchError),
+    #[error("cannot list the hooks in {}: {source}", .path.display())]
+    Hooks { path: PathBuf, source: std::io::Error },
+}
+
+/// A migration that has begun: the maps that change are pinned beside the old ones.
+pub struct Migration {
+    pin_dir: PathBuf,
+    plan: Plan,
+    /// One before was interrupted after hooks had been switched.
+    resumes: bool,
+    /// The hooks run the new programs.
+    is_past: bool,
+}
+
+impl Migration {
+    /// Looks at what is pinned; puts right what an interrupted migration has left, and changes nothing else.
+    pub fn begin(pin_dir: &Path, object: &aya_obj::Object, sizes: &MapSizes) -> Result<Self, MigrateError> {
+        let resumes = leftovers::clear(pin_dir)?;
+        Ok(Self { pin_dir: pin_dir.to_owned(), plan: Plan::of(pin_dir, object, sizes)?, resumes, is_past: false })
+    }
+
+    /// Where the map of this name is to be pinned as it is loaded.
+    pub fn pin_path(&self, name: &str) -> PathBuf {
+        let is_new = self.plan.changes.iter().any(|change| change.name == name);
+        if is_new { leftovers::new_path(&self.pin_dir, name) } else { self.pin_dir.join(name) }
+    }
+
+    /// Takes the new maps away, unless hooks use them already; the old data path goes on as it was.
+    pub fn abandon(&self) {
+        if self.is_past {
+            return;
+        }
+        for change in &self.plan.changes {
+            if let Err(error) = leftovers::abandon(&self.pin_dir, change.name) {
+                tracing::error!(%error, "the next start removes it");
+            }
+        }
+    }
+
+    /// Fills the new maps, gives the hooks the programs of `ebpf`, which use them, and ends the old maps. After an error either nothing
+    /// has changed, or the next start does the rest.
+    pub fn run(&mut self, ebpf: &mut Ebpf) -> Result<(), MigrateError> {
+        if self.plan.changes.is_empty() && self.plan.unknown.is_empty() && !self.resumes {
+            return Ok(());
+        }
+        let begun = Instant::now();
+        let mut pairs = self.pairs()?;
+        for (_, pair) in &mut pairs {
+            in_map(pair.name, pair.copy())?;
+        }
+        let hooks =
+            Hooks::open(&self.pin_dir).map_err(|source| MigrateError::Hooks { path: self.pin_dir.clone(), source })?;
+        let handover = self.hand_over(&hooks, &mut pairs, ebpf)?;
+        for (_, pair) in &pairs {
+            let what = self.plan.changes.iter().find(|change| change.name == pair.name);
+            tracing::info!(
+                map = pair.name,
+                entries = pair.entries(),
+                change = what.map_or("", |change| &change.what),
+                "map migrated"
+            );
+        }
+        for change in &self.plan.changes {
+            leftovers::settle(&self.pin_dir, change.name)?;
+        }
+        for name in &self.plan.unknown {
+            leftovers::remove(self.pin_dir.join(name))?;
+            tracing::info!(map = name, "map removed: this build does not know it, and would not keep it in step");
+        }
+        let (hooks, maps) = (hooks.len(), self.plan.changes.len());
+        let (took_ms, handover_ms) = (milliseconds(begun.elapsed()), milliseconds(handover));
+        tracing::info!(maps, hooks, took_ms, handover_ms, "took over the data path of another build");
+        Ok(())
+    }
+
+    fn pairs(&mut self) -> Result<Vec<(Content, Pair)>, MigrateError> {
+        let mut pairs = Vec::new();
+        for change in &mut self.plan.changes {
+            let Some(way) = change.way.take() else { continue };
+            let open = |path: PathBuf| in_map(change.name, MapData::from_pin(path).map_err(CopyError::from));
+            let old = open(self.pin_dir.join(change.name))?;
+            let new = open(leftovers::new_path(&self.pin_dir, change.name))?;
+            pairs.push((change.content, in_map(change.name, Pair::new(change.name, old, new, way))?));
+        }
+        Ok(pairs)
+    }
+
+    /// The switch, and the copies around it; how long the programs were told to be patient.
+    fn hand_over(
+        &mut self,
+        hooks: &Hooks,
+        pairs: &mut [(Content, Pair)],
+        ebpf: &mut Ebpf,
+    ) -> Result<Duration, MigrateError> {
+        let settings = self.settings()?;
+        let be_patient = |patient: bool| {
+            let flag = u64::from(Settings::FLAG_HANDOVER);
+            let change = |flags| if patient { flags | flag } else { flags & !flag };
+            settings.iter().try_for_each(|settings| in_map(map::SETTINGS, settings.change("flags", change)))
+        };
+        if let Some(new) = settings.last() {
+            in_map(map::SETTINGS, new.change("layout", |from| if from == 0 { 0 } else { u64::from(LAYOUT) }))?;
+        }
+        catch_up(pairs, Content::Counted)?;
+        let begun = Instant::now();
+        be_patient(true)?;
+        let switched = catch_up(pairs, Content::Remembered).and_then(|()| Ok(hooks.switch(ebpf, &self.pin_dir)?));
+        if let Err(error) = switched {
+            be_patient(false)?;
+            return Err(error);
+        }
+        // From here on there is no way back: what goes wrong is said, and the rest done.
+        self.is_past = true;
+        if let Err(error) = maps::grace_period() {
+            tracing::error!(%error, "old programs may still have run while their last writes were brought over");
+        }
+        finish(pairs, Content::Remembered);
+        if let Err(error) = be_patient(false) {
+            tracing::error!(%error, "unknown packets are dropped and not reset until the settings are written");
+        }
+        let handover = begun.elapsed();
+        finish(pairs, Content::Counted);
+        Ok(handover)
+    }
+
+    /// The settings of the old program and those of the new one, which may be the same.
+    fn settings(&self) -> Result<Vec<PinnedSettings>, MigrateError> {
+        let Some((old, new)) = &self.plan.settings else { return Ok(Vec::new()) };
+        let open = |path: PathBuf, value| -> Result<PinnedSettings, MigrateError> {
+            let map = in_map(map::SETTINGS, MapData::from_pin(path).map_err(CopyError::from))?;
+            Ok(PinnedSettings::new(map, value))
+        };
+        let (path, new_path) = (self.pin_dir.join(map::SETTINGS), self.pin_path(map::SETTINGS));
+        let mut settings = vec![open(path.clone(), old)?];
+        if new_path != path {
+            settings.push(open(new_path, new)?);
+        }
+        Ok(settings)
+    }
+}
+
+fn catch_up(pairs: &mut [(Content, Pair)], content: Content) -> Result<(), MigrateError> {
+    let mut pairs = pairs.iter_mut().filter(|(of, _)| *of == content);
+    pairs.try_for_each(|(_, pair)| in_map(pair.name, pair.catch_up()))
+}
+
+fn finish(pairs: &mut [(Content, Pair)], content: Content) {
+    for (_, pair) in pairs.iter_mut().filter(|(of, _)| *of == content) {
+        match pair.finish() {
+            Ok(brought) if brought.lost == 0 => {}
+            Ok(brought) => {
+                tracing::error!(map = pair.name, entries = brought.lost, "entries of the last moment do not fit");
+            }
+            Err(error) => {
+                tracing::error!(map = pair.name, %error, "what the old program wrote last is not brought over")
+            }
+        }
+    }
+}
+
+fn in_map<T>(map: &'static str, result: Result<T, CopyError>) -> Result<T, MigrateError> {
+    result.map_err(|source| MigrateError::Copy { map, source })
+}
+
+fn milliseconds(time: Duration) -> f64 {
+    time.as_secs_f64() * 1000.0
+}

@@ -1,0 +1,30 @@
+//! Converts whole entries, of per-CPU maps the values of every CPU.
+
+use super::{Cut, Way};
+use crate::dataplane::raw::bytes::Bytes;
+
+pub struct Converter<'a> {
+    way: &'a Way,
+    key: Vec<u8>,
+    value: Vec<u8>,
+    /// Bytes from one CPU's value to the next, before and after.
+    each: (usize, usize),
+}
+
+impl<'a> Converter<'a> {
+    pub fn new(way: &'a Way, old: &Bytes<'_>, new: &Bytes<'_>) -> Self {
+        Self { way, key: vec![0; new.key], value: vec![0; new.value], each: (old.each, new.each) }
+    }
+
+    pub fn key(&mut self, key: &[u8]) -> Result<&[u8], Cut> {
+        self.way.key.apply(key, &mut self.key)?;
+        Ok(&self.key)
+    }
+
+    pub fn entry(&mut self, key: &[u8], value: &[u8]) -> Result<(&[u8], &[u8]), Cut> {
+        self.way.key.apply(key, &mut self.key)?;
+        let cpus = value.chunks_exact(self.each.0).zip(self.value.chunks_exact_mut(self.each.1));
+        cpus.into_iter().try_for_each(|(old, new)| self.way.value.apply(old, new))?;
+        Ok((&self.key, &self.value))
+    }
+}

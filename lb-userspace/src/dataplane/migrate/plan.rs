@@ -1,0 +1,251 @@
+//! What becomes of each pinned map: looked at before anything is changed.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::{Path, PathBuf},
+};
+
+use aya::maps::{MapData, MapError, MapType};
+use aya_obj::Object;
+use lb_common::{limits::map, settings::LAYOUT};
+
+use super::{
+    btf::{Btf, BtfError},
+    convert::{Conversion, Impossible, Part},
+    copy::{CopyError, Way},
+    layout::{Layout, Type, differences},
+    leftovers::pinned_maps,
+    meaning,
+    merge::Merge,
+    settings::PinnedSettings,
+};
+use crate::dataplane::raw::objects::{MapTypes, map_types};
+
+/// Entries that maps are to have, where that is not what the build says, by their names.
+pub type MapSizes = BTreeMap<&'static str, u32>;
+
+/// What becomes of the pinned maps.
+#[derive(Default, Debug)]
+pub struct Plan {
+    /// Those that can't be taken over as they are.
+    pub changes: Vec<Change>,
+    /// Weir's, but this build has none of their names.
+    pub unknown: Vec<String>,
+    /// The value of `SETTINGS`, as it is pinned and as this build has it; `None` if it is not pinned.
+    pub settings: Option<(Type, Type)>,
+}
+
+/// A map that is made anew.
+#[derive(Debug)]
+pub struct Change {
+    pub name: &'static str,
+    /// `None`: what it holds is of a moment, and begins anew.
+    pub way: Option<Way>,
+    pub content: Content,
+    /// For the log.
+    pub what: String,
+}
+
+/// What a map holds, and so who writes it while programs hand over.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Content {
+    /// What the agent has written, and nobody else does: one copy is enough.
+    Told,
+    /// Counts: nothing depends on them, so they are brought up to date when there is time.
+    Counted,
+    /// What the programs remember, and decide by.
+    Remembered,
+}
+
+impl Content {
+    fn of(name: &str, map: &Described) -> Self {
+        match name {
+            map::SETTINGS
+            | map::ADDRESSES_V4
+            | map::ADDRESSES_V6
+            | map::SERVICES_V4
+            | map::SERVICES_V6
+            | map::BACKENDS
+            | map::SNAT_ADDRESSES
+            | map::SLOT_CLOCKS
+            | map::PEERS_V4
+            | map::PEERS_V6
+            | map::TRACE_FILTER
+            | map::WAYS_OUT => Content::Told,
+            map::SNAT_CURSORS => Content::Counted,
+            _ if map.is_per_cpu() => Content::Counted,
+            _ => Content::Remembered,
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum PlanError {
+    #[error("cannot use the pin directory {}: {source}", .path.display())]
+    PinDir { path: PathBuf, source: io::Error },
+    #[error("cannot look at the pinned map {}: {source}", .path.display())]
+    Pinned { path: PathBuf, source: MapError },
+    #[error("the eBPF object does not describe the map {map}: {source}: build Weir again with `cargo xtask build`")]
+    Object { map: &'static str, source: BtfError },
+    #[error(
+        "the pinned map {map} cannot become this build's: {why}: start the build that made it; or `weir cleanup` ends the data path and removes it"
+    )]
+    Impossible { map: &'static str, why: String },
+    #[error("cannot read the pinned map SETTINGS: {source}")]
+    Settings { source: CopyError },
+    #[error(
+        "what the pinned maps hold has another meaning to this build (layout {from}; this build has {LAYOUT}): start the build that made them; \
+         or `weir cleanup` ends the data path and removes them"
+    )]
+    Meaning { from: u32 },
+}
+
+impl Plan {
+    pub fn of(pin_dir: &Path, object: &Object, sizes: &MapSizes) -> Result<Self, PlanError> {
+        let btf = object.btf.as_ref().map(aya_obj::btf::Btf::to_bytes).unwrap_or_default();
+        let mut plan = Self::default();
+        for (name, old) in pinned_maps(pin_dir)? {
+            let Some(name) = map::PINNED.into_iter().find(|known| *known == name) else {
+                plan.unknown.push(name);
+                continue;
+            };
+            let new = Described::by(object, &btf, name, sizes)?;
+            let is = Described::pinned(&old).map_err(|why| PlanError::Impossible { map: name, why })?;
+            let mut meant_otherwise = false;
+            if let (map::SETTINGS, Ok(was), Ok(will_be)) = (name, &is.layout, &new.layout) {
+                meant_otherwise = check_meaning(old, &was.value)?;
+                plan.settings = Some((was.value.clone(), will_be.value.clone()));
+            }
+            plan.changes.extend(change(name, &is, &new, meant_otherwise)?);
+        }
+        Ok(plan)
+    }
+}
+
+/// Whether the maps were written by a build of another layout, which is yet understood.
+fn check_meaning(settings: MapData, value: &Type) -> Result<bool, PlanError> {
+    let settings = PinnedSettings::new(settings, value);
+    let from = settings.number("layout").map_err(|source| PlanError::Settings { source })?.unwrap_or(0) as u32;
+    if meaning::is_understood(from) { Ok(![0, LAYOUT].contains(&from)) } else { Err(PlanError::Meaning { from }) }
+}
+
+/// A map as it is, or is to be.
+struct Described {
+    map_type: u32,
+    key: u32,
+    value: u32,
+    entries: u32,
+    flags: u32,
+    layout: Result<Layout, BtfError>,
+}
+
+impl Described {
+    fn by(object: &Object, btf: &[u8], name: &'static str, sizes: &MapSizes) -> Result<Self, PlanError> {
+        let failed = |source| PlanError::Object { map: name, source };
+        let map = object.maps.get(name).ok_or_else(|| failed(BtfError::Unknown("it has none".to_owned())))?;
+        let layout = match map {
+            aya_obj::Map::Btf(btf_map) => {
+                let (key, value) = (btf_map.def.btf_key_type_id, btf_map.def.btf_value_type_id);
+                layout(&MapTypes { btf: btf.to_vec(), key, value })
+            }
+            aya_obj::Map::Legacy(_) => Err(BtfError::Missing),
+        };
+        Ok(Self {
+            map_type: map.map_type(),
+            key: map.key_size(),
+            value: map.value_size(),
+            entries: sizes.get(name).copied().unwrap_or_else(|| map.max_entries()),
+            flags: map.map_flags(),
+            layout,
+        })
+    }
+
+    fn pinned(map: &MapData) -> Result<Self, String> {
+        let info = map.info().map_err(|error| error.to_string())?;
+        let types = map_types(map).map_err(|error| format!("its types cannot be read: {error}"))?;
+        Ok(Self {
+            map_type: info.map_type().map_or(u32::MAX, |map_type| map_type as u32),
+            key: info.key_size(),
+            value: info.value_size(),
+            entries: info.max_entries(),
+            flags: info.map_flags(),
+            layout: types.as_ref().map_or(Err(BtfError::Missing), layout),
+        })
+    }
+
+    fn shape(&self) -> String {
+        let Self { map_type, key, value, entries, flags, .. } = self;
+        format!("type {map_type}, key {key}, value {value}, entries {entries}, flags {flags:#x}")
+    }
+
+    fn is(&self, map_type: MapType) -> bool {
+        self.map_type == map_type as u32
+    }
+
+    fn is_per_cpu(&self) -> bool {
+        self.is(MapType::PerCpuArray) || self.is(MapType::PerCpuHash) || self.is(MapType::LruPerCpuHash)
+    }
+}
+
+fn layout(types: &MapTypes) -> Result<Layout, BtfError> {
+    let btf = Btf::parse(&types.btf)?;
+    Ok(Layout { key: btf.layout(types.key)?, value: btf.layout(types.value)? })
+}
+
+/// How `old` becomes `new`; `None` if it is taken over as it is, which a map that is `meant_otherwise` is not.
+fn change(
+    name: &'static str,
+    old: &Described,
+    new: &Described,
+    meant_otherwise: bool,
+) -> Result<Option<Change>, PlanError> {
+    if old.is(MapType::RingBuf) && new.is(MapType::RingBuf) {
+        let what = || format!("{} bytes -> {}", old.entries, new.entries);
+        let content = Content::Remembered;
+        return Ok((old.entries != new.entries).then(|| Change { name, way: None, content, what: what() }));
+    }
+    let impossible = |why: String| PlanError::Impossible { map: name, why };
+    if !is_convertible(old, new) {
+        return Err(impossible(format!("it is of another kind ({}; this build has {})", old.shape(), new.shape())));
+    }
+    let was = old.layout.as_ref().map_err(|error| impossible(format!("{error} ({})", old.shape())))?;
+    let is = new.layout.as_ref().map_err(|source| PlanError::Object { map: name, source: source.clone() })?;
+    if old.shape() == new.shape() && was == is && !meant_otherwise {
+        return Ok(None);
+    }
+    let content = Content::of(name, new);
+    let impossible = |part: &str, error: Impossible| impossible(format!("{part}: {error}"));
+    let way = Way {
+        key: Conversion::new(&was.key, &is.key, Part::Key).map_err(|error| impossible("its key", error))?,
+        value: Conversion::new(&was.value, &is.value, Part::Value).map_err(|error| impossible("its value", error))?,
+        merge: match content {
+            Content::Counted => Merge::counters(&is.value),
+            _ if name == map::RINGS => Merge::words(&is.value),
+            Content::Told | Content::Remembered => Merge::entries(&is.value),
+        },
+    };
+    let parts: [(&Type, &Type); 2] = [(&was.key, &is.key), (&was.value, &is.value)];
+    let mut what: Vec<String> =
+        parts.iter().filter(|(was, is)| was != is).map(|(was, is)| differences(was, is)).collect();
+    if old.entries != new.entries {
+        what.push(format!("room for {} -> {}", old.entries, new.entries));
+    }
+    if (old.map_type, old.flags) != (new.map_type, new.flags) {
+        what.push("another kind of table".to_owned());
+    }
+    if meant_otherwise {
+        what.push(format!("layout {LAYOUT}"));
+    }
+    Ok(Some(Change { name, way: Some(way), content, what: what.join(", ") }))
+}
+
+/// Arrays stay arrays and counters counters; a hash may become an LRU.
+fn is_convertible(old: &Described, new: &Described) -> bool {
+    let is_hash = |map: &Described| map.is(MapType::Hash) || map.is(MapType::LruHash);
+    let is_per_cpu_hash = |map: &Described| map.is(MapType::PerCpuHash) || map.is(MapType::LruPerCpuHash);
+    is_hash(old) && is_hash(new)
+        || is_per_cpu_hash(old) && is_per_cpu_hash(new)
+        || old.map_type == new.map_type
+            && [MapType::Array, MapType::PerCpuArray, MapType::LpmTrie].iter().any(|map_type| old.is(*map_type))
+}

@@ -1,0 +1,98 @@
+//! What aya keeps to itself: the types of a map's entries as the kernel holds them, and giving a link another program.
+
+use std::{
+    ffi::CString,
+    io,
+    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
+    os::unix::ffi::OsStrExt,
+    path::Path,
+};
+
+use aya::{maps::MapData, programs::ProgramFd};
+use aya_obj::generated::{bpf_btf_info, bpf_map_info};
+
+use super::bpf;
+
+const BPF_OBJ_GET: libc::c_long = 7;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
+const BPF_BTF_GET_FD_BY_ID: libc::c_long = 19;
+const BPF_LINK_UPDATE: libc::c_long = 29;
+
+/// BTF, and the types in it that a map's keys and values have; 0 is none.
+pub struct MapTypes {
+    pub btf: Vec<u8>,
+    pub key: u32,
+    pub value: u32,
+}
+
+/// The types with which a map was made; `None` if it was made without.
+pub fn map_types(map: &MapData) -> io::Result<Option<MapTypes>> {
+    // SAFETY: integers only.
+    let mut info: bpf_map_info = unsafe { std::mem::zeroed() };
+    // SAFETY: `info` is what the kernel writes for a map.
+    unsafe { object_info(map.fd().as_fd().as_raw_fd(), &mut info) }?;
+    if info.btf_id == 0 {
+        return Ok(None);
+    }
+    let mut attr = [info.btf_id, 0, 0, 0];
+    // SAFETY: integers only.
+    let fd = unsafe { bpf(BPF_BTF_GET_FD_BY_ID, &mut attr) }?;
+    // SAFETY: the kernel has just made it for us.
+    let fd = unsafe { OwnedFd::from_raw_fd(fd) };
+    let mut btf = Vec::new();
+    loop {
+        // SAFETY: integers only; the pointer is what follows.
+        let mut info: bpf_btf_info = unsafe { std::mem::zeroed() };
+        (info.btf, info.btf_size) = (btf.as_mut_ptr() as u64, btf.len() as u32);
+        // SAFETY: `info` is what the kernel writes for BTF, and `btf` has the room that it says.
+        unsafe { object_info(fd.as_raw_fd(), &mut info) }?;
+        if info.btf_size as usize <= btf.len() {
+            btf.truncate(info.btf_size as usize);
+            break;
+        }
+        btf.resize(info.btf_size as usize, 0);
+    }
+    Ok(Some(MapTypes { btf, key: info.btf_key_type_id, value: info.btf_value_type_id }))
+}
+
+/// # Safety
+/// `T` must be the info of objects of this kind, of integers only, and its pointers must point at what they promise.
+unsafe fn object_info<T>(fd: i32, info: &mut T) -> io::Result<()> {
+    #[repr(C)]
+    struct InfoAttr {
+        fd: u32,
+        info_len: u32,
+        info: u64,
+    }
+    let mut attr = InfoAttr { fd: fd as u32, info_len: size_of::<T>() as u32, info: std::ptr::from_mut(info) as u64 };
+    // SAFETY: the kernel writes at most `info_len` bytes.
+    unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr) }.map(drop)
+}
+
+/// A link, held open.
+pub struct Link(OwnedFd);
+
+impl Link {
+    /// The link that is pinned there.
+    pub fn open(path: &Path) -> io::Result<Self> {
+        #[repr(C)]
+        struct PathAttr {
+            path: u64,
+            fd: u32,
+            flags: u32,
+        }
+        let path = CString::new(path.as_os_str().as_bytes())?;
+        let mut attr = PathAttr { path: path.as_ptr() as u64, fd: 0, flags: 0 };
+        // SAFETY: the path ends with a zero byte and outlives the call.
+        let fd = unsafe { bpf(BPF_OBJ_GET, &mut attr) }?;
+        // SAFETY: the kernel has just made it for us.
+        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+    }
+
+    /// Gives it another program, atomically: a packet meets one or the other. ENOLINK: it is attached nowhere.
+    pub fn update(&self, program: &ProgramFd) -> io::Result<()> {
+        let mut attr = [self.0.as_raw_fd() as u32, program.as_fd().as_raw_fd() as u32, 0, 0];
+        // SAFETY: integers only.
+        unsafe { bpf(BPF_LINK_UPDATE, &mut attr) }.map(drop)
+    }
+}

@@ -1,0 +1,64 @@
+//! How many exceptions there are, of what and of whom; how many slots wait to settle.
+
+use std::collections::BTreeMap;
+
+use super::judge::Kind;
+use crate::dataplane::flows::TableFill;
+
+/// What a pass has found and done.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Census {
+    /// By the index of the backend.
+    pub backends: BTreeMap<u32, ExceptionCounts>,
+    /// By the index of the VIP's counters.
+    pub vips: BTreeMap<u32, ExceptionCounts>,
+    /// By the offset of the ring.
+    pub rings: BTreeMap<u32, SlotCounts>,
+    /// How full the tables are.
+    pub tables: Vec<TableFill>,
+    /// Slots that settled since the pass before, and those that became free of exceptions.
+    pub settled: u64,
+    pub collected: u64,
+    /// Entries that went.
+    pub removed: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct ExceptionCounts {
+    pub half_open: u64,
+    pub established: u64,
+    pub seen: u64,
+}
+
+impl ExceptionCounts {
+    pub const fn of(&self, kind: Kind) -> u64 {
+        match kind {
+            Kind::HalfOpen => self.half_open,
+            Kind::Established => self.established,
+            Kind::Seen => self.seen,
+        }
+    }
+
+    pub const fn all(&self) -> u64 {
+        self.half_open + self.established + self.seen
+    }
+
+    pub(super) const fn add(&mut self, kind: Kind) {
+        match kind {
+            Kind::HalfOpen => self.half_open += 1,
+            Kind::Established => self.established += 1,
+            Kind::Seen => self.seen += 1,
+        }
+    }
+}
+
+/// Slots of a ring that are not settled.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct SlotCounts {
+    /// The owners differ.
+    pub in_transition: u64,
+    /// The owners agree, and there are exceptions, or may be.
+    pub tracked: u64,
+    /// They could have settled, but ESTABLISHED has no room for their flows.
+    pub without_room: u64,
+}

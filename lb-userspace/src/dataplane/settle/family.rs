@@ -1,0 +1,273 @@
+//! The exceptions of one family: what becomes of them in a pass.
+
+use std::collections::{HashMap, HashSet};
+
+use aya::{
+    Pod,
+    maps::{Array, MapData, MapError},
+};
+use lb_common::{
+    backend::Backend,
+    exception::{EXCEPTION_CLOSING, EXCEPTION_KEPT, Exception},
+    flow::{Addr, Family, Flow, ip_addr},
+    limits::map,
+    nat::NatTimeouts,
+    slot::Slot,
+};
+
+use super::{
+    census::Census,
+    judge::{Kind, Over, Place, is_idle, is_void, over},
+    scope::Scope,
+    tables::{Put, Table, Tables},
+};
+use crate::dataplane::{
+    flows::TableFill,
+    maps::{MapsError, unread},
+    rings::Rings,
+};
+
+/// Whose flows a settling slot's entries of SEEN are.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Former {
+    /// Those of its previous owners.
+    These(Vec<u32>),
+    /// The slot was settling when another agent ended: of anybody but the owner.
+    Anybody,
+}
+
+impl Former {
+    pub fn has(&self, backend: u32, current: u32) -> bool {
+        match self {
+            Former::These(owners) => owners.contains(&backend),
+            Former::Anybody => backend != current,
+        }
+    }
+}
+
+/// What both families share in a pass.
+pub struct Shared<'a> {
+    pub rings: &'a Rings,
+    pub backends: &'a Array<MapData, Backend>,
+    pub scope: &'a Scope,
+    pub now_ns: u64,
+}
+
+impl Shared<'_> {
+    fn timeouts(&self) -> &NatTimeouts {
+        &self.scope.timeouts
+    }
+
+    /// Read each time: the owner of the maps may have added it a moment ago.
+    pub fn backend(&self, index: u32) -> Result<Option<Backend>, MapsError> {
+        match self.backends.get(&index, 0) {
+            Ok(backend) => Ok(Some(backend)),
+            Err(MapError::OutOfBounds { .. } | MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(unread(map::BACKENDS)(error)),
+        }
+    }
+
+    /// For many entries that name few backends.
+    fn backend_once(
+        &self,
+        known: &mut HashMap<u32, Option<Backend>>,
+        index: u32,
+    ) -> Result<Option<Backend>, MapsError> {
+        if let Some(backend) = known.get(&index) {
+            return Ok(*backend);
+        }
+        let backend = self.backend(index)?;
+        known.insert(index, backend);
+        Ok(backend)
+    }
+}
+
+/// The tables of a family, and what a pass remembers of them between its steps.
+pub struct Exceptions<A> {
+    family: Family,
+    tables: Tables<A>,
+    /// Entries of SEEN that were looked at while their slots settled.
+    scanned: Vec<(Flow<A>, Exception)>,
+    /// Entries of ESTABLISHED, as of the last count.
+    pub established: u64,
+}
+
+impl<A: Addr> Exceptions<A>
+where
+    Flow<A>: Pod,
+{
+    pub const fn new(family: Family, tables: Tables<A>) -> Self {
+        Self { family, tables, scanned: Vec::new(), established: 0 }
+    }
+
+    /// How many more entries ESTABLISHED takes.
+    pub fn room(&self) -> u64 {
+        u64::from(self.tables.established.max_entries).saturating_sub(self.established)
+    }
+
+    /// How many flows of each slot would be kept if it settled; `former` says whose.
+    pub fn count_seen(
+        &self,
+        shared: &Shared<'_>,
+        former: impl Fn(u32) -> Option<u32>,
+    ) -> Result<HashMap<u32, u64>, MapsError> {
+        let mut counts = HashMap::new();
+        self.tables.seen.scan(|_, entry| {
+            let is_kept = former(entry.slot) == Some(entry.backend)
+                && !is_idle(Kind::Seen, &entry, shared.now_ns, shared.timeouts());
+            if is_kept {
+                *counts.entry(entry.slot).or_default() += 1;
+            }
+        })?;
+        Ok(counts)
+    }
+
+    /// Makes what SEEN holds of settling slots ESTABLISHED. The slots for whose flows there is no room go to `refused`.
+    pub fn keep(
+        &mut self,
+        shared: &Shared<'_>,
+        settling: &HashMap<u32, Former>,
+        refused: &mut Vec<u32>,
+    ) -> Result<(), MapsError> {
+        let mut scanned = Vec::new();
+        self.tables.seen.scan(|flow, entry| {
+            if settling.contains_key(&entry.slot) {
+                scanned.push((*flow, entry));
+            }
+        })?;
+        let mut known = HashMap::new();
+        for (flow, entry) in &scanned {
+            let Some(slot) = shared.rings.slot(entry.slot) else { continue };
+            let is_former = settling.get(&entry.slot).is_some_and(|former| former.has(entry.backend, slot.current()));
+            let backend = shared.backend_once(&mut known, entry.backend)?;
+            let is_over =
+                is_void(entry, backend.as_ref()) || is_idle(Kind::Seen, entry, shared.now_ns, shared.timeouts());
+            if is_former && !is_over && self.keep_one(flow, entry)? == Put::Full {
+                refused.push(entry.slot);
+            }
+        }
+        self.scanned = scanned;
+        Ok(())
+    }
+
+    fn keep_one(&mut self, flow: &Flow<A>, seen: &Exception) -> Result<Put, MapsError> {
+        let kept = Exception { flags: seen.flags & EXCEPTION_CLOSING | EXCEPTION_KEPT, ..*seen };
+        let put = self.tables.established.put(flow, &kept)?;
+        // A SYN of the same flow removes its entry of SEEN, then that of ESTABLISHED: if the first is gone, ours may have come after the second.
+        if put == Put::Done
+            && self.tables.seen.find(flow)?.is_none()
+            && self.tables.established.find(flow)?.is_some_and(|found| is_same(&found, &kept))
+        {
+            self.tables.established.take(flow)?;
+        }
+        self.established += u64::from(put == Put::Done);
+        Ok(put)
+    }
+
+    /// Removes the entries of SEEN that were looked at, but of those in `refused`. One that the program has written anew meanwhile is put back.
+    pub fn forget(&mut self, refused: &HashSet<u32>) -> Result<(), MapsError> {
+        for (flow, entry) in std::mem::take(&mut self.scanned) {
+            if refused.contains(&entry.slot) {
+                continue;
+            }
+            if let Some(taken) = self.tables.seen.take(&flow)?
+                && !is_same(&taken, &entry)
+            {
+                self.tables.seen.put(&flow, &taken)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes what is over, and counts the rest; `left` says in which tables each collected slot still has entries.
+    pub fn collect(
+        &mut self,
+        shared: &Shared<'_>,
+        left: &mut HashMap<u32, u64>,
+        census: &mut Census,
+    ) -> Result<(), MapsError> {
+        let mut known = HashMap::new();
+        // Flows move from half-open to established: in this order none slips through between the two.
+        for kind in Kind::ALL {
+            let mut entries = Vec::new();
+            self.tables.of(kind).scan(|flow, entry| entries.push((*flow, entry)))?;
+            let mut stay = 0;
+            for (flow, entry) in &entries {
+                let vip = SocketKey::of(self.family, flow);
+                let place = place(shared, left, &vip, entry.slot);
+                let backend = shared.backend_once(&mut known, entry.backend)?;
+                let why = over(kind, entry, place, backend.as_ref(), shared.now_ns, shared.timeouts());
+                let is_gone = match why {
+                    None => false,
+                    Some(why) => self.remove(kind, shared, flow, entry, why)?,
+                };
+                if is_gone {
+                    census.removed += 1;
+                    continue;
+                }
+                stay += 1;
+                if let Some(left) = left.get_mut(&entry.slot) {
+                    *left |= kind.flag();
+                }
+                census.backends.entry(entry.backend).or_default().add(kind);
+                if let Some(vip) = shared.scope.vips.get(&vip.0) {
+                    census.vips.entry(vip.stats).or_default().add(kind);
+                }
+            }
+            let Table { map, max_entries, .. } = self.tables.of(kind);
+            census.tables.push(TableFill { map, entries: stay, max_entries: u64::from(*max_entries) });
+            if kind == Kind::Established {
+                self.established = stay;
+            }
+        }
+        Ok(())
+    }
+
+    /// Removes an entry unless something has changed that it hangs on; whether it is gone.
+    fn remove(
+        &mut self,
+        kind: Kind,
+        shared: &Shared<'_>,
+        flow: &Flow<A>,
+        entry: &Exception,
+        why: Over,
+    ) -> Result<bool, MapsError> {
+        // What was remembered of its backend may be older than the entry.
+        if why == Over::Void && !is_void(entry, shared.backend(entry.backend)?.as_ref()) {
+            return Ok(false);
+        }
+        let Some(taken) = self.tables.of_mut(kind).take(flow)? else { return Ok(true) };
+        let is_still_over = is_same(&taken, entry)
+            && match why {
+                Over::Stray | Over::Void => true,
+                Over::Idle => is_idle(kind, &taken, shared.now_ns, shared.timeouts()),
+                // Once the owners differ again, a flow without an entry is the previous one's.
+                Over::Agrees => shared.rings.slot(entry.slot).is_some_and(|slot| !slot.in_transition()),
+            };
+        if is_still_over {
+            return Ok(true);
+        }
+        // If there is a newer one by now, that one stays.
+        Ok(self.tables.of_mut(kind).put(flow, &taken)? == Put::Full)
+    }
+}
+
+/// The VIP and port that a flow goes to.
+struct SocketKey(std::net::SocketAddr);
+
+impl SocketKey {
+    fn of<A: Addr>(family: Family, flow: &Flow<A>) -> Self {
+        Self(std::net::SocketAddr::new(ip_addr(family, flow.dst.to_any()), u16::from_be(flow.dst_port_be)))
+    }
+}
+
+fn place(shared: &Shared<'_>, collected: &HashMap<u32, u64>, vip: &SocketKey, slot: u32) -> Place {
+    let is_ours = shared.scope.vips.get(&vip.0).is_some_and(|vip| vip.has(slot));
+    let word: Option<Slot> = if is_ours { shared.rings.slot(slot) } else { None };
+    Place { slot: word, is_collected: collected.contains_key(&slot) }
+}
+
+/// Whether both were written for the same: only times and flags may differ.
+fn is_same(a: &Exception, b: &Exception) -> bool {
+    (a.backend, a.generation, a.slot, a.sequence) == (b.backend, b.generation, b.slot, b.sequence)
+}

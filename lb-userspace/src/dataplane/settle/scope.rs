@@ -1,0 +1,58 @@
+//! What there is to settle: the rings of the DSR services, as the owner of the maps has written them.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use lb_common::{flow::Family, nat::NatTimeouts};
+
+use crate::dataplane::plan::{Plan, Wanted};
+
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Scope {
+    pub rings: Vec<RingScope>,
+    /// Only these have exceptions.
+    pub vips: BTreeMap<SocketAddr, VipScope>,
+    pub timeouts: NatTimeouts,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct RingScope {
+    pub family: Family,
+    pub offset: u32,
+    pub len: u32,
+    /// The id of its service.
+    pub service: u32,
+    pub settle_ns: u64,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct VipScope {
+    /// Its ring.
+    pub offset: u32,
+    pub len: u32,
+    /// Its counters in `SERVICE_STATS`.
+    pub stats: u32,
+}
+
+impl VipScope {
+    pub const fn has(&self, slot: u32) -> bool {
+        slot >= self.offset && slot - self.offset < self.len
+    }
+}
+
+impl Scope {
+    pub fn of(wanted: &Wanted, plan: &Plan) -> Self {
+        let mut rings: BTreeMap<u32, RingScope> = BTreeMap::new();
+        let mut vips = BTreeMap::new();
+        for service in wanted.services.iter().filter(|service| service.mode.is_dsr()) {
+            let settle_ns = u64::try_from(service.settle_time.as_nanos()).unwrap_or(u64::MAX);
+            for ip in &service.vips {
+                let vip = SocketAddr::new(*ip, service.port);
+                let Some(entry) = plan.target.services.get(&vip) else { continue };
+                let (offset, len) = (entry.ring_offset, entry.ring_len);
+                vips.insert(vip, VipScope { offset, len, stats: entry.stats });
+                rings.insert(offset, RingScope { family: Family::of(ip), offset, len, service: entry.id, settle_ns });
+            }
+        }
+        Self { rings: rings.into_values().collect(), vips, timeouts: wanted.settings.nat_timeouts }
+    }
+}

@@ -1,0 +1,254 @@
+//! One pass of settling and collecting, in steps: what must happen between two of them is a grace period, after which no program still acts on what
+//! it read before. docs/architecture.md says what each step leaves to the programs that run beside it.
+
+use std::{
+    collections::{HashMap, HashSet},
+    path::Path,
+};
+
+use aya::maps::{Array, MapData};
+use lb_common::{
+    backend::Backend,
+    flow::{Family, V4Addr, V6Addr},
+    limits::map,
+    slot::Slot,
+};
+
+use super::{
+    census::Census,
+    clock::deciseconds,
+    family::{Exceptions, Former, Shared},
+    judge::{Progress, progress},
+    scope::{RingScope, Scope},
+    tables::Tables,
+};
+use crate::dataplane::{
+    maps::{self, MapsError, grace_period},
+    rings::Rings,
+};
+
+/// Settles slots and collects exceptions. It has handles of its own: the owner of the maps goes on meanwhile.
+pub struct Settler {
+    rings: Rings,
+    backends: Array<MapData, Backend>,
+    v4: Exceptions<V4Addr>,
+    v6: Exceptions<V6Addr>,
+    /// Slots that settle, and whose flows are to be kept; those that found no room stay until the next pass.
+    settling: HashMap<u32, Former>,
+    /// Those of them that found no room in this pass.
+    refused: HashSet<u32>,
+    /// Slots of which it is to be found out whether they have entries left, and in which tables: `Slot::IN_*`.
+    collecting: HashMap<u32, u64>,
+    census: Census,
+}
+
+impl Settler {
+    /// Opens what [`crate::dataplane::load::DataPath::open`] has pinned.
+    pub fn open(pin_dir: &Path) -> Result<Self, MapsError> {
+        let v4 = Tables::open(pin_dir, [map::HALF_OPEN_V4, map::ESTABLISHED_V4, map::SEEN_V4])?;
+        let v6 = Tables::open(pin_dir, [map::HALF_OPEN_V6, map::ESTABLISHED_V6, map::SEEN_V6])?;
+        Ok(Self {
+            rings: Rings::open(pin_dir)
+                .map_err(|source| MapsError::Arena { path: pin_dir.join(map::RINGS), source })?,
+            backends: maps::open(pin_dir, map::BACKENDS)?,
+            v4: Exceptions::new(Family::V4, v4),
+            v6: Exceptions::new(Family::V6, v6),
+            settling: HashMap::new(),
+            refused: HashSet::new(),
+            collecting: HashMap::new(),
+            census: Census::default(),
+        })
+    }
+
+    /// A whole pass. `now_ns` is CLOCK_BOOTTIME.
+    pub fn pass(&mut self, scope: &Scope, now_ns: u64) -> Result<Census, MapsError> {
+        if self.begin(scope, now_ns)? > 0 {
+            grace_period()?;
+            self.keep(scope, now_ns)?;
+            grace_period()?;
+            self.forget()?;
+        }
+        if self.mark(scope) > 0 {
+            grace_period()?;
+        }
+        self.collect(scope, now_ns)?;
+        Ok(self.finish(scope))
+    }
+
+    /// Step 1: the owners of slots whose time has come agree, and SEEN is asked until [`Settler::keep`] is done. How many slots that are.
+    pub fn begin(&mut self, scope: &Scope, now_ns: u64) -> Result<usize, MapsError> {
+        self.census = Census::default();
+        self.refused.clear();
+        let mut due = Vec::new();
+        let mut still = HashSet::new();
+        // Many slots have few previous owners.
+        let mut known: HashMap<u32, Option<Backend>> = HashMap::new();
+        for ring in &scope.rings {
+            for (at, slot) in slots(&self.rings, ring).filter(|(_, slot)| !slot.is_settled()) {
+                let index = slot.previous();
+                let previous = known.entry(index).or_insert_with(|| self.backends.get(&index, 0).ok());
+                match progress(slot, self.rings.clock(at), previous.as_ref(), ring.settle_ns, now_ns) {
+                    Progress::Waits => {}
+                    Progress::SetClock => self.rings.set_clock(at, deciseconds(now_ns)),
+                    Progress::Due => due.push((ring, at, slot)),
+                    Progress::Settling => drop(still.insert(at)),
+                }
+            }
+        }
+        for at in &still {
+            self.settling.entry(*at).or_insert(Former::Anybody);
+        }
+        if !due.is_empty() {
+            self.settle(scope, now_ns, due, &mut still)?;
+        }
+        self.settling.retain(|at, _| still.contains(at));
+        Ok(self.settling.len())
+    }
+
+    /// Those of the slots that are due for whose flows there is room.
+    fn settle(
+        &mut self,
+        scope: &Scope,
+        now_ns: u64,
+        due: Vec<(&RingScope, u32, Slot)>,
+        still: &mut HashSet<u32>,
+    ) -> Result<(), MapsError> {
+        let previous: HashMap<u32, u32> = due.iter().map(|(_, at, slot)| (*at, slot.previous())).collect();
+        let former = |at: u32| previous.get(&at).copied();
+        let shared = Shared { rings: &self.rings, backends: &self.backends, scope, now_ns };
+        let counts = [self.v4.count_seen(&shared, former)?, self.v6.count_seen(&shared, former)?];
+        let mut room = [self.v4.room(), self.v6.room()];
+        for (ring, at, slot) in due {
+            let family = usize::from(ring.family == Family::V6);
+            let need = counts[family].get(&at).copied().unwrap_or(0);
+            if need > room[family] {
+                self.census.rings.entry(ring.offset).or_default().without_room += 1;
+                if slot.has(Slot::SETTLING) {
+                    still.insert(at);
+                    self.settling.entry(at).or_insert(Former::Anybody);
+                }
+                continue;
+            }
+            // One that was changed just now is looked at again in the next pass.
+            if self.rings.compare_exchange(at, slot, slot.settling()).is_ok() {
+                room[family] -= need;
+                still.insert(at);
+                match self.settling.entry(at).or_insert_with(|| match slot.has(Slot::SETTLING) {
+                    true => Former::Anybody,
+                    false => Former::These(Vec::new()),
+                }) {
+                    Former::These(owners) => owners.push(slot.previous()),
+                    Former::Anybody => {}
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Step 2, after a grace period: what SEEN holds of those slots becomes ESTABLISHED, and SEEN is no longer asked.
+    pub fn keep(&mut self, scope: &Scope, now_ns: u64) -> Result<(), MapsError> {
+        let shared = Shared { rings: &self.rings, backends: &self.backends, scope, now_ns };
+        let mut refused = Vec::new();
+        self.v4.keep(&shared, &self.settling, &mut refused)?;
+        self.v6.keep(&shared, &self.settling, &mut refused)?;
+        let is_refused: HashSet<u32> = refused.into_iter().collect();
+        for at in self.settling.keys().filter(|at| !is_refused.contains(at)) {
+            update(&self.rings, *at, |slot| slot.clear(Slot::SETTLING).with(Slot::IN_ESTABLISHED));
+            self.census.settled += 1;
+        }
+        for ring in &scope.rings {
+            let of_ring = is_refused.iter().filter(|at| at.checked_sub(ring.offset).is_some_and(|at| at < ring.len));
+            let count = of_ring.count() as u64;
+            if count > 0 {
+                self.census.rings.entry(ring.offset).or_default().without_room += count;
+            }
+        }
+        self.settling.retain(|at, _| is_refused.contains(at));
+        self.refused = is_refused;
+        Ok(())
+    }
+
+    /// Step 3, after a grace period: nobody asks for the entries of SEEN that were looked at.
+    pub fn forget(&mut self) -> Result<(), MapsError> {
+        self.v4.forget(&self.refused)?;
+        self.v6.forget(&self.refused)
+    }
+
+    /// Step 4: marks the slots that have or may have exceptions though their owners agree. How many that are.
+    pub fn mark(&mut self, scope: &Scope) -> usize {
+        self.collecting.clear();
+        for ring in &scope.rings {
+            for (at, slot) in slots(&self.rings, ring).filter(|(_, slot)| slot.flags() != 0) {
+                let marked = slot.with(Slot::TRACKED | Slot::COLLECTING).clear(Slot::WRITTEN | Slot::IN_TABLES);
+                if slot.in_transition() || slot.has(Slot::SETTLING) {
+                    // Marks of an agent that ended in the middle.
+                    if slot.has(Slot::COLLECTING | Slot::WRITTEN) {
+                        update(&self.rings, at, |slot| unmarked(slot, Slot::IN_TABLES));
+                    }
+                } else if self.rings.compare_exchange(at, slot, marked).is_ok() {
+                    self.collecting.insert(at, 0);
+                }
+            }
+        }
+        self.collecting.len()
+    }
+
+    /// Step 5, after a grace period: entries that nobody needs go, the others are counted.
+    pub fn collect(&mut self, scope: &Scope, now_ns: u64) -> Result<(), MapsError> {
+        let shared = Shared { rings: &self.rings, backends: &self.backends, scope, now_ns };
+        self.v4.collect(&shared, &mut self.collecting, &mut self.census)?;
+        self.v6.collect(&shared, &mut self.collecting, &mut self.census)
+    }
+
+    /// Step 6: slots without an entry are settled, unless one was written meanwhile.
+    pub fn finish(&mut self, scope: &Scope) -> Census {
+        for (at, left) in self.collecting.drain() {
+            let Some(slot) = self.rings.slot(at) else { continue };
+            let empty = Slot::new(slot.current(), slot.current(), Slot::TRACKED | Slot::COLLECTING);
+            let is_free = left == 0
+                && slot == empty
+                && self.rings.compare_exchange(at, empty, Slot::settled(slot.current())).is_ok();
+            if is_free {
+                self.census.collected += 1;
+            } else {
+                update(&self.rings, at, |slot| unmarked(slot, left));
+            }
+        }
+        for ring in &scope.rings {
+            let counts = self.census.rings.entry(ring.offset).or_default();
+            for (_, slot) in slots(&self.rings, ring).filter(|(_, slot)| !slot.is_settled()) {
+                match slot.in_transition() {
+                    true => counts.in_transition += 1,
+                    false => counts.tracked += 1,
+                }
+            }
+        }
+        std::mem::take(&mut self.census)
+    }
+}
+
+/// Without the marks of a collection; there may be entries in the tables of these flags.
+fn unmarked(slot: Slot, tables: u64) -> Slot {
+    let slot = slot.clear(Slot::COLLECTING | Slot::WRITTEN).with(tables);
+    if slot.in_transition() { slot } else { slot.with(Slot::TRACKED) }
+}
+
+/// Changes a slot whatever it is by now.
+fn update(rings: &Rings, at: u32, change: impl Fn(Slot) -> Slot) {
+    let Some(mut found) = rings.slot(at) else { return };
+    loop {
+        let next = change(found);
+        if next == found {
+            return;
+        }
+        match rings.compare_exchange(at, found, next) {
+            Ok(()) => return,
+            Err(other) => found = other,
+        }
+    }
+}
+
+fn slots<'a>(rings: &'a Rings, ring: &RingScope) -> impl Iterator<Item = (u32, Slot)> + use<'a> {
+    let end = ring.offset.saturating_add(ring.len);
+    (ring.offset..end).map_while(|at| Some((at, rings.slot(at)?)))
+}

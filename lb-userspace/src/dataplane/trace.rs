@@ -1,0 +1,45 @@
+//! What the programs tell of their decisions: the ring buffer `TRACE` and its filter. Handles of its own: nobody else uses these maps.
+
+use std::path::Path;
+
+use aya::maps::{Array, MapData, RingBuf};
+use lb_common::{
+    limits::map,
+    trace::{TraceEvent, TraceFilter},
+};
+
+use super::{
+    maps::{self, MapsError},
+    raw,
+};
+
+pub struct Trace {
+    events: RingBuf<MapData>,
+    filter: Array<MapData, TraceFilter>,
+}
+
+impl Trace {
+    /// Opens what [`super::load::DataPath::open`] has pinned.
+    pub fn open(pin_dir: &Path) -> Result<Self, MapsError> {
+        Ok(Self { events: maps::open(pin_dir, map::TRACE)?, filter: maps::open(pin_dir, map::TRACE_FILTER)? })
+    }
+
+    /// Says which decisions are told. A program that runs just now may read half of it: the events are judged again here.
+    pub fn set_filter(&mut self, filter: &TraceFilter) -> Result<(), MapsError> {
+        self.filter.set(0, filter, 0).map_err(|source| MapsError::Write {
+            map: map::TRACE_FILTER,
+            key: "the filter".to_owned(),
+            source,
+        })
+    }
+
+    /// The next event; `None` if there is none now. What another version's program has written is left out.
+    pub fn take(&mut self) -> Option<TraceEvent> {
+        loop {
+            let record = self.events.next()?;
+            if let Some(event) = raw::value(&record) {
+                return Some(event);
+            }
+        }
+    }
+}

@@ -1,0 +1,209 @@
+//! Millions of flows in seconds: an XDP program makes the packets, sent by live frames on the link to the balancer, and a door at the other
+//! end of that link drops and counts what the balancer sends on.
+
+use std::{
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    os::fd::AsFd,
+    path::PathBuf,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use aya::{
+    Ebpf,
+    maps::{Array, MapData},
+    programs::Xdp,
+};
+use etherparse::{PacketBuilder, TcpHeader};
+use lb_common::bench::{HEADER_WORDS, LEN_V4, LEN_V6, Plan, name};
+use serde_json::Value;
+
+use crate::{
+    bed::{Bed, Layout},
+    live,
+    netns::Netns,
+    process::check,
+};
+
+/// What each flow of a deluge sends.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Kind {
+    Syn,
+    /// In the middle of a connection that nobody knows.
+    Ack,
+    /// A SYN and the ACK that would end its handshake.
+    SynAndAck,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Poured {
+    pub packets: u64,
+    pub time: Duration,
+}
+
+impl Poured {
+    pub fn per_second(&self) -> f64 {
+        self.packets as f64 / self.time.as_secs_f64()
+    }
+}
+
+/// Sends `flows` distinct flows to `target` by way of the first balancer.
+pub fn pour(bed: &Bed, target: SocketAddr, kind: Kind, flows: u32) -> Result<Poured> {
+    let (netns, interface) = facing_balancer(bed)?;
+    let (ifindex, source) = link(netns, interface)?;
+    let (_, destination) = link(&bed.lb, "eth0")?;
+    let macs = [source, destination];
+    netns.run(move || pour_here(target, kind, flows, ifindex, macs))?
+}
+
+/// Drops and counts what comes from a deluge right behind the balancer, which is what is looked at here, and not how servers bear a flood.
+pub fn close_door(bed: &Bed) -> Result<()> {
+    let (netns, interface) = facing_balancer(bed)?;
+    // 198.18.0.0/15 and fd99::/64 as sources; of tunnel packets within, behind an outer header of 20 or 40 bytes.
+    let rules = format!(
+        "table netdev door {{ counter stopped {{}}; chain arriving {{ type filter hook ingress device {interface} priority -500; \
+         ip saddr 198.18.0.0/15 counter name stopped drop; ip6 saddr fd99::/64 counter name stopped drop; \
+         ip protocol 4 @nh,256,15 25353 counter name stopped drop; \
+         ip6 nexthdr 41 @nh,384,64 0xfd99000000000000 counter name stopped drop; }}; }}"
+    );
+    check(netns.command("nft").arg(rules)).map(drop)
+}
+
+/// How many packets the door has stopped.
+pub fn stopped(bed: &Bed) -> Result<u64> {
+    let (netns, _) = facing_balancer(bed)?;
+    let text = check(netns.command("nft").args(["-j", "list", "counters"]))?;
+    let shown: Value = serde_json::from_str(&text).context("nft -j printed no JSON")?;
+    let counters = shown["nftables"].as_array().map(Vec::as_slice).unwrap_or_default();
+    let packets = counters.iter().find_map(|item| item["counter"]["packets"].as_u64());
+    packets.with_context(|| format!("{} has no door", netns.name))
+}
+
+/// The other end of the first balancer's link.
+fn facing_balancer(bed: &Bed) -> Result<(&Netns, &'static str)> {
+    match (bed.layout, &bed.router) {
+        (Layout::SharedL2, _) => Ok((&bed.switch, "lb")),
+        (Layout::Tunnelled, Some(router)) => Ok((router, "lb1")),
+        (layout, _) => bail!("no flood in the layout {layout:?}: its balancer has two links"),
+    }
+}
+
+/// Flows that take part in one run of the program; a SYN's ACK follows after so many others.
+const AT_ONCE: u32 = 1 << 14;
+/// Odd, so that every number has a flow of its own; large, so that neighbours are far apart.
+const STRIDE: u32 = 0x9e37_79b1;
+
+type Mac = [u8; 6];
+
+fn pour_here(target: SocketAddr, kind: Kind, flows: u32, ifindex: u32, macs: [Mac; 2]) -> Result<Poured> {
+    let mut generator = Generator::load(target)?;
+    let mut plans = match kind {
+        Kind::Syn => vec![plan(target, flows, macs, true)?],
+        Kind::Ack => vec![plan(target, flows, macs, false)?],
+        Kind::SynAndAck => vec![plan(target, flows, macs, true)?, plan(target, flows, macs, false)?],
+    };
+    let started = Instant::now();
+    let mut sent = 0;
+    while sent < flows {
+        let count = AT_ONCE.min(flows - sent);
+        for plan in &mut plans {
+            plan.next = sent.into();
+            generator.run(plan, ifindex, count)?;
+        }
+        sent += count;
+    }
+    Ok(Poured { packets: u64::from(flows) * plans.len() as u64, time: started.elapsed() })
+}
+
+struct Generator {
+    ebpf: Ebpf,
+    program: &'static str,
+    plan: Array<MapData, Plan>,
+}
+
+impl Generator {
+    fn load(target: SocketAddr) -> Result<Self> {
+        let program = if target.is_ipv4() { name::FLOOD_V4 } else { name::FLOOD_V6 };
+        let object = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/ebpf/bench.bpf.o");
+        if !object.exists() {
+            bail!("{} doesn't exist: `cargo xtask test e2e` builds it", object.display());
+        }
+        let mut ebpf = Ebpf::load_file(&object).with_context(|| format!("can't load {}", object.display()))?;
+        xdp(&mut ebpf, program)?.load().with_context(|| format!("the kernel refuses {program}"))?;
+        let plan = ebpf.take_map(name::PLAN).context("the object has no map PLAN")?.try_into()?;
+        Ok(Self { ebpf, program, plan })
+    }
+
+    fn run(&mut self, plan: &Plan, ifindex: u32, count: u32) -> Result<()> {
+        self.plan.set(0, *plan, 0).context("can't write to PLAN")?;
+        let program = xdp(&mut self.ebpf, self.program)?.fd()?.as_fd();
+        live::run(program, ifindex, &vec![0; plan.len as usize], count).context("can't send live frames")?;
+        let made = self.plan.get(&0, 0).context("can't read PLAN")?.next - plan.next;
+        if made != u64::from(count) {
+            bail!("{} was to make {count} packets and made {made}", self.program);
+        }
+        Ok(())
+    }
+}
+
+fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
+    let program = ebpf.program_mut(name).with_context(|| format!("the object has no program {name}"))?;
+    program.try_into().with_context(|| format!("{name} is not an XDP program"))
+}
+
+/// The packets' numbers are their sequence numbers; an ACK is one ahead.
+fn plan(target: SocketAddr, flows: u32, [source, destination]: [Mac; 2], syn: bool) -> Result<Plan> {
+    let mut tcp = TcpHeader::new(0, target.port(), 0, 64_240);
+    (tcp.syn, tcp.ack) = (syn, !syn);
+    let ethernet = PacketBuilder::ethernet2(source, destination);
+    let (builder, len, client) = match target.ip() {
+        IpAddr::V4(to) => {
+            let from = Ipv4Addr::new(198, 18, 0, 0);
+            (ethernet.ipv4(from.octets(), to.octets(), 64), LEN_V4, from.to_bits())
+        }
+        IpAddr::V6(to) => {
+            let from = Ipv6Addr::new(0xfd99, 0, 0, 0, 0, 0, 0, 0);
+            (ethernet.ipv6(from.octets(), to.octets(), 64), LEN_V6, 0)
+        }
+    };
+    let mut frame = Vec::new();
+    builder.tcp_header(tcp).write(&mut frame, &[]).context("can't make a frame")?;
+    frame.resize(len as usize, 0);
+    let (macs, rest) = frame.split_at(12);
+    let (ether_type, headers) = rest.split_at(2);
+    let mut plan = Plan {
+        next: 0,
+        len: frame.len() as u64,
+        macs: [0; 3],
+        ether_type: u16::from_ne_bytes(ether_type.try_into()?),
+        reserved: 0,
+        headers: [0; HEADER_WORDS],
+        flow_mask: flows.next_power_of_two() - 1,
+        stride: STRIDE,
+        client,
+        first_reply: 0,
+        ahead: u32::from(!syn),
+    };
+    copy_words(macs, &mut plan.macs);
+    copy_words(headers, &mut plan.headers);
+    Ok(plan)
+}
+
+fn copy_words(from: &[u8], to: &mut [u32]) {
+    for (word, bytes) in to.iter_mut().zip(from.chunks_exact(4)) {
+        *word = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
+    }
+}
+
+/// Index and address of an interface.
+fn link(netns: &Netns, interface: &str) -> Result<(u32, Mac)> {
+    let text = check(netns.command("ip").args(["-j", "link", "show", interface]))?;
+    let shown: Value = serde_json::from_str(&text).context("ip -j printed no JSON")?;
+    let index = shown[0]["ifindex"].as_u64().context("no ifindex")?;
+    let address = shown[0]["address"].as_str().context("no address")?;
+    let mut mac = Mac::default();
+    for (byte, text) in mac.iter_mut().zip(address.split(':')) {
+        *byte = u8::from_str_radix(text, 16).with_context(|| format!("{address} is no MAC address"))?;
+    }
+    Ok((u32::try_from(index)?, mac))
+}

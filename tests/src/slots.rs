@@ -1,0 +1,224 @@
+//! What the slots of the rings were over time, read from the pinned maps and not asked of the agent: who owned them, and when they settled.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    path::Path,
+    sync::mpsc,
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, anyhow};
+use lb_common::{
+    flow::{Addr, Flow, v4_addr, v6_addr},
+    hash::{HashKey, slot_of},
+    slot::Slot,
+};
+use lb_userspace::dataplane::{image::Image, maps::Maps, plan::address};
+
+/// Looks at the rings until it is stopped.
+pub struct SlotWatch {
+    stop: mpsc::Sender<()>,
+    thread: Option<JoinHandle<Result<SlotHistory>>>,
+}
+
+/// Shorter than any settle time: no settling is missed, as `previous` tells of it until the next one.
+const SAMPLE: Duration = Duration::from_millis(250);
+
+impl SlotWatch {
+    pub fn start(pin_dir: &Path) -> Result<Self> {
+        let (stop, stopped) = mpsc::channel();
+        let pin_dir = pin_dir.to_owned();
+        let thread = std::thread::Builder::new().name("slot watch".to_owned()).spawn(move || watch(&pin_dir, &stopped));
+        Ok(Self { stop, thread: Some(thread.context("can't start the watch over the slots")?) })
+    }
+
+    pub fn stop(mut self) -> Result<SlotHistory> {
+        self.end().unwrap_or_else(|| Err(anyhow!("the watch over the slots was stopped before")))
+    }
+
+    fn end(&mut self) -> Option<Result<SlotHistory>> {
+        // It may have ended by itself, with an error.
+        self.stop.send(()).ok();
+        let joined = self.thread.take()?.join();
+        Some(joined.unwrap_or_else(|_| Err(anyhow!("the watch over the slots panicked"))))
+    }
+}
+
+impl Drop for SlotWatch {
+    fn drop(&mut self) {
+        if let Some(Err(error)) = self.end() {
+            eprintln!("warning: {error:#}");
+        }
+    }
+}
+
+/// How many slots there are, of all VIPs of the pinned data path, and how many of them are in transition now.
+pub fn in_transition(pin_dir: &Path) -> Result<(usize, usize)> {
+    let image = read(pin_dir)?;
+    let slots = || image.rings.values().flat_map(|ring| ring.iter());
+    Ok((slots().count(), slots().filter(|slot| slot.in_transition()).count()))
+}
+
+/// How many slots do not stand with one owner and without a flag.
+pub fn unsettled(pin_dir: &Path) -> Result<usize> {
+    let image = read(pin_dir)?;
+    Ok(image.rings.values().flat_map(|ring| ring.iter()).filter(|slot| !slot.is_settled()).count())
+}
+
+fn read(pin_dir: &Path) -> Result<Image> {
+    Maps::open(pin_dir)
+        .and_then(|maps| maps.read())
+        .with_context(|| format!("can't read the maps in {}", pin_dir.display()))
+}
+
+/// What was seen of the rings.
+#[derive(Default)]
+pub struct SlotHistory {
+    key: Option<HashKey>,
+    /// Offset and length of the ring of a VIP.
+    rings: BTreeMap<SocketAddr, (u32, u32)>,
+    /// By place in the arena: whose the slot was when its owners last agreed, each with when that was first seen.
+    agreed: BTreeMap<u32, Vec<(Instant, Option<SocketAddr>)>>,
+    slots: usize,
+    settlings: usize,
+    /// Of each look: slots in transition.
+    in_transition: Vec<usize>,
+    /// Of the last look.
+    last: BTreeMap<u32, Slot>,
+}
+
+impl SlotHistory {
+    /// Whether the slot of this flow was `backend`'s, both owners or the one before, and settled on another one later, all of it between the two
+    /// times. A flow that was opened while its slot was in transition has an entry, which outlives settling.
+    pub fn settled_elsewhere(
+        &self,
+        client: SocketAddr,
+        vip: SocketAddr,
+        backend: SocketAddr,
+        from: Instant,
+        to: Instant,
+    ) -> bool {
+        let Some(slot) = self.slot(client, vip) else { return false };
+        let owners = self.agreed.get(&slot).map(Vec::as_slice).unwrap_or_default();
+        let at_begin = owners.iter().rposition(|(at, _)| *at <= from).unwrap_or_default();
+        let mut meanwhile = owners[at_begin..].iter().take_while(|(at, _)| *at <= to).map(|(_, owner)| *owner);
+        meanwhile.any(|owner| owner == Some(backend)) && meanwhile.any(|owner| owner != Some(backend))
+    }
+
+    /// Its place in the arena.
+    fn slot(&self, client: SocketAddr, vip: SocketAddr) -> Option<u32> {
+        let (offset, len) = self.rings.get(&vip)?;
+        let key = self.key.as_ref()?;
+        let (src_port_be, dst_port_be) = (client.port().to_be(), vip.port().to_be());
+        let hash = match (client, vip) {
+            (SocketAddr::V4(src), SocketAddr::V4(dst)) => {
+                let flow = Flow { src: v4_addr(*src.ip()), dst: v4_addr(*dst.ip()), src_port_be, dst_port_be };
+                Addr::hash_flow(key, &flow)
+            }
+            (SocketAddr::V6(src), SocketAddr::V6(dst)) => {
+                let flow = Flow { src: v6_addr(*src.ip()), dst: v6_addr(*dst.ip()), src_port_be, dst_port_be };
+                Addr::hash_flow(key, &flow)
+            }
+            _ => return None,
+        };
+        Some(offset + slot_of(hash, *len))
+    }
+
+    /// How often a slot settled on another owner, on average.
+    pub fn settlings_per_slot(&self) -> f64 {
+        self.settlings as f64 / self.slots.max(1) as f64
+    }
+
+    /// For people.
+    pub fn summary(&self) -> String {
+        let most = self.in_transition.iter().max().copied().unwrap_or_default();
+        let mean = self.in_transition.iter().sum::<usize>() as f64 / self.in_transition.len().max(1) as f64;
+        let share = |slots: f64| 100.0 * slots / self.slots.max(1) as f64;
+        format!(
+            "{} slots: each settled on another owner {:.1} times; in transition {:.0} % on average, {:.0} % at the most",
+            self.slots,
+            self.settlings_per_slot(),
+            share(mean),
+            share(most as f64)
+        )
+    }
+
+    fn take(&mut self, image: &Image, now: Instant) {
+        self.key = image.settings.map(|settings| settings.hash_key);
+        self.rings =
+            image.services.iter().map(|(vip, service)| (*vip, (service.ring_offset, service.ring_len))).collect();
+        let places = image.rings.iter().flat_map(|(offset, ring)| (*offset..).zip(ring.iter().copied()));
+        let (mut slots, mut in_transition) = (0, 0);
+        for (place, slot) in places {
+            slots += 1;
+            in_transition += usize::from(slot.in_transition());
+            let before = self.last.insert(place, slot);
+            if before.is_some_and(|before| before.previous() == slot.previous()) {
+                continue;
+            }
+            self.settlings += usize::from(before.is_some());
+            let owner = image.backends.get(&slot.previous()).and_then(address);
+            self.agreed.entry(place).or_default().push((now, owner));
+        }
+        self.slots = slots;
+        self.in_transition.push(in_transition);
+    }
+}
+
+fn watch(pin_dir: &Path, stopped: &mpsc::Receiver<()>) -> Result<SlotHistory> {
+    let maps = Maps::open(pin_dir).with_context(|| format!("can't open the maps in {}", pin_dir.display()))?;
+    let mut history = SlotHistory::default();
+    loop {
+        history.take(&maps.read().context("can't read the maps")?, Instant::now());
+        match stopped.recv_timeout(SAMPLE) {
+            Err(mpsc::RecvTimeoutError::Timeout) => {}
+            // One look more than needed.
+            Ok(()) | Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(history),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use lb_common::{backend::Backend, flow::any_addr};
+
+    use super::*;
+
+    #[test]
+    fn slot_that_settled_on_another_owner_is_told_from_one_that_only_left_its_own() {
+        let (own, other): (SocketAddr, SocketAddr) = ("10.2.0.1:80".parse().unwrap(), "10.2.0.2:80".parse().unwrap());
+        let client: SocketAddr = "10.1.0.2:2048".parse().unwrap();
+        let vip: SocketAddr = "192.0.2.10:80".parse().unwrap();
+        let mut history = SlotHistory { key: Some(HashKey::from_seed([1; 16])), ..SlotHistory::default() };
+        let mut image = Image::default();
+        for (index, one) in [(1, own), (2, other)] {
+            let entry =
+                Backend { address: any_addr(one.ip()), port_be: one.port().to_be(), family: 4, ..Backend::FREE };
+            image.backends.insert(index, entry);
+        }
+        let start = Instant::now();
+        let mut look = |history: &mut SlotHistory, slot: Slot, second: u64| {
+            image.rings.insert(7, Arc::from([slot]));
+            history.take(&image, start + Duration::from_secs(second));
+            history.key = Some(HashKey::from_seed([1; 16]));
+            history.rings.insert(vip, (7, 1));
+        };
+        let at = |second: u64| start + Duration::from_secs(second);
+        look(&mut history, Slot::settled(1), 0);
+        look(&mut history, Slot::new(2, 1, 0), 1);
+        assert!(!history.settled_elsewhere(client, vip, own, at(0), at(9)), "in transition, not settled");
+        look(&mut history, Slot::settled(2), 2);
+        look(&mut history, Slot::settled(1), 5);
+        assert!(history.settled_elsewhere(client, vip, own, at(0), at(9)));
+        assert!(
+            !history.settled_elsewhere(client, vip, own, at(3), at(9)),
+            "opened when it was not its backend's: it has an entry"
+        );
+        assert!(!history.settled_elsewhere(client, vip, own, at(0), at(1)), "ended before");
+        assert_eq!(history.settlings, 2);
+    }
+}

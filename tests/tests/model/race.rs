@@ -1,0 +1,228 @@
+//! The program and the agent at the same time, which `promise` can't show: packets on one core; changes, and settling and collecting, on the other.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{
+        Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use lb_common::flow::Family;
+use lb_userspace::dataplane::{flows::boottime_ns, settle::settler::Settler};
+use weir_tests::model::{Health, OnDead, Outcome, World};
+
+use crate::{
+    agent::{Agent, Shape},
+    bed::{self, Interfaces},
+    frames::{ACK, FIN, SYN, Segment},
+    kernel::Program,
+    sandbox::sandbox,
+};
+
+const FLOWS: u16 = 48;
+const SLOTS: u32 = 13;
+const SETTLE_TIME: Duration = Duration::from_millis(600);
+/// A flow that was silent for so long may be lost: this machine did not give the sender a turn. A slot's clock counts tenths of seconds.
+const SILENT: Duration = Duration::from_millis(450);
+
+#[test]
+fn no_flow_is_moved_while_its_slot_changes_and_settles_beside_the_program() {
+    let seconds = std::env::var("WEIR_RACE_SECONDS").map_or(20, |seconds| seconds.parse().unwrap());
+    sandbox(async move |sandbox| {
+        let on = bed::make();
+        let shape = Shape { families: Family::BOTH.to_vec(), slots: SLOTS, settle_time: SETTLE_TIME, waits: true };
+        let program = Program::load(sandbox.bpffs());
+        let mut agent = Agent::new(program.pin_dir(), shape, on);
+        let mut settler = Settler::open(program.pin_dir()).unwrap();
+        let mut world = World::new(OnDead::Next);
+        agent.reconcile(&world, boottime_ns());
+        let scope = Mutex::new(agent.scope());
+        let is_over = AtomicBool::new(false);
+
+        let (sent, passes, changes) = thread::scope(|threads| {
+            let sender = threads.spawn(|| Sender::new(program, on).run(&is_over));
+            let settling = threads.spawn(|| {
+                let mut passes = BTreeMap::<&str, u64>::new();
+                while !is_over.load(Ordering::Relaxed) {
+                    let scope = scope.lock().unwrap().clone();
+                    let census = settler.pass(&scope, boottime_ns()).unwrap();
+                    for (what, count) in [
+                        ("passes", 1),
+                        ("settled", census.settled),
+                        ("collected", census.collected),
+                        ("removed", census.removed),
+                    ] {
+                        *passes.entry(what).or_default() += count;
+                    }
+                }
+                passes
+            });
+            let (begun, mut changes) = (Instant::now(), 0_u64);
+            while begun.elapsed() < Duration::from_secs(seconds) && !sender.is_finished() {
+                change(&mut world);
+                agent.reconcile(&world, boottime_ns());
+                *scope.lock().unwrap() = agent.scope();
+                changes += 1;
+                // Now and then long enough for everything to settle.
+                let pause = if changes % 200 == 0 { 900_000 } else { fastrand::u64(0..3000) };
+                thread::sleep(Duration::from_micros(pause));
+            }
+            is_over.store(true, Ordering::Relaxed);
+            (sender.join().unwrap(), settling.join().unwrap(), changes)
+        });
+        println!("{sent:?}; {passes:?}; {changes} changes");
+        for (what, least) in [("settled", 20), ("collected", 20), ("passes", 20)] {
+            assert!(passes[what] >= least, "nothing was tried: {passes:?}");
+        }
+        assert!(sent.opened > 1000 && changes > 200, "nothing was tried: {sent:?}, {changes} changes");
+    });
+}
+
+/// Somebody is down, or up again, or has another weight. Nobody dies: so every flow has its backend to the end.
+fn change(world: &mut World) {
+    let at = fastrand::usize(0..world.backends.len());
+    let backend = &mut world.backends[at];
+    backend.is_declared = true;
+    match fastrand::u8(0..4) {
+        0 => backend.weight = fastrand::u8(1..4),
+        1 => backend.health = Health::Up,
+        _ => backend.health = Health::Down,
+    }
+    if !world.backends.iter().any(|backend| backend.is_declared && backend.health == Health::Up) {
+        world.backends[at].health = Health::Up;
+    }
+}
+
+/// What the sender did.
+#[derive(Debug, Default)]
+struct Sent {
+    packets: u64,
+    opened: u64,
+    closed: u64,
+    /// For which there was no turn in time.
+    excused: u64,
+}
+
+struct Sender {
+    program: Program,
+    on: Interfaces,
+    flows: Vec<Flow>,
+    sent: Sent,
+}
+
+struct Flow {
+    client: SocketAddr,
+    vip: SocketAddr,
+    /// Where its SYN went; `None`: closed.
+    home: Option<u8>,
+    sequence: u32,
+    offset: u32,
+    is_confirmed: bool,
+    last: Instant,
+    log: Vec<String>,
+}
+
+impl Sender {
+    fn new(program: Program, on: Interfaces) -> Self {
+        let flow = |family: Family, number: u16| Flow {
+            client: SocketAddr::new(bed::client(family).ip(), 20_000 + number),
+            vip: bed::web(family),
+            home: None,
+            sequence: 0,
+            offset: 0,
+            is_confirmed: false,
+            last: Instant::now(),
+            log: Vec::new(),
+        };
+        let flows = Family::BOTH.into_iter().flat_map(|family| (0..FLOWS).map(move |number| flow(family, number)));
+        Self { program, on, flows: flows.collect(), sent: Sent::default() }
+    }
+
+    /// Until it is over, or a flow is lost: that is a panic.
+    fn run(mut self, is_over: &AtomicBool) -> Sent {
+        while !is_over.load(Ordering::Relaxed) {
+            for at in 0..self.flows.len() {
+                self.turn(at);
+            }
+        }
+        self.sent
+    }
+
+    /// Something that a client does.
+    fn turn(&mut self, at: usize) {
+        let flow = &mut self.flows[at];
+        let Some(home) = flow.home else {
+            if fastrand::u8(0..8) == 0 {
+                self.opens(at);
+            }
+            return;
+        };
+        if flow.last.elapsed() > SILENT {
+            self.sent.excused += 1;
+            flow.home = None;
+            return;
+        }
+        match fastrand::u8(0..200) {
+            0 => {
+                self.goes_on(at, home, FIN | ACK, b"");
+                self.flows[at].home = None;
+                self.sent.closed += 1;
+            }
+            // Somebody else, from its address. Between SYN and ACK nothing could tell the two apart.
+            1 if flow.is_confirmed => drop(self.shows(at, SYN, fastrand::u32(..), b"")),
+            2..20 => self.goes_on(at, home, ACK, b""),
+            _ => self.goes_on(at, home, ACK, b"some data"),
+        }
+    }
+
+    fn opens(&mut self, at: usize) {
+        let sequence = fastrand::u32(..);
+        let flow = &mut self.flows[at];
+        (flow.sequence, flow.offset, flow.is_confirmed, flow.last) = (sequence, 0, false, Instant::now());
+        flow.log.clear();
+        match self.shows(at, SYN, sequence, b"") {
+            Outcome::To(backend) => self.flows[at].home = Some(backend),
+            outcome => panic!("a SYN, while every backend serves: {outcome:?}"),
+        }
+        self.sent.opened += 1;
+    }
+
+    fn goes_on(&mut self, at: usize, home: u8, flags: u8, payload: &[u8]) {
+        let flow = &self.flows[at];
+        let sequence = flow.sequence.wrapping_add(1).wrapping_add(flow.offset);
+        let outcome = self.shows(at, flags, sequence, payload);
+        let flow = &mut self.flows[at];
+        let silent = flow.last.elapsed();
+        (flow.last, flow.is_confirmed) = (Instant::now(), true);
+        flow.offset = flow.offset.saturating_add(payload.len() as u32 * 100);
+        if outcome != Outcome::To(home) && silent < SILENT {
+            panic!(
+                "a flow that lives on {home} went elsewhere: {outcome:?}, {:?} → {}\n{}",
+                flow.client,
+                flow.vip,
+                flow.log.join("\n")
+            );
+        }
+    }
+
+    fn shows(&mut self, at: usize, flags: u8, sequence: u32, payload: &[u8]) -> Outcome {
+        let flow = &self.flows[at];
+        let segment = Segment::new(flow.client, flow.vip, flags).sequence(sequence, 0).payload(payload);
+        let outcome = self.program.show(self.on, &segment.frame());
+        self.sent.packets += 1;
+        let flow = &mut self.flows[at];
+        // The last of them are enough to see what led to it.
+        if flow.log.len() > 40 {
+            flow.log.drain(..20);
+        }
+        flow.log.push(format!(
+            "{:>9} µs  flags {flags:#x} sequence {sequence:08x}: {outcome:?}",
+            flow.last.elapsed().as_micros()
+        ));
+        outcome
+    }
+}

@@ -1,0 +1,147 @@
+//! Leaves out one rule of the ring after the other, in a copy of the sources, and looks whether the model's suite notices. Not for CI: it builds
+//! everything again for each.
+
+mod rules;
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+
+use self::rules::{RULES, Rule};
+use crate::{
+    ebpf,
+    exec::{self, host_cargo, say},
+    setup,
+    toolchain::TARGET,
+};
+
+#[derive(Args)]
+pub struct Arguments {
+    /// Only rules whose name contains one of these; all if there is none.
+    names: Vec<String>,
+    /// Random sequences of each family, at the most.
+    #[arg(long, default_value_t = 3000)]
+    cases: u32,
+}
+
+pub fn run_all(arguments: &Arguments) -> Result<()> {
+    let is_chosen = |rule: &&Rule| {
+        arguments.names.is_empty() || arguments.names.iter().any(|name| rule.name.contains(name.as_str()))
+    };
+    let chosen: Vec<&Rule> = RULES.iter().filter(is_chosen).collect();
+    if !exec::is_root() {
+        bail!("needs root: the model's suite loads BPF programs");
+    }
+    let object = ebpf::build()?;
+    let suite = build_suite(exec::root())?;
+    let tree = copy()?;
+    let mut survivors = Vec::new();
+    for rule in chosen {
+        let begun = Instant::now();
+        let path = tree.join(rule.file);
+        let original = std::fs::read_to_string(&path).with_context(|| format!("can't read {}", path.display()))?;
+        if original.matches(rule.from).count() != 1 {
+            bail!("{} has changed: what the rule \"{}\" replaces is not in it once", rule.file, rule.name);
+        }
+        write(&path, &original.replace(rule.from, rule.to))?;
+        let noticed = (|| match rule.file.starts_with("lb-ebpf/") {
+            true => is_noticed(&suite, &build_object(&tree)?, arguments.cases),
+            false => is_noticed(&build_suite(&tree)?, &object, arguments.cases),
+        })();
+        write(&path, &original)?;
+        let verdict = match noticed? {
+            Some(what) => what,
+            None => {
+                survivors.push(rule.name);
+                "NOT NOTICED".to_owned()
+            }
+        };
+        println!("| {} | `{}` | {verdict} |", rule.name, rule.file);
+        say("mutant", format_args!("{} ({:.0} s)", rule.name, begun.elapsed().as_secs_f32()));
+    }
+    if !survivors.is_empty() {
+        bail!("the suite does not notice that these are left out: {}", survivors.join("; "));
+    }
+    Ok(())
+}
+
+/// The sources as git knows them and as they are now, under target/. Files that are the same keep their time, so that little is built again.
+fn copy() -> Result<PathBuf> {
+    let tree = exec::root().join("target/mutants");
+    let listed =
+        Command::new("git").args(["ls-files", "-z"]).current_dir(exec::root()).output().context("can't run git")?;
+    if !listed.status.success() {
+        bail!("git ls-files: {}", String::from_utf8_lossy(&listed.stderr));
+    }
+    for name in String::from_utf8(listed.stdout)?.split('\0').filter(|name| !name.is_empty()) {
+        let (from, to) = (exec::root().join(name), tree.join(name));
+        if !from.is_file() {
+            continue;
+        }
+        let bytes = std::fs::read(&from).with_context(|| format!("can't read {}", from.display()))?;
+        if std::fs::read(&to).ok().as_ref() != Some(&bytes) {
+            std::fs::create_dir_all(to.parent().context("a file without a directory")?)?;
+            std::fs::write(&to, bytes).with_context(|| format!("can't write {}", to.display()))?;
+        }
+    }
+    // The build of lb-userspace looks for the object here.
+    let objects = tree.join("target/ebpf");
+    std::fs::create_dir_all(&objects)?;
+    std::fs::copy(exec::root().join("target/ebpf/weir.bpf.o"), objects.join("weir.bpf.o"))?;
+    Ok(tree)
+}
+
+/// The model's suite of the sources in `dir`; dependencies are built once for both.
+fn build_suite(dir: &Path) -> Result<PathBuf> {
+    let mut cargo = host_cargo(["test", "-p", "weir-tests", "--test", "model", "--no-run"]);
+    cargo.current_dir(dir).env("CARGO_TARGET_DIR", exec::target());
+    let output = output(&mut cargo)?;
+    let line =
+        output.lines().find_map(|line| line.trim().strip_prefix("Executable ")).context("cargo names no suite")?;
+    let path = line.rsplit_once('(').and_then(|(_, path)| path.strip_suffix(')')).context("cargo names no suite")?;
+    Ok(dir.join(path))
+}
+
+fn build_object(tree: &Path) -> Result<PathBuf> {
+    let directory = exec::root().join("target/mutants-ebpf");
+    let mut cargo = setup::toolchain()?.cargo_into("build", &directory)?;
+    output(cargo.args(["--bin", "weir-ebpf"]).current_dir(tree))?;
+    Ok(directory.join(TARGET).join("release/weir-ebpf"))
+}
+
+/// Runs the suite; what it says if it fails as it should.
+fn is_noticed(suite: &Path, object: &Path, cases: u32) -> Result<Option<String>> {
+    let mut command = Command::new(suite);
+    command.args(["promise", "--test-threads=1", "--nocapture"]).env("WEIR_BPF_OBJECT", object);
+    command.env("WEIR_MODEL_CASES", cases.to_string()).env("WEIR_MODEL_SHRINKS", "0").env("RUST_BACKTRACE", "0");
+    let run = command.stdin(Stdio::null()).output().with_context(|| format!("can't run {}", suite.display()))?;
+    let text = format!("{}{}", String::from_utf8_lossy(&run.stdout), String::from_utf8_lossy(&run.stderr));
+    if run.status.success() {
+        return Ok(None);
+    }
+    // Not because it could not run at all.
+    let violation =
+        text.lines().find(|line| line.starts_with("flow ")).map(|line| line.split(';').next().unwrap_or(line));
+    match violation {
+        Some(violation) => Ok(Some(violation.to_owned())),
+        None => bail!("the suite failed otherwise:\n{text}"),
+    }
+}
+
+fn output(command: &mut Command) -> Result<String> {
+    let run = command.stdin(Stdio::null()).output().with_context(|| format!("can't start {}", exec::shown(command)))?;
+    let text = String::from_utf8_lossy(&run.stderr).into_owned();
+    if !run.status.success() {
+        bail!("{} failed:\n{text}", exec::shown(command));
+    }
+    Ok(text)
+}
+
+fn write(path: &Path, text: &str) -> Result<()> {
+    std::fs::write(path, text).with_context(|| format!("can't write {}", path.display()))
+}
