@@ -45,6 +45,7 @@ pub mod map {
     pub const ADDRESSES_V6: &str = "ADDRESSES_V6";
     pub const SERVICES_V4: &str = "SERVICES_V4";
     pub const SERVICES_V6: &str = "SERVICES_V6";
+    pub const SERVICES_EPOCH: &str = "SERVICES_EPOCH";
     pub const RINGS: &str = "RINGS";
     pub const BACKENDS: &str = "BACKENDS";
     pub const SNAT_ADDRESSES: &str = "SNAT_ADDRESSES";
@@ -72,13 +73,14 @@ pub mod map {
     pub const WAYS_OUT: &str = "WAYS_OUT";
 
     /// Every map that is pinned, so that the data path outlives the agent.
-    pub const PINNED: [&str; 31] = [
+    pub const PINNED: [&str; 32] = [
         SETTINGS,
         ADDRESS_FILTER,
         ADDRESSES_V4,
         ADDRESSES_V6,
         SERVICES_V4,
         SERVICES_V6,
+        SERVICES_EPOCH,
         RINGS,
         BACKENDS,
         SNAT_ADDRESSES,

@@ -55,6 +55,21 @@ const _: () = assert!(size_of::<Service>() == 32);
 impl Service {
     /// Hash over the client's address alone.
     pub const FLAG_CLIENT_AFFINITY: u32 = 1;
+
+    /// The same, read member by member: see [`crate::flow::Addr::read`].
+    #[inline(always)]
+    pub const fn read(&self) -> Self {
+        Self {
+            ring_offset: self.ring_offset,
+            ring_len: self.ring_len,
+            id: self.id,
+            stats: self.stats,
+            flags: self.flags,
+            mode: self.mode,
+            reserved: self.reserved,
+            draining_since_ns: self.draining_since_ns,
+        }
+    }
 }
 
 pub const MODE_NAT: u8 = 1;

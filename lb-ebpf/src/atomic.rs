@@ -1,7 +1,7 @@
 //! Atomic read-modify-write on map values. The BPF target has it only as compiler intrinsics (`core::sync::atomic` has none there).
 
 #[cfg(target_arch = "bpf")]
-use core::intrinsics::{AtomicOrdering, atomic_and, atomic_or, atomic_xadd};
+use core::intrinsics::{AtomicOrdering, atomic_and, atomic_cxchg, atomic_or, atomic_xadd};
 
 /// # Safety
 /// `word` must point at a live map value.
@@ -39,6 +39,23 @@ pub unsafe fn and(word: *mut u32, bits: u32) {
         let _old = atomic_and::<u32, u32, { AtomicOrdering::Relaxed }>(word, bits);
         #[cfg(not(target_arch = "bpf"))]
         let _old = core::sync::atomic::AtomicU32::from_ptr(word).fetch_and(bits, core::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+/// Writes `new` if the word is still `old`; whether it was.
+///
+/// # Safety
+/// `word` must point at a live map value.
+#[inline(always)]
+pub unsafe fn replace(word: *mut u32, old: u32, new: u32) -> bool {
+    // SAFETY: the caller's.
+    unsafe {
+        #[cfg(target_arch = "bpf")]
+        return atomic_cxchg::<u32, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(word, old, new).1;
+        #[cfg(not(target_arch = "bpf"))]
+        return core::sync::atomic::AtomicU32::from_ptr(word)
+            .compare_exchange(old, new, core::sync::atomic::Ordering::Relaxed, core::sync::atomic::Ordering::Relaxed)
+            .is_ok();
     }
 }
 

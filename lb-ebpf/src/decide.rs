@@ -2,7 +2,7 @@
 
 use aya_ebpf::{EbpfContext, helpers::generated::bpf_ktime_get_boot_ns};
 use lb_common::{
-    service::{MODE_NAT, Service, VipKey, address},
+    service::{MODE_NAT, Service, address},
     settings::Settings,
     trace::rule,
     verdict::Reason,
@@ -15,7 +15,7 @@ use crate::{
     nat::{self, FromClient, Now},
     packet::Frame,
     parse::{self, L3, Link, PROTOCOL_TCP, RST, Tcp},
-    ports, select,
+    ports, select, service,
     work::Work,
 };
 
@@ -90,8 +90,7 @@ fn to_vip<V: Family, F: Frame>(
         return Err(Reason::NotServedProtocol);
     }
     parse::tcp::<V, F>(frame, work)?;
-    let key = VipKey::tcp(work.from.dst, work.from.dst_port_be);
-    let Some(service) = V::service(&key) else {
+    let Some(service) = service::find::<V>(&work.from.dst, work.from.dst_port_be) else {
         // Where the node's only address is the VIP too, backends answer to it.
         if bits & address::SNAT != 0 && answer::<V, F>(frame, ifindex, settings, work).is_ok() {
             return Ok(());
@@ -129,7 +128,7 @@ fn choose<V: Family, F: Frame>(
 ) -> Result<(), Reason> {
     work.quoted = 0;
     if service.mode != MODE_NAT {
-        return dsr::choose::<V>(settings, service, ifindex, work);
+        return dsr::choose::<V>(settings, service, ifindex, work).map(|_| ());
     }
     let now = now(settings, ifindex);
     work.rule = rule::NAT;
@@ -143,27 +142,31 @@ fn choose<V: Family, F: Frame>(
 
 /// A packet without options or extension headers of a client to a DSR service, sent on: what nearly all packets of such a service are.
 /// `None`: it takes a longer look.
-#[inline(never)]
-pub fn quick<V: Family, F: Frame + EbpfContext>(frame: &F, ifindex: u32, work: &mut Work<V::Addr>) -> Option<Reason> {
+#[inline(always)]
+pub fn quick<V: Family, F: Frame + EbpfContext>(
+    frame: &F,
+    settings: &Settings,
+    ifindex: u32,
+    work: &mut Work<V::Addr>,
+) -> Option<Reason> {
     let ip = ip_header::<V, F>(frame, L3)?;
     let (src, dst) = V::addresses(&ip);
-    let settings = maps::SETTINGS.get(0)?;
     if !maps::may_be_known(&dst) {
         return (settings.flags & Settings::FLAG_KEEP_SOURCE == 0).then_some(Reason::NotVip);
     }
     work.from.src = src;
     work.from.dst = dst;
     parse::plain_tcp::<V, F>(frame, &ip, work)?;
-    let service = V::service(&VipKey::tcp(dst, work.from.dst_port_be))?;
+    let service = service::find::<V>(&dst, work.from.dst_port_be)?;
     if service.mode == MODE_NAT {
         return None;
     }
     work.stats = service.stats;
     work.quoted = 0;
-    if let Err(reason) = dsr::choose::<V>(settings, service, ifindex, work) {
-        return Some(unless_reset(&work.tcp, reason));
-    }
-    Some(forward::dsr_at_xdp::<V, F>(frame, settings, ifindex, work))
+    Some(match dsr::choose::<V>(settings, service, ifindex, work) {
+        Ok(backend) => forward::dsr_at_xdp::<V, F>(frame, settings, backend, ifindex, work),
+        Err(reason) => unless_reset(&work.tcp, reason),
+    })
 }
 
 /// A packet to a SNAT address, or from a backend that keeps the client's: an answer, or the node's own.

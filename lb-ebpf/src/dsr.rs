@@ -3,8 +3,6 @@
 use lb_common::{
     backend::{Backend, WAY_DSR_L2, WAY_IPIP_V4, WAY_IPIP_V6},
     exception::{EXCEPTION_CLOSING, EXCEPTION_OPENED, Exception},
-    flow::Addr,
-    hash::slot_of,
     service::Service,
     settings::Settings,
     slot::{REJECT, Slot},
@@ -14,7 +12,7 @@ use lb_common::{
 };
 
 use crate::{
-    clock,
+    atomic, clock,
     family::Family,
     maps::{self, FlowTable},
     parse::{FIN, RST, Tcp},
@@ -25,26 +23,17 @@ use crate::{
 /// `last_seen_ns` is written once in this time, not for each packet.
 const TOUCH_NS: u64 = 1_000_000_000;
 
-/// Chooses the backend of the packet in `work`. With `work.quoted` it is an ICMP error that quotes the flow: nothing is noted then.
+/// Chooses the backend of the packet in `work`, which serves. With `work.quoted` it is an ICMP error that quotes the flow: nothing is noted then.
 #[inline(always)]
 pub fn choose<V: Family>(
     settings: &Settings,
     service: &Service,
     ifindex: u32,
     work: &mut Work<V::Addr>,
-) -> Result<(), Reason> {
-    work.hash = V::Addr::hash_flow(&settings.hash_key, &work.from);
-    let hash = if service.flags & Service::FLAG_CLIENT_AFFINITY != 0 {
-        V::Addr::hash_client(&settings.hash_key, &work.from.src)
-    } else {
-        work.hash
-    };
-    work.slot = service.ring_offset.wrapping_add(slot_of(hash, service.ring_len));
-    let slot = maps::slot(work.slot).ok_or(Reason::NoBackend)?;
-    work.word = slot.0;
+) -> Result<&'static Backend, Reason> {
+    let slot = select::slot(settings, service, work).ok_or(Reason::NoBackend)?;
     if slot.is_settled() {
         work.backend = slot.current();
-        work.rule = rule::RING;
         if work.tcp.opens() && work.quoted == 0 && work.backend != REJECT {
             follow_first::<V>(service.id, ifindex, work);
         }
@@ -65,27 +54,24 @@ pub fn choose<V: Family>(
         _ => return Err(Reason::NoBackend),
     };
     work.direction = Direction::ToBackend;
-    Ok(())
+    Ok(backend)
 }
 
 /// A SYN that is sent again goes where its first went, if that backend still serves this service; leaves its fingerprint.
 #[inline(always)]
-fn follow_first<V: Family>(service: u32, ifindex: u32, work: &mut Work<V::Addr>) -> bool {
+fn follow_first<V: Family>(service: u32, ifindex: u32, work: &mut Work<V::Addr>) {
     let place = Syn::place(work.hash);
     let fingerprint = Syn::fingerprint(work.hash, work.tcp.sequence);
     let first = maps::syn(place);
     let is_again = first.is(fingerprint) && is_owner_of(first.owner(), service);
     if is_again {
-        if first.owner() != work.backend {
-            work.backend = first.owner();
-        }
+        work.backend = first.owner();
         work.rule = rule::SYN_AGAIN;
         maps::count_event(ifindex, EVENT_SYN_AGAIN);
         maps::set_syn(place, first.again());
     } else {
         maps::set_syn(place, Syn::new(fingerprint, work.backend));
     }
-    is_again
 }
 
 /// Whether the backend at `index` serves this service: a fingerprint may be older than the use of its index.
@@ -105,13 +91,24 @@ fn unsettled<V: Family>(service: u32, ifindex: u32, work: &mut Work<V::Addr>) ->
     goes_on::<V>(ifindex, now_ns, work)
 }
 
-/// A SYN: where its flow is already, else where its first went, else to `current`.
+/// A SYN: where its flow is already, else where its first went, else to `current`. A flow that is there, and not closing, keeps its owner and is not
+/// replaced: a tuple that is used again meets its old owner, and a SYN that somebody else sends harms nobody.
 #[inline(always)]
 fn opens<V: Family>(service: u32, ifindex: u32, now_ns: u64, work: &mut Work<V::Addr>) {
     let slot = Slot(work.word);
     let (place, fingerprint) = (Syn::place(work.hash), Syn::fingerprint(work.hash, work.tcp.sequence));
     let established = look::<V, _>(Slot::IN_ESTABLISHED, V::established(), work);
-    if is_already::<V>(established, now_ns, work) {
+    let is_established = established.map_or(Already::No, |entry| is_established::<V>(entry, now_ns, work));
+    if is_established == Already::Yes {
+        maps::set_syn(place, Syn::new(fingerprint, work.backend));
+        return;
+    }
+    let seen = look::<V, _>(Slot::IN_SEEN, V::seen(), work);
+    if is_established == Already::No && seen.is_some_and(|entry| is_seen::<V>(entry, now_ns, work)) {
+        // An older flow's, whose backend does not serve at the moment.
+        if established.is_some() {
+            V::established().forget(&work.from);
+        }
         maps::set_syn(place, Syn::new(fingerprint, work.backend));
         return;
     }
@@ -131,34 +128,44 @@ fn opens<V: Family>(service: u32, ifindex: u32, now_ns: u64, work: &mut Work<V::
         maps::count_event(ifindex, EVENT_HALF_OPEN_FULL);
     }
     // SEEN first: the agent, which makes its entries established just now, looks whether they are still there.
-    let was_seen = look::<V, _>(Slot::IN_SEEN, V::seen(), work).is_some();
-    if was_seen {
+    if seen.is_some() {
         V::seen().forget(&work.from);
     }
-    if was_seen || established.is_some() {
+    if seen.is_some() || established.is_some() {
         V::established().forget(&work.from);
     }
 }
 
-/// Whether the flow of a SYN is there already, and not closing: in ESTABLISHED, or seen where its next packet would go. It goes there and
-/// replaces nothing: a tuple that is used again meets its old owner, and a SYN that somebody else sends harms nobody.
+/// Whether the flow of a SYN is there.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Already {
+    Yes,
+    /// It ends: the SYN is of the next one with its tuple.
+    Closing,
+    No,
+}
+
+/// Whether the flow of a SYN has this entry in ESTABLISHED; its owner is in `work` then.
 #[inline(always)]
-fn is_already<V: Family>(established: Option<*mut Exception>, now_ns: u64, work: &mut Work<V::Addr>) -> bool {
-    let slot = Slot(work.word);
-    if let Some(entry) = established {
-        // SAFETY: RCU keeps the value until this program returns; words that two CPUs write hold either's value.
-        let there = unsafe { &mut *entry };
-        if select::is_serving(there.backend, there.generation).is_some() {
-            if there.flags & EXCEPTION_CLOSING != 0 {
-                return false;
-            }
-            touch(there, now_ns, &work.tcp);
-            work.backend = there.backend;
-            work.rule = rule::ESTABLISHED;
-            return true;
-        }
+fn is_established<V: Family>(entry: *mut Exception, now_ns: u64, work: &mut Work<V::Addr>) -> Already {
+    // SAFETY: RCU keeps the value until this program returns; words that two CPUs write hold either's value.
+    let there = unsafe { &mut *entry };
+    if select::is_serving(there.backend, there.generation).is_none() {
+        return Already::No;
     }
-    let Some(entry) = look::<V, _>(Slot::IN_SEEN, V::seen(), work) else { return false };
+    if there.flags & EXCEPTION_CLOSING != 0 {
+        return Already::Closing;
+    }
+    touch(there, now_ns, &work.tcp);
+    work.backend = there.backend;
+    work.rule = rule::ESTABLISHED;
+    Already::Yes
+}
+
+/// Whether the flow of a SYN was seen where its next packet would go, by this entry of SEEN.
+#[inline(always)]
+fn is_seen<V: Family>(entry: *mut Exception, now_ns: u64, work: &mut Work<V::Addr>) -> bool {
+    let slot = Slot(work.word);
     // SAFETY: as in `note_opening`.
     let there = unsafe { &mut *entry };
     let is_asked = there.backend == slot.previous() || slot.has(Slot::SETTLING);
@@ -171,10 +178,6 @@ fn is_already<V: Family>(established: Option<*mut Exception>, now_ns: u64, work:
     touch(there, now_ns, &work.tcp);
     work.backend = there.backend;
     work.rule = rule::SEEN;
-    // An older flow's, whose backend does not serve at the moment.
-    if established.is_some() {
-        V::established().forget(&work.from);
-    }
     true
 }
 
@@ -185,11 +188,18 @@ fn note_opening<V: Family>(service: u32, ifindex: u32, now_ns: u64, work: &mut W
     let Some(backend) = maps::backend(work.backend) else { return false };
     let generation = backend.generation;
     if let Some(entry) = look::<V, _>(Slot::IN_HALF_OPEN, V::half_open(), work) {
-        // SAFETY: as in `is_already`; of an entry that is evicted just now another flow may use the memory: then this SYN is not
+        // SAFETY: as in `is_established`; of an entry that is evicted just now another flow may use the memory: then this SYN is not
         // remembered, and its flow is lost as if the entry had been evicted a moment later.
         let seen = unsafe { &mut *entry };
-        if (seen.backend, seen.generation, seen.sequence) == (work.backend, generation, work.tcp.sequence) {
-            touch(seen, now_ns, &work.tcp);
+        // The same tuple once more: its entry is written in place, which costs half of another. By compare-and-swap: the memory of an entry that
+        // is evicted at this moment may be another flow's by now, whose sequence number is another.
+        let (is_same, before) =
+            ((seen.backend, seen.generation, seen.slot) == (work.backend, generation, work.slot), seen.sequence);
+        // SAFETY: an aligned word of a map value.
+        if is_same && unsafe { atomic::replace(&raw mut seen.sequence, before, work.tcp.sequence) } {
+            announce(Slot::IN_HALF_OPEN, work);
+            seen.flags = EXCEPTION_OPENED;
+            seen.last_seen_ns = now_ns;
             return true;
         }
     }
@@ -211,7 +221,7 @@ fn note_opening<V: Family>(service: u32, ifindex: u32, now_ns: u64, work: &mut W
 fn goes_on<V: Family>(ifindex: u32, now_ns: u64, work: &mut Work<V::Addr>) -> Option<Reason> {
     let slot = Slot(work.word);
     if let Some(entry) = look::<V, _>(Slot::IN_ESTABLISHED, V::established(), work) {
-        // SAFETY: as in `is_already`.
+        // SAFETY: as in `is_established`.
         let seen = unsafe { &mut *entry };
         match state(seen.backend, seen.generation) {
             State::Living => {

@@ -23,7 +23,6 @@ use network_types::{
 use crate::{
     family::{Family, ip_header},
     hop::{self, Hop},
-    maps,
     packet::{Frame, Header, header},
     parse::{ETHER_IPV4, ETHER_IPV6, L3},
     rewrite,
@@ -37,11 +36,12 @@ pub const PROTOCOL_IPV6: u8 = 41;
 const TTL: u8 = 64;
 const DONT_FRAGMENT: u16 = 0x4000_u16.to_be();
 
-/// Sends the packet in `work` to its backend at XDP; `work.out` says how it leaves.
+/// Sends the packet in `work` to `backend`, its own, at XDP; `work.out` says how it leaves.
 #[inline(always)]
 pub fn at_xdp<V: Family, F: Frame + EbpfContext>(
     frame: &F,
     settings: &Settings,
+    backend: &'static Backend,
     ifindex: u32,
     work: &mut Work<V::Addr>,
 ) -> Result<(), Reason> {
@@ -50,7 +50,6 @@ pub fn at_xdp<V: Family, F: Frame + EbpfContext>(
         return Err(Reason::TtlExpired);
     }
     let class = V::traffic_class(&ip);
-    let backend = maps::backend(work.backend).ok_or(Reason::NoBackend)?;
     let hop = hop::hop::<V, F>(frame, work.backend, backend, ifindex)?;
     let len = work.transport.end.wrapping_sub(L3) as u32;
     if work.via == Via::DsrL2 {

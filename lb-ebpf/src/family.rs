@@ -22,6 +22,7 @@ use crate::{
     maps::{self, Established, HalfOpen, NatEstablished, NatHalfOpen, Seen},
     packet::{Frame, Header, header},
     parse::{self, Transport},
+    service::{self, Remembered},
 };
 
 const AF_INET: u8 = 2;
@@ -56,6 +57,8 @@ pub trait Family: 'static {
     /// The bits of `lb_common::service::address`; 0 for a stranger.
     fn address_bits(address: &Self::Addr) -> u32;
     fn service(key: &VipKey<Self::Addr>) -> Option<&'static Service>;
+    /// The place of [`crate::service`] with this number.
+    fn remembered(place: u32) -> Option<*mut Remembered<Self::Addr>>;
     fn nat_established() -> &'static NatEstablished<Self::Addr>;
     fn nat_half_open() -> &'static NatHalfOpen<Self::Addr>;
     fn established() -> &'static Established<Self::Addr>;
@@ -137,6 +140,11 @@ impl Family for V4 {
     fn service(key: &VipKey<V4Addr>) -> Option<&'static Service> {
         // SAFETY: RCU keeps the entry until this program returns, and entries are replaced whole.
         unsafe { maps::SERVICES_V4.get(key) }
+    }
+
+    #[inline(always)]
+    fn remembered(place: u32) -> Option<*mut Remembered<V4Addr>> {
+        service::REMEMBERED_V4.get_ptr_mut(place)
     }
 
     #[inline(always)]
@@ -249,6 +257,11 @@ impl Family for V6 {
     fn service(key: &VipKey<V6Addr>) -> Option<&'static Service> {
         // SAFETY: as for IPv4.
         unsafe { maps::SERVICES_V6.get(key) }
+    }
+
+    #[inline(always)]
+    fn remembered(place: u32) -> Option<*mut Remembered<V6Addr>> {
+        service::REMEMBERED_V6.get_ptr_mut(place)
     }
 
     #[inline(always)]

@@ -12,7 +12,7 @@ use aya_ebpf::{
     programs::TcContext,
 };
 use lb_common::{
-    backend::WAY_IPIP_V4,
+    backend::{Backend, WAY_IPIP_V4},
     flow::Addr,
     limits::{WAY_OUT_NO_TX, WAY_OUT_REDIRECT},
     service::{Stats, address},
@@ -58,9 +58,9 @@ fn local_at_xdp<V: Family, F: Frame>(frame: &F, work: &Work<V::Addr>) -> Reason 
 /// The same for a packet that took a longer look.
 #[inline(never)]
 fn uncommon_dsr_at_xdp<V: Family, F: Frame + EbpfContext>(frame: &F, ifindex: u32, work: &mut Work<V::Addr>) -> Reason {
-    match maps::SETTINGS.get(0) {
-        Some(settings) => dsr_at_xdp::<V, F>(frame, settings, ifindex, work),
-        None => Reason::NotVip,
+    match (maps::SETTINGS.get(0), maps::backend(work.backend)) {
+        (Some(settings), Some(backend)) => dsr_at_xdp::<V, F>(frame, settings, backend, ifindex, work),
+        _ => Reason::NoBackend,
     }
 }
 
@@ -69,13 +69,14 @@ fn uncommon_dsr_at_xdp<V: Family, F: Frame + EbpfContext>(frame: &F, ifindex: u3
 pub fn dsr_at_xdp<V: Family, F: Frame + EbpfContext>(
     frame: &F,
     settings: &Settings,
+    backend: &'static Backend,
     ifindex: u32,
     work: &mut Work<V::Addr>,
 ) -> Reason {
     if work.via == Via::LocalDsr {
         return finish(work, Some(()), Reason::LocalBackend);
     }
-    match encap::at_xdp::<V, F>(frame, settings, ifindex, work) {
+    match encap::at_xdp::<V, F>(frame, settings, backend, ifindex, work) {
         Ok(()) if work.quoted == 0 => finish(work, Some(()), Reason::ToBackend),
         Ok(()) => finish(work, Some(()), Reason::IcmpError),
         Err(reason) => reason,

@@ -140,7 +140,7 @@ fn of_dsr<V: Family>(settings: &Settings, ifindex: u32, work: &mut Work<V::Addr>
     match dsr::choose::<V>(settings, service, ifindex, work) {
         // Nobody is told about an error.
         Err(_) => Err(Reason::NotServedProtocol),
-        Ok(()) => Ok(()),
+        Ok(_) => Ok(()),
     }
 }
 

@@ -33,6 +33,7 @@ pub mod parse;
 pub mod ports;
 pub mod rewrite;
 pub mod select;
+pub mod service;
 pub mod trace;
 pub mod work;
 

@@ -57,6 +57,10 @@ pub static SERVICES_V4: Table<VipKey<V4Addr>, Service, { MAX_VIP_PORTS as usize 
 #[btf_map]
 pub static SERVICES_V6: Table<VipKey<V6Addr>, Service, { MAX_VIP_PORTS as usize }> = HashMap::new();
 
+/// How often the agent has said that services may have changed, from 1 on: see [`crate::service`].
+#[btf_map]
+pub static SERVICES_EPOCH: Array<u64, 1> = Array::new();
+
 /// The arena of slots; every service owns a range for each family.
 #[btf_map]
 pub static RINGS: Array<u64, { RING_ARENA_SLOTS as usize }, { BPF_F_MMAPABLE as usize }> = Array::new();

@@ -1,7 +1,13 @@
 //! From a flow to the backend that its slot names.
 
 use lb_common::{
-    backend::Backend, flow::Addr, hash::slot_of, service::Service, settings::Settings, slot::REJECT, trace::rule,
+    backend::Backend,
+    flow::Addr,
+    hash::slot_of,
+    service::Service,
+    settings::Settings,
+    slot::{REJECT, Slot},
+    trace::rule,
 };
 
 use crate::{maps, work::Work};
@@ -13,19 +19,26 @@ pub struct Owner {
     pub backend: &'static Backend,
 }
 
-/// The owner of the slot that the flow in `work` hashes to; `None` if the slot rejects.
+/// The slot that the flow in `work` hashes to; `None` if the service has no ring.
 #[inline(always)]
-pub fn owner<A: Addr>(settings: &Settings, service: &Service, work: &mut Work<A>) -> Option<Owner> {
+pub fn slot<A: Addr>(settings: &Settings, service: &Service, work: &mut Work<A>) -> Option<Slot> {
+    work.hash = A::hash_flow(&settings.hash_key, &work.from);
     let hash = if service.flags & Service::FLAG_CLIENT_AFFINITY != 0 {
         A::hash_client(&settings.hash_key, &work.from.src)
     } else {
-        A::hash_flow(&settings.hash_key, &work.from)
+        work.hash
     };
     work.slot = service.ring_offset.wrapping_add(slot_of(hash, service.ring_len));
     let slot = maps::slot(work.slot)?;
     work.word = slot.0;
     work.rule = rule::RING;
-    let index = slot.current();
+    Some(slot)
+}
+
+/// The owner of that slot; `None` if the slot rejects.
+#[inline(always)]
+pub fn owner<A: Addr>(settings: &Settings, service: &Service, work: &mut Work<A>) -> Option<Owner> {
+    let index = slot(settings, service, work)?.current();
     if index == REJECT {
         return None;
     }

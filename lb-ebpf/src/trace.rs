@@ -35,8 +35,8 @@ const SECOND_NS: u64 = 1_000_000_000;
 
 /// Tells what was decided for the packet in `work`, if somebody wants to know.
 #[inline(always)]
-pub fn tell<V: Family>(hook: u8, ifindex: u32, reason: Reason, work: &Work<V::Addr>) {
-    if maps::SETTINGS.get(0).is_some_and(|settings| settings.flags & Settings::FLAG_TRACE != 0) {
+pub fn tell<V: Family>(settings: &Settings, hook: u8, ifindex: u32, reason: Reason, work: &Work<V::Addr>) {
+    if settings.flags & Settings::FLAG_TRACE != 0 {
         tell_if_wanted::<V>(hook, ifindex, reason as u32, reason.kind() as u32, work);
     }
 }

@@ -49,9 +49,11 @@ mod programs {
 
     #[inline(always)]
     fn xdp_packet<V: Family>(frame: &XdpFrame, link: &Link, ifindex: u32) -> u32 {
-        let Some(work) = work::place::<V::Addr>(Program::Xdp) else { return xdp_action::XDP_PASS };
+        let (Some(work), Some(settings)) = (work::place::<V::Addr>(Program::Xdp), maps::SETTINGS.get(0)) else {
+            return xdp_action::XDP_PASS;
+        };
         work.begin();
-        let quick = if link.tagged { None } else { decide::quick::<V, _>(frame, ifindex, work) };
+        let quick = if link.tagged { None } else { decide::quick::<V, _>(frame, settings, ifindex, work) };
         let mut reason = match quick {
             Some(reason) => reason,
             None => match decide::decide::<V, _>(frame, link, ifindex, work) {
@@ -65,7 +67,7 @@ mod programs {
         }
         maps::count(ifindex, reason);
         if reason != Reason::NotVip {
-            trace::tell::<V>(HOOK_XDP, ifindex, reason, work);
+            trace::tell::<V>(settings, HOOK_XDP, ifindex, reason, work);
         }
         match work.out {
             Out::Tx => xdp_action::XDP_TX,
@@ -135,7 +137,9 @@ mod programs {
 
     #[inline(always)]
     fn tc_ingress<V: Family>(frame: &SkbFrame, link: &Link, ifindex: u32) -> i32 {
-        let Some(work) = work::place::<V::Addr>(Program::Ingress) else { return TC_ACT_UNSPEC };
+        let (Some(work), Some(settings)) = (work::place::<V::Addr>(Program::Ingress), maps::SETTINGS.get(0)) else {
+            return TC_ACT_UNSPEC;
+        };
         work.begin();
         let mut reason = match decide::decide::<V, _>(frame, link, ifindex, work) {
             Ok(()) => forward::at_tc::<V, _>(frame, ifindex, work),
@@ -156,7 +160,7 @@ mod programs {
         if reason.kind() != Kind::Forward && work.stats != NO_SERVICE {
             maps::count_refusal(work.stats, reason);
         }
-        trace::tell::<V>(HOOK_INGRESS, ifindex, reason, work);
+        trace::tell::<V>(settings, HOOK_INGRESS, ifindex, reason, work);
         action
     }
 
@@ -177,7 +181,9 @@ mod programs {
     #[inline(always)]
     fn tc_egress<V: Family>(frame: &SkbFrame) -> i32 {
         let ifindex = frame.interface();
-        let Some(work) = work::place::<V::Addr>(Program::Egress) else { return TC_ACT_UNSPEC };
+        let (Some(work), Some(settings)) = (work::place::<V::Addr>(Program::Egress), maps::SETTINGS.get(0)) else {
+            return TC_ACT_UNSPEC;
+        };
         work.begin();
         if !forward::is_answer_of_kept::<V, _>(frame, ifindex, work) {
             return TC_ACT_UNSPEC;
@@ -189,7 +195,7 @@ mod programs {
             Kind::Drop | Kind::Reject => TC_ACT_SHOT,
         };
         maps::count(ifindex, reason);
-        trace::tell::<V>(HOOK_EGRESS, ifindex, reason, work);
+        trace::tell::<V>(settings, HOOK_EGRESS, ifindex, reason, work);
         action
     }
 

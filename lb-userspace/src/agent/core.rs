@@ -250,7 +250,7 @@ impl Agent {
 
     /// Takes over what the maps say: health, and through each plan every index, drain and counter.
     fn recover(&mut self) {
-        match self.maps.read().and_then(|image| self.maps.fit_filter(&image).map(|()| image)) {
+        match self.maps.read().and_then(|image| self.maps.fit_shortcuts(&image).map(|()| image)) {
             Ok(image) => {
                 let recovered = recover(&self.wanted(), &image);
                 let known = recovered.health.values().filter(|(health, _)| *health != Health::Unknown).count();

@@ -78,7 +78,7 @@ impl Agent {
             (Some(image), Read::Cached) => image,
             (known, _) => {
                 let image = self.maps.read()?;
-                self.maps.fit_filter(&image)?;
+                self.maps.fit_shortcuts(&image)?;
                 match known {
                     // The one that shares its rings with the plan before.
                     Some(known) if known == image => known,

@@ -56,6 +56,7 @@ pub struct Maps {
     addresses_v6: HashMap<MapData, V6Addr, u32>,
     services_v4: HashMap<MapData, VipKey<V4Addr>, Service>,
     services_v6: HashMap<MapData, VipKey<V6Addr>, Service>,
+    services_epoch: Array<MapData, u64>,
     rings: Rings,
     backends: Array<MapData, Backend>,
     snat_addresses: Array<MapData, AnyAddr>,
@@ -81,6 +82,7 @@ impl Maps {
             addresses_v6: open(pin_dir, map::ADDRESSES_V6)?,
             services_v4: open(pin_dir, map::SERVICES_V4)?,
             services_v6: open(pin_dir, map::SERVICES_V6)?,
+            services_epoch: open(pin_dir, map::SERVICES_EPOCH)?,
             rings: Rings::open(pin_dir)
                 .map_err(|source| MapsError::Arena { path: pin_dir.join(map::RINGS), source })?,
             backends: open(pin_dir, map::BACKENDS)?,
@@ -153,22 +155,14 @@ impl Maps {
                     Err(MapsError::NoSuchSlot { at: *offset })
                 }
             }
-            Write::Service { vip, service } => match vip.ip() {
-                IpAddr::V4(v4) => self
-                    .services_v4
-                    .insert(VipKey::tcp(v4_addr(v4), vip.port().to_be()), service, 0)
-                    .map_err(failed(map::SERVICES_V4, vip)),
-                IpAddr::V6(v6) => self
-                    .services_v6
-                    .insert(VipKey::tcp(v6_addr(v6), vip.port().to_be()), service, 0)
-                    .map_err(failed(map::SERVICES_V6, vip)),
-            },
-            Write::RemoveService { vip } => match vip.ip() {
-                IpAddr::V4(v4) => gone(self.services_v4.remove(&VipKey::tcp(v4_addr(v4), vip.port().to_be())))
-                    .map_err(failed(map::SERVICES_V4, vip)),
-                IpAddr::V6(v6) => gone(self.services_v6.remove(&VipKey::tcp(v6_addr(v6), vip.port().to_be())))
-                    .map_err(failed(map::SERVICES_V6, vip)),
-            },
+            Write::Service { vip, service } => {
+                self.put_service(*vip, service)?;
+                self.let_services_be_looked_up()
+            }
+            Write::RemoveService { vip } => {
+                self.remove_service(*vip)?;
+                self.let_services_be_looked_up()
+            }
             Write::Address { address, bits } => {
                 // Before the address itself: what the filter doesn't know the programs never look up.
                 self.let_through(address)?;
@@ -215,6 +209,38 @@ impl Maps {
         }
     }
 
+    fn put_service(&mut self, vip: SocketAddr, service: &Service) -> Result<(), MapsError> {
+        let port_be = vip.port().to_be();
+        match vip.ip() {
+            IpAddr::V4(v4) => self
+                .services_v4
+                .insert(VipKey::tcp(v4_addr(v4), port_be), service, 0)
+                .map_err(failed(map::SERVICES_V4, vip)),
+            IpAddr::V6(v6) => self
+                .services_v6
+                .insert(VipKey::tcp(v6_addr(v6), port_be), service, 0)
+                .map_err(failed(map::SERVICES_V6, vip)),
+        }
+    }
+
+    fn remove_service(&mut self, vip: SocketAddr) -> Result<(), MapsError> {
+        let port_be = vip.port().to_be();
+        match vip.ip() {
+            IpAddr::V4(v4) => {
+                gone(self.services_v4.remove(&VipKey::tcp(v4_addr(v4), port_be))).map_err(failed(map::SERVICES_V4, vip))
+            }
+            IpAddr::V6(v6) => {
+                gone(self.services_v6.remove(&VipKey::tcp(v6_addr(v6), port_be))).map_err(failed(map::SERVICES_V6, vip))
+            }
+        }
+    }
+
+    /// Makes the programs ask `SERVICES_*` again and not what they remember of it; to be called after any change of it, and before a grace period.
+    fn let_services_be_looked_up(&mut self) -> Result<(), MapsError> {
+        let epoch = self.services_epoch.get(&0, 0).map_err(unread(map::SERVICES_EPOCH))?;
+        self.services_epoch.set(0, epoch.wrapping_add(1).max(1), 0).map_err(failed(map::SERVICES_EPOCH, "the epoch"))
+    }
+
     fn clear_service_stats(&mut self, index: u32) -> Result<(), MapsError> {
         for reason in Reason::ALL {
             let key = Refusal { stats: index, reason: *reason as u32 };
@@ -232,8 +258,10 @@ impl Maps {
         Ok(())
     }
 
-    /// Makes the filter before the addresses fit what `image` says of them.
-    pub fn fit_filter(&mut self, image: &Image) -> Result<(), MapsError> {
+    /// Makes what the programs look at first fit the maps, of which `image` was just read, whoever has changed them: the filter before the
+    /// addresses, and what is remembered of the services.
+    pub fn fit_shortcuts(&mut self, image: &Image) -> Result<(), MapsError> {
+        self.let_services_be_looked_up()?;
         let mut wanted = vec![u64::MAX; FILTER_WORDS as usize];
         for (word, bit) in image.addresses.keys().map(place) {
             if let Some(word) = wanted.get_mut(word as usize) {

@@ -1,9 +1,11 @@
 use std::collections::{BTreeMap, BTreeSet};
 
+use aya::maps::{Array, Map, MapData};
 use lb_common::{
     backend::Backend,
     flow::any_addr,
     hash::HashKey,
+    limits::map,
     nat::NatTimeouts,
     ports::PortPool,
     service::Service,
@@ -63,6 +65,34 @@ fn backend(address: &str, snat_first: u16) -> Backend {
 
 fn peer(address: &str, len: u8) -> Prefix {
     Prefix { address: address.parse().unwrap(), len }
+}
+
+#[test]
+fn programs_are_told_of_every_change_of_a_service() {
+    sandbox(async |sandbox| {
+        let _data_path = DataPath::open(&sandbox.pin_dir(), BpfLog::Off).unwrap();
+        let mut maps = Maps::open(&sandbox.pin_dir()).unwrap();
+        let pin = MapData::from_pin(sandbox.pin_dir().join(map::SERVICES_EPOCH)).unwrap();
+        let epochs = Array::<_, u64>::try_from(Map::Array(pin)).unwrap();
+        let epoch = || epochs.get(&0, 0).unwrap();
+        assert_eq!(epoch(), 0, "nothing is remembered before an agent has looked");
+        let mut last = 0;
+        for vip in ["192.0.2.10:80", "[2001:db8::10]:80"] {
+            let vip = vip.parse().unwrap();
+            let wanted = service(14);
+            for write in [Write::Service { vip, service: wanted }, Write::RemoveService { vip }] {
+                maps.apply(&write).unwrap();
+                assert!(epoch() > last, "{write:?}");
+                last = epoch();
+            }
+        }
+        maps.apply(&Write::WayOut { ifindex: 4, flags: 1 }).unwrap();
+        assert_eq!(epoch(), last);
+        // Somebody else may have changed them.
+        let image = maps.read().unwrap();
+        maps.fit_shortcuts(&image).unwrap();
+        assert!(epoch() > last);
+    });
 }
 
 #[test]

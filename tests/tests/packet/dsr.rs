@@ -6,7 +6,7 @@ use lb_common::{
     backend::WAY_DSR_L2,
     flow::Family,
     hash::slot_of,
-    service::{MODE_DSR_L2, Stats},
+    service::{MODE_DSR_L2, Service, Stats},
     settings::Settings,
     slot::Slot,
     verdict::Reason,
@@ -61,6 +61,33 @@ fn every_packet_goes_to_its_slots_owner_with_only_macs_and_ttl_changed() {
             assert_eq!((seen.reply_packets, seen.refused), (0, 0));
             assert_eq!((1..=3).map(|index| rig.backend_stats(index).packets).sum::<u64>(), wanted.packets);
             rig.clear_stats();
+        }
+    });
+}
+
+#[test]
+fn service_is_remembered_by_vip_and_port_until_it_is_said_that_services_have_changed() {
+    rig(|rig| {
+        for family in Family::BOTH {
+            dsr(rig, family, 1);
+            let (before, after) = (stats_of(family), stats_of(family) + 9);
+            let talk = Talk::new(family, 1);
+            let counted = |rig: &mut Rig| (rig.service_stats(before).packets, rig.service_stats(after).packets);
+            talk.show(rig, &talk.ask(ACK));
+            let moved = Service { stats: after, ..rig.service(family) };
+            let moved = Service { mode: MODE_DSR_L2, ..moved };
+            rig.tables_unsaid(family).set_service(bed::web(family), moved);
+            talk.show(rig, &talk.ask(ACK));
+            assert_eq!(counted(rig), (2, 0), "what is remembered saves the look-up");
+            // Another port of the VIP is another service, or none.
+            let elsewhere = SocketAddr::new(bed::web(family).ip(), bed::web(family).port() + 1);
+            let segment = talk.ask(ACK).between(talk.client, elsewhere);
+            assert!(talk.show(rig, &segment).counted.contains_key(Reason::PortNotServed.name()));
+            rig.tables(family);
+            talk.show(rig, &talk.ask(ACK));
+            assert_eq!(counted(rig), (2, 1));
+            rig.tables(family).clear();
+            assert!(!talk.show(rig, &talk.ask(ACK)).counted.contains_key(Reason::ToBackend.name()));
         }
     });
 }

@@ -40,6 +40,7 @@ pub struct Rig {
     pub settings: Array<MapData, Settings>,
     pub backends: Array<MapData, Backend>,
     pub rings: Array<MapData, u64>,
+    services_epoch: Array<MapData, u64>,
     pub snat_addresses: Array<MapData, AnyAddr>,
     cursors: Array<MapData, u64>,
     syns: Array<MapData, u64>,
@@ -151,6 +152,7 @@ impl Rig {
             settings: take(map::SETTINGS).try_into().unwrap(),
             backends: take(map::BACKENDS).try_into().unwrap(),
             rings: take(map::RINGS).try_into().unwrap(),
+            services_epoch: take(map::SERVICES_EPOCH).try_into().unwrap(),
             snat_addresses: take(map::SNAT_ADDRESSES).try_into().unwrap(),
             cursors: take(map::SNAT_CURSORS).try_into().unwrap(),
             syns: take(map::SYNS).try_into().unwrap(),
@@ -219,7 +221,15 @@ impl Rig {
         }
     }
 
+    /// To change them, too: the services are looked up again.
     pub fn tables(&mut self, family: Family) -> &mut dyn Tables {
+        let epoch = self.services_epoch.get(&0, 0).unwrap();
+        self.services_epoch.set(0, epoch + 1, 0).unwrap();
+        self.tables_unsaid(family)
+    }
+
+    /// The same, but the program goes by what it remembers of the services.
+    pub fn tables_unsaid(&mut self, family: Family) -> &mut dyn Tables {
         match family {
             Family::V4 => &mut self.v4,
             Family::V6 => &mut self.v6,

@@ -32,6 +32,12 @@ pub const RULES: &[Rule] = &[
     ),
     rule("a SYN is noted in HALF_OPEN", PROGRAM, "    V::half_open().put(&work.from, &work.exception)\n", "    true\n"),
     rule(
+        "a SYN of another connection with the same tuple is noted",
+        PROGRAM,
+        "atomic::replace(&raw mut seen.sequence, before, work.tcp.sequence)",
+        "atomic::replace(&raw mut seen.sequence, before, before)",
+    ),
+    rule(
         "a half-open flow is confirmed by its sequence number",
         PROGRAM,
         "if seen.is_confirmed_by(work.tcp.sequence) || work.quoted != 0 {",
@@ -58,8 +64,8 @@ pub const RULES: &[Rule] = &[
     rule(
         "a SYN goes where its flow is in ESTABLISHED",
         PROGRAM,
-        "            if there.flags & EXCEPTION_CLOSING != 0 {\n                return false;",
-        "            if work.quoted == 0 {\n                return false;",
+        "    if there.flags & EXCEPTION_CLOSING != 0 {\n        return Already::Closing;",
+        "    if work.quoted == 0 {\n        return Already::Closing;",
     ),
     rule(
         "a SYN goes where its flow was seen",
@@ -70,7 +76,7 @@ pub const RULES: &[Rule] = &[
     rule(
         "a SYN takes the tuple of a flow that is closing",
         PROGRAM,
-        "    if was_seen || established.is_some() {\n        V::established().forget(&work.from);\n    }\n",
+        "    if seen.is_some() || established.is_some() {\n        V::established().forget(&work.from);\n    }\n",
         "",
     ),
     rule(

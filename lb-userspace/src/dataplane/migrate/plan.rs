@@ -66,6 +66,7 @@ impl Content {
             | map::ADDRESSES_V6
             | map::SERVICES_V4
             | map::SERVICES_V6
+            | map::SERVICES_EPOCH
             | map::BACKENDS
             | map::SNAT_ADDRESSES
             | map::SLOT_CLOCKS

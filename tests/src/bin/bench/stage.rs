@@ -139,6 +139,8 @@ impl Stage {
                 self.insert(map::SERVICES_V6, VipKey::tcp(v6_addr(ip), vip.port().to_be()), service)
             }
         }?;
+        let epoch = self.ebpf.map_mut(map::SERVICES_EPOCH).context("the object has no epoch of services")?;
+        Array::<_, u64>::try_from(epoch)?.set(0, u64::from(self.services), 0)?;
         self.set_address(vip.ip(), address::VIP)?;
         Ok(vip)
     }
