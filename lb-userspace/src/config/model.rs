@@ -111,7 +111,7 @@ pub struct Service {
     /// A prime.
     pub ring_size: u32,
     pub drain_timeout: Duration,
-    /// How long a slot that changed owner sends what it does not know to the owner before. DSR only: `nat` has an entry for every flow.
+    /// How long a slot that changed owner sends what it does not know to the owner before. It changes nothing in `nat`, which has an entry for every flow.
     pub settle_time: Duration,
     pub on_dead: OnDead,
     /// None: no probes; every backend counts as up.

@@ -95,7 +95,7 @@ fn read<'a>(fields: &Fields<'a>) -> Read<'a> {
     let source = source(fields, mode);
     let affinity = fields.or("affinity", Affinity::None, |value| value.word(&AFFINITIES));
     let drain_timeout = fields.or("drainTimeout", DEFAULT_DRAIN, |value| value.duration(Duration::ZERO..=MAX_DRAIN));
-    let settle_time = dsr_only(fields, mode, "settleTime", DEFAULT_SETTLE, |value| value.duration(SETTLE_TIMES));
+    let settle_time = fields.or("settleTime", DEFAULT_SETTLE, |value| value.duration(SETTLE_TIMES));
     let on_dead = fields.or("onDead", OnDead::Next, |value| on_dead(value, mode));
     let health = fields.or("health", None, |value| health::read(value).map(Some));
     let (vips, all_vips) = fields.required("vips").map(|value| vips(&value)).unwrap_or_default();
@@ -180,22 +180,6 @@ fn on_dead(value: &Value<'_>, mode: Option<Mode>) -> Option<OnDead> {
     match (value.word(&ON_DEAD)?, mode) {
         (OnDead::Drop, Some(Mode::Nat)) => value.problem("drop is for the modes dsr-l2 and dsr-ipip only; use reset"),
         (on_dead, _) => Some(on_dead),
-    }
-}
-
-/// A key that means nothing in `nat`, which has an entry for every flow.
-fn dsr_only<'a, T>(
-    fields: &Fields<'a>,
-    mode: Option<Mode>,
-    key: &str,
-    default: T,
-    read: impl FnOnce(&Value<'a>) -> Option<T>,
-) -> Option<T> {
-    let Some(value) = fields.optional(key) else { return Some(default) };
-    let read = read(&value)?;
-    match mode {
-        Some(Mode::Nat) => value.problem("is for the modes dsr-l2 and dsr-ipip only: nat has an entry for every flow"),
-        Some(_) | None => Some(read),
     }
 }
 

@@ -49,7 +49,7 @@ fn keys_of_a_service_are_checked_each() {
         ("later mode gue", with("    mode: dsr-gue\n"), &[(8, "services[0].mode", "not in this version of weir yet")]),
         ("keep with dsr", with("    mode: dsr-l2\n    source: keep\n"), &[(9, "services[0].source", "nat only")]),
         ("keep with ipip", with("    mode: dsr-ipip\n    source: keep\n"), &[(9, "services[0].source", "nat only")]),
-        ("settling in nat", with("    settleTime: 2s\n"), &[(8, "services[0].settleTime", "dsr-l2 and dsr-ipip only")]),
+        ("settling in nat", with("    settleTime: 2s\n"), &[]),
         ("onDead in nat", with("    onDead: reset\n"), &[]),
         ("drop in nat", with("    onDead: drop\n"), &[(8, "services[0].onDead", "dsr-l2 and dsr-ipip only")]),
         ("onDead", with("    mode: dsr-l2\n    onDead: rst\n"), &[(9, "services[0].onDead", "next, reset, drop")]),
