@@ -83,6 +83,8 @@ pub struct SlotHistory {
     agreed: BTreeMap<u32, Vec<(Instant, Option<SocketAddr>)>>,
     slots: usize,
     settlings: usize,
+    /// Looks at which some slots had settled on another owner since the one before.
+    times_settled: usize,
     /// Of each look: slots in transition.
     in_transition: Vec<usize>,
     /// Of the last look.
@@ -131,15 +133,21 @@ impl SlotHistory {
         self.settlings as f64 / self.slots.max(1) as f64
     }
 
+    /// How often some slots settled on another owner, as looks tell it.
+    pub const fn times_settled(&self) -> usize {
+        self.times_settled
+    }
+
     /// For people.
     pub fn summary(&self) -> String {
         let most = self.in_transition.iter().max().copied().unwrap_or_default();
         let mean = self.in_transition.iter().sum::<usize>() as f64 / self.in_transition.len().max(1) as f64;
         let share = |slots: f64| 100.0 * slots / self.slots.max(1) as f64;
         format!(
-            "{} slots: each settled on another owner {:.1} times; in transition {:.0} % on average, {:.0} % at the most",
+            "{} slots: each settled on another owner {:.1} times, some of them at {} moments; in transition {:.0} % on average, {:.0} % at the most",
             self.slots,
             self.settlings_per_slot(),
+            self.times_settled,
             share(mean),
             share(most as f64)
         )
@@ -150,7 +158,7 @@ impl SlotHistory {
         self.rings =
             image.services.iter().map(|(vip, service)| (*vip, (service.ring_offset, service.ring_len))).collect();
         let places = image.rings.iter().flat_map(|(offset, ring)| (*offset..).zip(ring.iter().copied()));
-        let (mut slots, mut in_transition) = (0, 0);
+        let (mut slots, mut in_transition, before_this) = (0, 0, self.settlings);
         for (place, slot) in places {
             slots += 1;
             in_transition += usize::from(slot.in_transition());
@@ -163,6 +171,7 @@ impl SlotHistory {
             self.agreed.entry(place).or_default().push((now, owner));
         }
         self.slots = slots;
+        self.times_settled += usize::from(self.settlings > before_this);
         self.in_transition.push(in_transition);
     }
 }

@@ -26,12 +26,19 @@ use crate::{
 const CONNECTIONS: usize = 2_000;
 const CHANGES: usize = 200;
 const SERVERS: u16 = 8;
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// So short that slots settle all the time.
 const QUICK: Option<Duration> = Some(Duration::from_secs(2));
 /// The agent's own, longer than the run: every slot that changes stays in transition.
 const DEFAULT: Option<Duration> = None;
+
+/// How long a run takes, and a drain in it. Slots settle between the changes, and when the drains are over, if there is time for it.
+const fn pace(layout: Layout, settle_time: Option<Duration>) -> (Duration, Duration) {
+    match (layout, settle_time) {
+        (Layout::SharedL2 | Layout::Tunnelled, Some(_)) => (Duration::from_secs(150), Duration::from_secs(3)),
+        _ => (Duration::from_secs(50), Duration::from_secs(10)),
+    }
+}
 
 #[test]
 fn nat_keeps_every_connection_through_two_hundred_changes_with_a_short_settle_time() -> Result<()> {
@@ -65,15 +72,16 @@ fn dsr_ipip_keeps_every_connection_through_two_hundred_changes_with_the_default_
 
 fn connections_survive_two_hundred_changes(layout: Layout, settle_time: Option<Duration>) -> Result<()> {
     let seed = seed();
+    let (time, drain_timeout) = pace(layout, settle_time);
     let bed = Bed::new(layout, SERVERS)?;
     let mut config = AgentConfig::web(&bed, SERVERS, HEALTH);
-    config.services[0].drain_timeout = Some(DRAIN_TIMEOUT);
+    config.services[0].drain_timeout = Some(drain_timeout);
     config.services[0].settle_time = settle_time;
     let stage = Stage::with(bed, &config)?;
     let crowd = Crowd::start(&stage.bed.client, &crowd_of(CONNECTIONS))?;
     let watch = SlotWatch::start(&stage.agent.pin_dir)?;
     let mut churn = Churn::new(&stage.bed, &stage.agent, &stage.echo, &config, seed)?;
-    let changed = churn.run(CHANGES, Duration::from_secs(50)).with_context(|| format!("seed {seed}"));
+    let changed = churn.run(CHANGES, time).with_context(|| format!("seed {seed}"));
     seconds(2.0);
     let stories = crowd.finish()?;
     let slots = watch.stop()?;
@@ -92,8 +100,10 @@ fn connections_survive_two_hundred_changes(layout: Layout, settle_time: Option<D
     let excused: usize = reckoning.counts.values().map(|count| count.excused).sum();
     if settle_time == DEFAULT {
         assert_eq!(excused, 0, "nothing was silent for longer than the default settle time");
-    } else {
-        assert!(slots.settlings_per_slot() > 3.0, "too few settlings to prove much: {}", slots.summary());
+    } else if layout != Layout::Routed {
+        // Dozens of times, each time some of the slots.
+        let is_enough = slots.times_settled() >= 36 && slots.settlings_per_slot() > 4.0;
+        assert!(is_enough, "too few settlings to prove much: {}", slots.summary());
     }
     Ok(())
 }

@@ -42,7 +42,7 @@ fn dead_host_clients_are_reset(layout: Layout) -> Result<()> {
     config.services[0].on_dead = Some("reset");
     let stage = Stage::with(bed, &config)?;
     let bed = &stage.bed;
-    let specs = VIPS.map(|vip| Spec { target: SocketAddr::new(vip, 80), talkers: 100, silent: 50, passers: 0 });
+    let specs = VIPS.map(|vip| Spec { target: SocketAddr::new(vip, 80), talkers: 100, silent: 100, passers: 0 });
     let crowd = Crowd::start(&bed.client, &specs)?;
     let capture = Watch::start(bed, &bed.client, "eth0", "tcp port 80")?;
     seconds(0.5);
@@ -55,8 +55,8 @@ fn dead_host_clients_are_reset(layout: Layout) -> Result<()> {
     }
     // Seen here a little later than it was so in the maps.
     let dead_at = SystemTime::now();
-    // The talkers' packets are sent again at growing intervals; the last ones after some three seconds.
-    seconds(5.0);
+    // The talkers' packets are sent again at intervals that double, so the next ones come within as much time as has gone by.
+    seconds(killed_at.elapsed().as_secs_f64() + 2.0);
     let stories = crowd.finish()?;
     let packets = capture.stop()?;
 
