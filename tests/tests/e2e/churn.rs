@@ -35,7 +35,7 @@ const DEFAULT: Option<Duration> = None;
 /// How long a run takes, and a drain in it. Slots settle between the changes, and when the drains are over, if there is time for it.
 const fn pace(layout: Layout, settle_time: Option<Duration>) -> (Duration, Duration) {
     match (layout, settle_time) {
-        (Layout::SharedL2 | Layout::Tunnelled, Some(_)) => (Duration::from_secs(150), Duration::from_secs(3)),
+        (Layout::SharedL2 | Layout::Tunnelled, Some(_)) => (Duration::from_secs(120), Duration::from_secs(10)),
         _ => (Duration::from_secs(50), Duration::from_secs(10)),
     }
 }
@@ -102,7 +102,7 @@ fn connections_survive_two_hundred_changes(layout: Layout, settle_time: Option<D
         assert_eq!(excused, 0, "nothing was silent for longer than the default settle time");
     } else if layout != Layout::Routed {
         // Dozens of times, each time some of the slots.
-        let is_enough = slots.times_settled() >= 36 && slots.settlings_per_slot() > 4.0;
+        let is_enough = slots.times_settled() >= 36 && slots.settlings_per_slot() > 3.0;
         assert!(is_enough, "too few settlings to prove much: {}", slots.summary());
     }
     Ok(())
@@ -128,7 +128,7 @@ fn expect_that_enough_was_seen(reckoning: &Reckoning) {
     let (talkers, silent, new) =
         (reckoning.count(Kind::Talker), reckoning.count(Kind::Silent), reckoning.count(Kind::Passer));
     assert!(talkers.connections - talkers.with_backend >= CONNECTIONS / 2, "{reckoning}");
-    assert!(silent.connections - silent.with_backend >= CONNECTIONS / 8, "{reckoning}");
+    assert!(silent.connections - silent.with_backend >= CONNECTIONS / 20, "{reckoning}");
     assert!(talkers.answers > CONNECTIONS as u64 * 3 / 4 * 50 && new.connections > 150, "{reckoning}");
 }
 
@@ -159,7 +159,7 @@ fn crowd_and_reckoning_tell_a_loss_from_an_end() -> Result<()> {
     seconds(1.0);
     let stories = crowd.finish()?;
 
-    let mut truth = Truth::new(DRAIN_TIMEOUT);
+    let mut truth = Truth::new(Duration::from_secs(10));
     let unknowing = Reckoning::of(&stories, &bed, &truth, |_, _| false);
     let said = format!("{:#}", unknowing.expect_kept().expect_err("a server was killed"));
     assert!(said.contains("s2 = 10.2.0.12:8080 lived: never changed") && !said.contains("s1 ="), "{said}");
