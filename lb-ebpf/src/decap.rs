@@ -12,6 +12,7 @@ use network_types::eth::EthHdr;
 use crate::{
     encap::{PROTOCOL_IPV4, PROTOCOL_IPV6},
     family::{Family, V4, V6, ip_header},
+    mss,
     packet::{Frame, header},
     parse::{ETHER_IPV4, ETHER_IPV6, L3},
     work::Work,
@@ -55,11 +56,15 @@ pub fn open<O: Family, F: Frame + EbpfContext>(frame: &F, work: &Work<O::Addr>) 
     }
 }
 
-/// Whether a whole packet of family `I` begins at `inner`.
+/// Whether a whole packet of family `I` begins at `inner`. If it opens a connection, how much fits into its tunnel is noted.
 #[inline(always)]
-fn check<I: Family, F: Frame>(frame: &F, end: usize, inner: usize) -> Option<()> {
+fn check<I: Family, F: Frame + EbpfContext>(frame: &F, end: usize, inner: usize) -> Option<()> {
     let transport = I::walk(frame, inner).ok()?;
-    (transport.end <= end).then_some(())
+    if transport.end > end {
+        return None;
+    }
+    let _is_syn = mss::note::<I, F>(frame, inner, &transport, inner.wrapping_sub(L3)).is_some();
+    Some(())
 }
 
 #[inline(always)]

@@ -20,6 +20,7 @@ use network_types::ip::{Ipv4Hdr, Ipv6Hdr};
 use crate::{
     icmp,
     maps::{self, Established, HalfOpen, NatEstablished, NatHalfOpen, Seen},
+    mss,
     packet::{Frame, Header, header},
     parse::{self, Transport},
     service::{self, Remembered},
@@ -57,6 +58,9 @@ pub trait Family: 'static {
     /// The bits of `lb_common::service::address`; 0 for a stranger.
     fn address_bits(address: &Self::Addr) -> u32;
     fn service(key: &VipKey<Self::Addr>) -> Option<&'static Service>;
+    /// The most bytes that fit into the tunnel through which `vip` is reached: see [`crate::mss`].
+    fn tunnel_room(vip: &Self::Addr) -> Option<u32>;
+    fn set_tunnel_room(vip: &Self::Addr, room: u32);
     /// The place of [`crate::service`] with this number.
     fn remembered(place: u32) -> Option<*mut Remembered<Self::Addr>>;
     fn nat_established() -> &'static NatEstablished<Self::Addr>;
@@ -140,6 +144,18 @@ impl Family for V4 {
     fn service(key: &VipKey<V4Addr>) -> Option<&'static Service> {
         // SAFETY: RCU keeps the entry until this program returns, and entries are replaced whole.
         unsafe { maps::SERVICES_V4.get(key) }
+    }
+
+    #[inline(always)]
+    fn tunnel_room(vip: &V4Addr) -> Option<u32> {
+        // SAFETY: a word that is read at once.
+        unsafe { mss::TUNNELLED_V4.get(vip) }.copied()
+    }
+
+    #[inline(always)]
+    fn set_tunnel_room(vip: &V4Addr, room: u32) {
+        // Without it the client is told by ICMP.
+        let _is_in = mss::TUNNELLED_V4.insert(vip, room, 0).is_ok();
     }
 
     #[inline(always)]
@@ -257,6 +273,18 @@ impl Family for V6 {
     fn service(key: &VipKey<V6Addr>) -> Option<&'static Service> {
         // SAFETY: as for IPv4.
         unsafe { maps::SERVICES_V6.get(key) }
+    }
+
+    #[inline(always)]
+    fn tunnel_room(vip: &V6Addr) -> Option<u32> {
+        // SAFETY: a word that is read at once.
+        unsafe { mss::TUNNELLED_V6.get(vip) }.copied()
+    }
+
+    #[inline(always)]
+    fn set_tunnel_room(vip: &V6Addr, room: u32) {
+        // Without it the client is told by ICMP.
+        let _is_in = mss::TUNNELLED_V6.insert(vip, room, 0).is_ok();
     }
 
     #[inline(always)]

@@ -27,6 +27,7 @@ pub mod forward;
 pub mod hop;
 pub mod icmp;
 pub mod maps;
+pub mod mss;
 pub mod nat;
 pub mod packet;
 pub mod parse;

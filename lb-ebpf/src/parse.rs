@@ -171,7 +171,7 @@ pub const RST: u8 = 0x04;
 pub const ACK: u8 = 0x10;
 
 /// Offset of the flags in a TCP header: behind the data offset.
-const TCP_FLAGS: usize = offset_of!(TcpHdr, _bitfield_1) + 1;
+pub const TCP_FLAGS: usize = offset_of!(TcpHdr, _bitfield_1) + 1;
 
 impl Tcp {
     /// A SYN that opens a connection.
@@ -248,35 +248,55 @@ pub fn plain_tcp<V: Family, F: Frame>(frame: &F, ip: &Header<V::Header>, work: &
     Some(())
 }
 
-/// Options that are looked through for a timestamp; with 40 bytes there are rarely more than five.
+/// Options that are looked through for one; with 40 bytes there are rarely more than five.
 const MAX_OPTIONS: u32 = 8;
 
-/// The sender's timestamp (RFC 7323), in host order; 0 if there is none.
-#[inline(never)]
-pub fn tcp_timestamp<F: Frame>(frame: &F, tcp: &Tcp) -> u32 {
-    let end = tcp.offset.wrapping_add(tcp.header_len);
-    let mut at = tcp.offset.wrapping_add(TcpHdr::LEN);
+/// Kinds of options (RFC 9293, section 3.2; RFC 7323).
+const END: u8 = 0;
+const NO_OPERATION: u8 = 1;
+const MSS: u8 = 2;
+const TIMESTAMP: u8 = 8;
+
+/// Where the first option of `kind` begins between `at` and `end`.
+#[inline(always)]
+fn tcp_option<F: Frame>(frame: &F, at: usize, end: usize, kind: u8) -> Option<usize> {
+    let mut at = at;
     for _ in 0..MAX_OPTIONS {
         if at >= end {
-            return 0;
+            return None;
         }
         // The verifier proves no bound for a single byte; an option that a packet ends with is padding.
-        let Some(option) = header::<[u8; 2], F>(frame, at) else { return 0 };
+        let option = header::<[u8; 2], F>(frame, at)?;
         match option.u8::<0>() {
-            0 => return 0,
-            1 => at = at.wrapping_add(1),
-            8 => {
-                let Some(option) = header::<[u8; 10], F>(frame, at) else { return 0 };
-                return u32::from_be(option.u32::<2>());
-            }
+            END => return None,
+            found if found == kind => return Some(at),
+            NO_OPERATION => at = at.wrapping_add(1),
             _ => {
                 let len = option.u8::<1>() as usize;
                 if len < 2 {
-                    return 0;
+                    return None;
                 }
                 at = at.wrapping_add(len);
             }
         }
     }
-    0
+    None
+}
+
+/// The sender's timestamp (RFC 7323), in host order; 0 if there is none.
+#[inline(never)]
+pub fn tcp_timestamp<F: Frame>(frame: &F, tcp: &Tcp) -> u32 {
+    let end = tcp.offset.wrapping_add(tcp.header_len);
+    let Some(at) = tcp_option(frame, tcp.offset.wrapping_add(TcpHdr::LEN), end, TIMESTAMP) else { return 0 };
+    header::<[u8; 10], F>(frame, at).map_or(0, |option| u32::from_be(option.u32::<2>()))
+}
+
+/// Where the MSS of the TCP header at `offset` lies, and the MSS.
+#[inline(always)]
+pub fn tcp_mss<F: Frame>(frame: &F, offset: usize) -> Option<(usize, u16)> {
+    let tcp = header::<TcpHdr, F>(frame, offset)?;
+    let header_len = ((tcp.u8::<{ offset_of!(TcpHdr, _bitfield_1) }>() >> 4) as usize) << 2;
+    let at = tcp_option(frame, offset.wrapping_add(TcpHdr::LEN), offset.wrapping_add(header_len), MSS)?;
+    let mss = u16::from_be(header::<[u8; 4], F>(frame, at)?.u16::<2>());
+    Some((at.wrapping_add(2), mss))
 }

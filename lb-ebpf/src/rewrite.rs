@@ -15,7 +15,8 @@ use crate::{
     packet::{Frame, header},
 };
 
-const TCP_CHECKSUM: usize = offset_of!(TcpHdr, check);
+/// Offset of the checksum in a TCP header.
+pub const TCP_CHECKSUM: usize = offset_of!(TcpHdr, check);
 const V4_CHECKSUM: usize = offset_of!(Ipv4Hdr, check);
 
 /// Rewrites addresses and ports in place. `None` if the packet is shorter than it was when it was read, which cannot be.

@@ -88,8 +88,6 @@ fn wire_shared(bed: &Bed) -> Result<()> {
 /// client ── router ── switch ── servers, and router ── lb, lb2, ... by a link each; servers answer to the router, past them.
 fn wire_tunnelled(bed: &Bed) -> Result<()> {
     let router = wire_router(bed)?;
-    // Room for the outer header.
-    bed.client.ip("link set eth0 mtu 1400")?;
     for (number, lb) in (1..).zip(bed.balancers()) {
         let port = format!("lb{number}");
         cable(router, &port, lb, "eth0")?;

@@ -19,13 +19,14 @@ mod programs {
     use aya_log_ebpf::debug;
     use lb_common::{
         limits::WAY_OUT_NO_TX,
+        settings::Settings,
         trace::{HOOK_EGRESS, HOOK_INGRESS, HOOK_XDP, NO_SERVICE},
         verdict::{EVENT_TOO_BIG_UNSAID, Kind, Reason},
     };
     use lb_ebpf::{
         answer, decap, decide,
         family::{Family, V4, V6},
-        forward, maps,
+        forward, maps, mss,
         packet::Frame,
         parse::{self, ETHER_IPV4, ETHER_IPV6, Link},
         trace,
@@ -185,6 +186,9 @@ mod programs {
             return TC_ACT_UNSPEC;
         };
         work.begin();
+        if settings.flags & Settings::FLAG_TUNNEL != 0 {
+            let _was_clamped = mss::clamp::<V, _>(frame, &frame.0).is_some();
+        }
         if !forward::is_answer_of_kept::<V, _>(frame, ifindex, work) {
             return TC_ACT_UNSPEC;
         }

@@ -12,6 +12,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use etherparse::{EtherType, IpNumber, Ipv4Header, Ipv6Header, TcpHeader};
+use nix::sys::socket::{getsockopt, sockopt::TcpMaxSeg};
 use weir_tests::{
     agent::Agent,
     bed::{Bed, Layout, VIP_V4, VIP_V6, VIPS},
@@ -24,7 +25,10 @@ use weir_tests::{
     tools::sha256_of_file,
 };
 
-use crate::scene::{HEALTH, seconds};
+use crate::{
+    scene::{HEALTH, seconds},
+    stage::Stage,
+};
 
 /// What leaves the balancer in a tunnel, whatever is in it.
 const TUNNELLED: &str = "ip proto 4 or ip proto 41 or ip6 proto 4 or ip6 proto 41";
@@ -267,6 +271,32 @@ fn ipip_upload_completes_with_generic_xdp() -> Result<()> {
         }
     }
     Ok(())
+}
+
+#[test]
+fn ipip_backends_with_weir_tell_clients_an_mss_that_fits_into_the_tunnel() -> Result<()> {
+    let bed = Bed::new(Layout::Tunnelled, 2)?;
+    let config = AgentConfig::web(&bed, 2, HEALTH);
+    let stage = Stage::with(bed, &config)?;
+    for vip in VIPS {
+        // Links of 1500 bytes; inner and outer header are of the VIP's family.
+        let header = if vip.is_ipv4() { 20 } else { 40 };
+        let most = 1500 - 2 * header - 20;
+        for _ in 0..8 {
+            let target = SocketAddr::new(vip, 80);
+            let mss = stage.bed.client.run(move || mss_towards(target))??;
+            // What the client has left behind the timestamp of each segment (RFC 7323).
+            assert_eq!(mss, most - 12, "{target}");
+        }
+    }
+    Ok(())
+}
+
+/// What a client may send at a time.
+fn mss_towards(target: SocketAddr) -> Result<u32> {
+    let stream =
+        TcpStream::connect_timeout(&target, Duration::from_secs(5)).with_context(|| format!("can't reach {target}"))?;
+    getsockopt(&stream, TcpMaxSeg).with_context(|| format!("no MSS towards {target}"))
 }
 
 impl Tunnels {

@@ -1,6 +1,6 @@
 //! What arrives in a tunnel at a node that has backends: a peer's is taken out and left to the stack, anybody else's is left as it is.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use etherparse::IpNumber;
 use lb_common::{flow::Family, service::address, settings::Settings, verdict::Reason};
@@ -95,6 +95,58 @@ fn packet_of_a_peer_is_taken_out_whole_and_goes_up_the_stack() {
             let frame = outer(over).around(protocol(family), &inner[14..]);
             inner[..12].copy_from_slice(&frame[..12]);
             is_taken_out(&arrives(rig, &frame), &inner);
+        }
+    });
+}
+
+/// Options of a SYN: an MSS behind so many that do nothing, and SACK permitted.
+fn mss(mss: u16, before: usize) -> Vec<u8> {
+    let mut options = vec![1; before];
+    options.extend([2, 4]);
+    options.extend(mss.to_be_bytes());
+    options.extend([4, 2]);
+    options.resize(options.len().next_multiple_of(4), 0);
+    options
+}
+
+#[test]
+fn syn_ack_of_what_came_in_a_tunnel_tells_an_mss_that_fits_into_it() {
+    rig(|rig| {
+        node(rig);
+        for (over, family) in MIXED {
+            let talk = Talk::new(family, 1);
+            let leaves = |rig: &Rig, segment: &Segment| rig.run_only(Hook::Egress, rig.on.back, &segment.frame());
+            let answer = |flags, options: &[u8]| Segment::new(talk.vip, talk.client, flags).options(options);
+            let syn = talk.ask(SYN).macs(BACK_ROUTER_MAC, BACK_MAC);
+            arrives(rig, &outer(over).around(protocol(family), &packet(&syn)));
+            let size = |family| if family == Family::V4 { 20_u16 } else { 40 };
+            let most = 1500 - size(over) - size(family) - 20;
+            for before in 0..3 {
+                for (told, becomes) in [(1460, most), (9000, most), (most + 1, most), (most, most), (536, 536)] {
+                    let (action, frame) = leaves(rig, &answer(SYN | ACK, &mss(told, before)));
+                    assert_eq!(action, Action::Unspec);
+                    assert_eq!(frame, answer(SYN | ACK, &mss(becomes, before)).frame(), "{told} behind {before}");
+                }
+            }
+            let elsewhere = SocketAddr::new(bed::backend(family, 1).ip(), 80);
+            for (name, segment) in [
+                ("no MSS", answer(SYN | ACK, &[1; 8])),
+                ("an option that is cut short", answer(SYN | ACK, &[1, 1, 1, 2])),
+                ("an option without a length", answer(SYN | ACK, &[8, 0, 2, 4, 0xff, 0xff, 0, 0])),
+                ("a SYN of this node's own", answer(SYN, &mss(9000, 0))),
+                ("data", answer(ACK, &mss(9000, 0))),
+                (
+                    "from an address that no tunnel leads to",
+                    answer(SYN | ACK, &mss(9000, 0)).between(elsewhere, talk.client),
+                ),
+            ] {
+                assert_eq!(leaves(rig, &segment), (Action::Unspec, segment.frame()), "{name}");
+            }
+            // Without tunnels nobody looks.
+            rig.change_settings(|settings| settings.flags = 0);
+            let segment = answer(SYN | ACK, &mss(9000, 0));
+            assert_eq!(leaves(rig, &segment), (Action::Unspec, segment.frame()));
+            rig.change_settings(|settings| settings.flags = Settings::FLAG_TUNNEL);
         }
     });
 }
