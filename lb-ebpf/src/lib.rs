@@ -37,6 +37,7 @@ pub mod select;
 pub mod service;
 pub mod trace;
 pub mod work;
+pub mod xdp;
 
 #[cfg(test)]
 mod tests;

@@ -14,16 +14,18 @@
 #[allow(dead_code, reason = "the bench needs less of it than the library")]
 #[path = "../packet.rs"]
 mod packet;
+#[cfg(target_arch = "bpf")]
+#[path = "../xdp.rs"]
+mod xdp;
 
 #[cfg(target_arch = "bpf")]
 mod programs {
     use core::mem::offset_of;
 
     use aya_ebpf::{
-        EbpfContext,
         bindings::xdp_action,
         btf_maps::{Array, PerCpuArray, ProgramArray},
-        helpers::generated::{bpf_redirect, bpf_xdp_adjust_head},
+        helpers::generated::bpf_redirect,
         macros::{btf_map, xdp},
         programs::XdpContext,
     };
@@ -37,7 +39,10 @@ mod programs {
         tcp::TcpHdr,
     };
 
-    use crate::packet::{Frame, Header, header};
+    use crate::{
+        packet::{Frame, Header, header},
+        xdp::XdpFrame,
+    };
 
     const L3: usize = EthHdr::LEN;
     const ETHER_IPV4: u16 = 0x0800_u16.to_be();
@@ -81,8 +86,8 @@ mod programs {
 
     /// Makes the next packet and calls the target, which does not come back.
     #[inline(always)]
-    fn wrap<const IP: usize>(context: XdpContext, address: impl Fn(&BenchFrame, &Plan, u64) -> Option<()>) -> u32 {
-        let frame = BenchFrame(context);
+    fn wrap<const IP: usize>(context: XdpContext, address: impl Fn(&XdpFrame, &Plan, u64) -> Option<()>) -> u32 {
+        let frame = XdpFrame(context);
         if next_packet::<IP>(&frame, address).is_some() {
             // SAFETY: nothing here wants to be dropped.
             unsafe { TARGET.tail_call(&frame, 0) };
@@ -92,8 +97,8 @@ mod programs {
 
     #[inline(always)]
     fn next_packet<const IP: usize>(
-        frame: &BenchFrame,
-        address: impl Fn(&BenchFrame, &Plan, u64) -> Option<()>,
+        frame: &XdpFrame,
+        address: impl Fn(&XdpFrame, &Plan, u64) -> Option<()>,
     ) -> Option<()> {
         // SAFETY: one bench runs at a time, and nobody writes to the plan while it does.
         let plan = unsafe { &mut *PLAN.get_ptr_mut(0)? };
@@ -135,7 +140,7 @@ mod programs {
 
     /// The sender is the client of flow `number × stride`.
     #[inline(always)]
-    fn from_client<const IP: usize>(frame: &BenchFrame, plan: &Plan, number: u64) -> Option<()> {
+    fn from_client<const IP: usize>(frame: &XdpFrame, plan: &Plan, number: u64) -> Option<()> {
         let flow = (number as u32).wrapping_mul(plan.stride) & plan.flow_mask;
         let port = FIRST_PORT.wrapping_add((flow & PORTS.wrapping_sub(1)) as u16);
         set_source::<IP>(frame, plan.client.wrapping_add(flow / PORTS).to_be())?;
@@ -156,7 +161,7 @@ mod programs {
 
     #[inline(always)]
     fn flood<const IP: usize>(context: XdpContext) -> u32 {
-        let frame = BenchFrame(context);
+        let frame = XdpFrame(context);
         let made = next_packet::<IP>(&frame, |frame, plan, number| {
             from_client::<IP>(frame, plan, number)?;
             complete::<IP>(frame, plan, (number as u32).wrapping_add(plan.ahead))
@@ -166,7 +171,7 @@ mod programs {
 
     /// Sets the sequence number, and the checksums, which the plan has for its first client, port 0 and sequence 0 (RFC 1624).
     #[inline(always)]
-    fn complete<const IP: usize>(frame: &BenchFrame, plan: &Plan, sequence: u32) -> Option<()> {
+    fn complete<const IP: usize>(frame: &XdpFrame, plan: &Plan, sequence: u32) -> Option<()> {
         const IPV4_CHECK: usize = offset_of!(Ipv4Hdr, check);
         const TCP_CHECK: usize = offset_of!(TcpHdr, check);
         let source = if IP == V4 {
@@ -197,7 +202,7 @@ mod programs {
 
     /// The sender is a backend, the receiver a port of ours.
     #[inline(always)]
-    fn from_backend<const IP: usize>(frame: &BenchFrame, plan: &Plan, number: u64) -> Option<()> {
+    fn from_backend<const IP: usize>(frame: &XdpFrame, plan: &Plan, number: u64) -> Option<()> {
         let reply = REPLIES.get(plan.first_reply.wrapping_add((number as u32) & plan.flow_mask))?;
         set_source::<IP>(frame, reply.backend)?;
         header::<TcpHdr, _>(frame, L3.wrapping_add(IP))?.set::<u16, { offset_of!(TcpHdr, dest) }>(reply.dst_port_be);
@@ -205,7 +210,7 @@ mod programs {
     }
 
     #[inline(always)]
-    fn set_source<const IP: usize>(frame: &BenchFrame, last_word: u32) -> Option<()> {
+    fn set_source<const IP: usize>(frame: &XdpFrame, last_word: u32) -> Option<()> {
         if IP == V4 {
             header::<Ipv4Hdr, _>(frame, L3)?.set::<u32, { offset_of!(Ipv4Hdr, src_addr) }>(last_word);
         } else {
@@ -229,12 +234,12 @@ mod programs {
     /// The same behind what the floor does.
     #[xdp(frags)]
     pub fn redirect_floor_v4(context: XdpContext) -> u32 {
-        redirected(floor_in_v4(&BenchFrame(context)))
+        redirected(floor_in_v4(&XdpFrame(context)))
     }
 
     #[xdp(frags)]
     pub fn redirect_floor_v6(context: XdpContext) -> u32 {
-        redirected(floor_in_v6(&BenchFrame(context)))
+        redirected(floor_in_v6(&XdpFrame(context)))
     }
 
     #[inline(always)]
@@ -281,7 +286,7 @@ mod programs {
 
     #[inline(always)]
     fn moved(context: XdpContext, moves: [i32; 3]) -> u32 {
-        let frame = BenchFrame(context);
+        let frame = XdpFrame(context);
         for bytes in moves {
             if bytes != 0 && frame.adjust_head(bytes).is_none() {
                 return xdp_action::XDP_ABORTED;
@@ -294,21 +299,21 @@ mod programs {
     /// the kernel's samples.
     #[xdp(frags)]
     pub fn floor_v4(context: XdpContext) -> u32 {
-        let frame = BenchFrame(context);
+        let frame = XdpFrame(context);
         if floor_in_v4(&frame).is_some() { xdp_action::XDP_TX } else { xdp_action::XDP_ABORTED }
     }
 
     /// The same, IPv6 in IPv6.
     #[xdp(frags)]
     pub fn floor_v6(context: XdpContext) -> u32 {
-        let frame = BenchFrame(context);
+        let frame = XdpFrame(context);
         if floor_in_v6(&frame).is_some() { xdp_action::XDP_TX } else { xdp_action::XDP_ABORTED }
     }
 
     const TTL: u8 = 64;
 
     #[inline(always)]
-    fn floor_in_v4(frame: &BenchFrame) -> Option<()> {
+    fn floor_in_v4(frame: &XdpFrame) -> Option<()> {
         let ethernet = header::<EthHdr, _>(frame, 0)?;
         let ip = header::<Ipv4Hdr, _>(frame, L3)?;
         let is_whole_tcp = ethernet.u16::<{ offset_of!(EthHdr, ether_type) }>() == ETHER_IPV4
@@ -344,7 +349,7 @@ mod programs {
     }
 
     #[inline(always)]
-    fn floor_in_v6(frame: &BenchFrame) -> Option<()> {
+    fn floor_in_v6(frame: &XdpFrame) -> Option<()> {
         let ethernet = header::<EthHdr, _>(frame, 0)?;
         let ip = header::<Ipv6Hdr, _>(frame, L3)?;
         let is_tcp = ethernet.u16::<{ offset_of!(EthHdr, ether_type) }>() == ETHER_IPV6
@@ -379,7 +384,7 @@ mod programs {
 
     /// A whole TCP header.
     #[inline(always)]
-    fn check_tcp(frame: &BenchFrame, offset: usize) -> Option<()> {
+    fn check_tcp(frame: &XdpFrame, offset: usize) -> Option<()> {
         const DATA_OFFSET: usize = offset_of!(TcpHdr, _bitfield_1);
         (header::<TcpHdr, _>(frame, offset)?.u8::<DATA_OFFSET>() >> 4 >= 5).then_some(())
     }
@@ -403,7 +408,7 @@ mod programs {
 
     /// Destination and source.
     #[inline(always)]
-    fn macs(frame: &BenchFrame) -> Option<(Mac, Mac)> {
+    fn macs(frame: &XdpFrame) -> Option<(Mac, Mac)> {
         let ethernet = header::<EthHdr, _>(frame, 0)?;
         let dst = [ethernet.u16::<0>(), ethernet.u16::<2>(), ethernet.u16::<4>()];
         let src = [ethernet.u16::<6>(), ethernet.u16::<8>(), ethernet.u16::<10>()];
@@ -412,7 +417,7 @@ mod programs {
 
     /// An Ethernet header, back to where the frame came from.
     #[inline(always)]
-    fn write_ethernet(frame: &BenchFrame, (from, to): (Mac, Mac), ether_type_be: u16) -> Option<()> {
+    fn write_ethernet(frame: &XdpFrame, (from, to): (Mac, Mac), ether_type_be: u16) -> Option<()> {
         let ethernet = header::<EthHdr, _>(frame, 0)?;
         let ([a, b, c], [d, e, f]) = (to, from);
         ethernet.set::<u16, 0>(a);
@@ -423,45 +428,6 @@ mod programs {
         ethernet.set::<u16, 10>(f);
         ethernet.set::<u16, { offset_of!(EthHdr, ether_type) }>(ether_type_be);
         Some(())
-    }
-
-    struct BenchFrame(XdpContext);
-
-    impl BenchFrame {
-        /// Moves the first byte; negative makes room. Views of headers made before are void.
-        #[inline(always)]
-        fn adjust_head(&self, bytes: i32) -> Option<()> {
-            // SAFETY: the context is this program's.
-            (unsafe { bpf_xdp_adjust_head(self.0.as_ptr().cast(), bytes) } == 0).then_some(())
-        }
-    }
-
-    impl Frame for BenchFrame {
-        const AT_TC: bool = false;
-
-        #[inline(always)]
-        fn start(&self) -> usize {
-            // SAFETY: the context is this program's. Volatile, as a copy that the compiler keeps loses what the verifier knows of it.
-            unsafe { (&raw const (*self.0.ctx).data).read_volatile() as usize }
-        }
-
-        #[inline(always)]
-        fn end(&self) -> usize {
-            // SAFETY: as above.
-            unsafe { (&raw const (*self.0.ctx).data_end).read_volatile() as usize }
-        }
-
-        #[inline(always)]
-        fn whole_len(&self) -> usize {
-            self.reachable()
-        }
-    }
-
-    impl EbpfContext for BenchFrame {
-        #[inline(always)]
-        fn as_ptr(&self) -> *mut core::ffi::c_void {
-            self.0.as_ptr()
-        }
     }
 
     #[panic_handler]

@@ -10,9 +10,8 @@
 #[cfg(target_arch = "bpf")]
 mod programs {
     use aya_ebpf::{
-        EbpfContext,
         bindings::{TC_ACT_SHOT, TC_ACT_UNSPEC, xdp_action},
-        helpers::generated::{bpf_redirect, bpf_xdp_get_buff_len},
+        helpers::generated::bpf_redirect,
         macros::{classifier, xdp},
         programs::{TcContext, XdpContext},
     };
@@ -31,6 +30,7 @@ mod programs {
         parse::{self, ETHER_IPV4, ETHER_IPV6, Link},
         trace,
         work::{self, Out, Program, Work},
+        xdp::XdpFrame,
     };
 
     /// XDP, on every interface of the configuration.
@@ -201,39 +201,6 @@ mod programs {
         maps::count(ifindex, reason);
         trace::tell::<V>(settings, HOOK_EGRESS, ifindex, reason, work);
         action
-    }
-
-    /// A packet at XDP.
-    pub struct XdpFrame(XdpContext);
-
-    impl Frame for XdpFrame {
-        const AT_TC: bool = false;
-
-        #[inline(always)]
-        fn start(&self) -> usize {
-            // SAFETY: the context is this program's. Read each time anew: a copy that the compiler keeps loses what the verifier
-            // knows of it.
-            unsafe { (&raw const (*self.0.ctx).data).read_volatile() as usize }
-        }
-
-        #[inline(always)]
-        fn end(&self) -> usize {
-            // SAFETY: as above.
-            unsafe { (&raw const (*self.0.ctx).data_end).read_volatile() as usize }
-        }
-
-        #[inline(always)]
-        fn whole_len(&self) -> usize {
-            // SAFETY: the context is this program's.
-            unsafe { bpf_xdp_get_buff_len(self.0.as_ptr().cast()) as usize }
-        }
-    }
-
-    impl EbpfContext for XdpFrame {
-        #[inline(always)]
-        fn as_ptr(&self) -> *mut core::ffi::c_void {
-            self.0.as_ptr()
-        }
     }
 
     /// A packet at TC.

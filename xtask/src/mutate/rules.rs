@@ -165,3 +165,18 @@ pub const RULES: &[Rule] = &[
         "let may_go_on = backend.flags & ends != 0;",
     ),
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_rule_is_in_its_file_once() {
+        for Rule { name, file, from, to } in RULES {
+            let path = crate::exec::root().join(file);
+            let source = std::fs::read_to_string(&path).unwrap();
+            assert_eq!(source.matches(from).count(), 1, "\"{name}\" in {file}");
+            assert_ne!(from, to, "\"{name}\" is not left out");
+        }
+    }
+}
