@@ -12,7 +12,7 @@ use anyhow::{Context, Result, bail};
 use aya::{
     Ebpf,
     maps::{Array, MapData},
-    programs::Xdp,
+    programs::{Xdp, XdpMode},
 };
 use etherparse::{PacketBuilder, TcpHeader};
 use lb_common::bench::{HEADER_WORDS, LEN_V4, LEN_V6, Plan, name};
@@ -52,8 +52,39 @@ pub fn pour(bed: &Bed, target: SocketAddr, kind: Kind, flows: u32) -> Result<Pou
     let (netns, interface) = facing_balancer(bed)?;
     let (ifindex, source) = link(netns, interface)?;
     let (_, destination) = link(&bed.lb, "eth0")?;
-    let macs = [source, destination];
-    netns.run(move || pour_here(target, kind, flows, ifindex, macs))?
+    let wire = Wire { interface, ifindex, macs: [source, destination] };
+    let idle = Idle::new(netns)?;
+    netns.run(move || pour_here(target, kind, flows, wire, idle.ifindex))?
+}
+
+/// Where a deluge is poured: an interface of this thread's namespace, and the MAC addresses of both ends of its link.
+#[derive(Clone, Copy)]
+struct Wire {
+    interface: &'static str,
+    ifindex: u32,
+    macs: [Mac; 2],
+}
+
+/// An interface without traffic, to which the generator is attached while it runs: for a program that is not in use the kernel spends 25 ms before
+/// and after each run.
+struct Idle<'a> {
+    netns: &'a Netns,
+    ifindex: u32,
+}
+
+impl<'a> Idle<'a> {
+    fn new(netns: &'a Netns) -> Result<Self> {
+        netns.ip("link add idle type veth peer name idle-peer\nlink set idle-peer up\nlink set idle up")?;
+        Ok(Self { netns, ifindex: link(netns, "idle")?.0 })
+    }
+}
+
+impl Drop for Idle<'_> {
+    fn drop(&mut self) {
+        if let Err(error) = self.netns.ip("link del idle") {
+            eprintln!("warning: {error:#}");
+        }
+    }
 }
 
 /// Drops and counts what comes from a deluge right behind the balancer, which is what is looked at here, and not how servers bear a flood.
@@ -95,34 +126,39 @@ const STRIDE: u32 = 0x9e37_79b1;
 
 type Mac = [u8; 6];
 
-fn pour_here(target: SocketAddr, kind: Kind, flows: u32, ifindex: u32, macs: [Mac; 2]) -> Result<Poured> {
-    let mut generator = Generator::load(target)?;
+fn pour_here(target: SocketAddr, kind: Kind, flows: u32, wire: Wire, idle: u32) -> Result<Poured> {
+    let mut generator = Generator::load(target, wire, idle)?;
     let mut plans = match kind {
-        Kind::Syn => vec![plan(target, flows, macs, true)?],
-        Kind::Ack => vec![plan(target, flows, macs, false)?],
-        Kind::SynAndAck => vec![plan(target, flows, macs, true)?, plan(target, flows, macs, false)?],
+        Kind::Syn => vec![plan(target, flows, wire.macs, true)?],
+        Kind::Ack => vec![plan(target, flows, wire.macs, false)?],
+        Kind::SynAndAck => vec![plan(target, flows, wire.macs, true)?, plan(target, flows, wire.macs, false)?],
     };
     let started = Instant::now();
     let mut sent = 0;
     while sent < flows {
         let count = AT_ONCE.min(flows - sent);
         for plan in &mut plans {
-            plan.next = sent.into();
-            generator.run(plan, ifindex, count)?;
+            generator.run(plan, count)?;
         }
         sent += count;
     }
     Ok(Poured { packets: u64::from(flows) * plans.len() as u64, time: started.elapsed() })
 }
 
+/// Frames that a veth takes before its other end has to look (VETH_RING_SIZE); it drops more.
+const VETH_RING: u32 = 256;
+/// So long its other end may take to look, on a busy machine.
+const LAG: Duration = Duration::from_millis(100);
+
 struct Generator {
     ebpf: Ebpf,
     program: &'static str,
     plan: Array<MapData, Plan>,
+    wire: Wire,
 }
 
 impl Generator {
-    fn load(target: SocketAddr) -> Result<Self> {
+    fn load(target: SocketAddr, wire: Wire, idle: u32) -> Result<Self> {
         let program = if target.is_ipv4() { name::FLOOD_V4 } else { name::FLOOD_V6 };
         let object = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/ebpf/bench.bpf.o");
         if !object.exists() {
@@ -130,20 +166,49 @@ impl Generator {
         }
         let mut ebpf = Ebpf::load_file(&object).with_context(|| format!("can't load {}", object.display()))?;
         xdp(&mut ebpf, program)?.load().with_context(|| format!("the kernel refuses {program}"))?;
+        xdp(&mut ebpf, program)?.attach_to_if_index(idle, XdpMode::Driver).context("can't attach to a veth")?;
         let plan = ebpf.take_map(name::PLAN).context("the object has no map PLAN")?.try_into()?;
-        Ok(Self { ebpf, program, plan })
+        Ok(Self { ebpf, program, plan, wire })
     }
 
-    fn run(&mut self, plan: &Plan, ifindex: u32, count: u32) -> Result<()> {
-        self.plan.set(0, *plan, 0).context("can't write to PLAN")?;
-        let program = xdp(&mut self.ebpf, self.program)?.fd()?.as_fd();
-        live::run(program, ifindex, &vec![0; plan.len as usize], count).context("can't send live frames")?;
-        let made = self.plan.get(&0, 0).context("can't read PLAN")?.next - plan.next;
-        if made != u64::from(count) {
-            bail!("{} was to make {count} packets and made {made}", self.program);
+    /// Sends the next `count` packets of the plan, never more of them at a time than the veth takes.
+    fn run(&mut self, plan: &mut Plan, count: u32) -> Result<()> {
+        let mut left = count;
+        while left > 0 {
+            let burst = left.min(VETH_RING);
+            let before = arrived(self.wire.interface)?;
+            self.burst(plan, burst)?;
+            let deadline = Instant::now() + LAG;
+            while arrived(self.wire.interface)? < before + u64::from(burst) && Instant::now() < deadline {
+                std::thread::sleep(Duration::from_micros(50));
+            }
+            left -= burst;
         }
         Ok(())
     }
+
+    fn burst(&mut self, plan: &mut Plan, count: u32) -> Result<()> {
+        self.plan.set(0, *plan, 0).context("can't write to PLAN")?;
+        let program = xdp(&mut self.ebpf, self.program)?.fd()?.as_fd();
+        live::run(program, self.wire.ifindex, &vec![0; plan.len as usize], count).context("can't send live frames")?;
+        let next = self.plan.get(&0, 0).context("can't read PLAN")?.next;
+        if next - plan.next != u64::from(count) {
+            bail!("{} was to make {count} packets and made {}", self.program, next - plan.next);
+        }
+        plan.next = next;
+        Ok(())
+    }
+}
+
+/// Packets that the other end of a veth of this thread's namespace has taken, or that were dropped on the way there.
+fn arrived(interface: &str) -> Result<u64> {
+    let text = std::fs::read_to_string("/proc/thread-self/net/dev").context("can't read net/dev")?;
+    let line = text.lines().find_map(|line| line.trim_start().strip_prefix(interface)?.strip_prefix(':'));
+    let fields: Vec<u64> =
+        line.with_context(|| format!("no interface {interface}"))?.split_whitespace().flat_map(str::parse).collect();
+    // Eight of what was received; bytes, packets, errors and drops of what was sent.
+    let sent = |at: usize| fields.get(8 + at).copied().with_context(|| format!("net/dev says {text:?}"));
+    Ok(sent(1)? + sent(3)?)
 }
 
 fn xdp<'a>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut Xdp> {
