@@ -25,6 +25,38 @@ pub struct Plan {
     pub ahead: u32,
 }
 
+#[cfg(feature = "user")]
+impl Plan {
+    /// One flow of packets with this frame; `None` if it has no Ethernet header. Of the rest only the headers go on, as far as there is room.
+    pub fn of_frame(frame: &[u8]) -> Option<Self> {
+        let (macs, rest) = frame.split_at_checked(12)?;
+        let (ether_type, headers) = rest.split_at_checked(2)?;
+        let mut plan = Self {
+            next: 0,
+            len: frame.len() as u64,
+            macs: [0; 3],
+            ether_type: u16::from_ne_bytes(ether_type.try_into().ok()?),
+            reserved: 0,
+            headers: [0; HEADER_WORDS],
+            flow_mask: 0,
+            stride: 1,
+            client: 0,
+            first_reply: 0,
+            ahead: 0,
+        };
+        copy_words(macs, &mut plan.macs);
+        copy_words(headers, &mut plan.headers);
+        Some(plan)
+    }
+}
+
+/// As far as both reach.
+#[cfg(feature = "user")]
+fn copy_words(from: &[u8], to: &mut [u32]) {
+    let (words, _) = from.as_chunks();
+    to.iter_mut().zip(words).for_each(|(to, word)| *to = u32::from_ne_bytes(*word));
+}
+
 /// The words of an IPv6 and a TCP header.
 pub const HEADER_WORDS: usize = 15;
 /// Bytes of the frames: Ethernet, IP, TCP, and a little behind them.

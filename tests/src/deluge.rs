@@ -15,7 +15,7 @@ use aya::{
     programs::{Xdp, XdpMode},
 };
 use etherparse::{PacketBuilder, TcpHeader};
-use lb_common::bench::{HEADER_WORDS, LEN_V4, LEN_V6, Plan, name};
+use lb_common::bench::{LEN_V4, LEN_V6, Plan, name};
 use serde_json::Value;
 
 use crate::{
@@ -234,30 +234,13 @@ fn plan(target: SocketAddr, flows: u32, [source, destination]: [Mac; 2], syn: bo
     let mut frame = Vec::new();
     builder.tcp_header(tcp).write(&mut frame, &[]).context("can't make a frame")?;
     frame.resize(len as usize, 0);
-    let (macs, rest) = frame.split_at(12);
-    let (ether_type, headers) = rest.split_at(2);
-    let mut plan = Plan {
-        next: 0,
-        len: frame.len() as u64,
-        macs: [0; 3],
-        ether_type: u16::from_ne_bytes(ether_type.try_into()?),
-        reserved: 0,
-        headers: [0; HEADER_WORDS],
+    Ok(Plan {
         flow_mask: flows.next_power_of_two() - 1,
         stride: STRIDE,
         client,
-        first_reply: 0,
         ahead: u32::from(!syn),
-    };
-    copy_words(macs, &mut plan.macs);
-    copy_words(headers, &mut plan.headers);
-    Ok(plan)
-}
-
-fn copy_words(from: &[u8], to: &mut [u32]) {
-    for (word, bytes) in to.iter_mut().zip(from.chunks_exact(4)) {
-        *word = u32::from_ne_bytes([bytes[0], bytes[1], bytes[2], bytes[3]]);
-    }
+        ..Plan::of_frame(&frame).context("a frame without an Ethernet header")?
+    })
 }
 
 /// Index and address of an interface.

@@ -7,7 +7,7 @@ use std::{
 
 use anyhow::{Context, Result};
 use lb_common::{
-    bench::{HEADER_WORDS, Plan, name},
+    bench::{Plan, name},
     flow::Family,
 };
 
@@ -161,16 +161,8 @@ impl Setup {
 
 /// The packets of a case, from its first one.
 pub fn plan(case: &Case, frame: &[u8], first_reply: u32) -> Result<Plan> {
-    let (macs, rest) = frame.split_at_checked(12).context("a frame without MAC addresses")?;
-    let (ether_type, rest) = rest.split_at_checked(2).context("a frame without an EtherType")?;
     let (src, _, _) = frames::parse(frame)?;
-    let mut plan = Plan {
-        next: 0,
-        len: frame.len() as u64,
-        macs: [0; 3],
-        ether_type: u16::from_ne_bytes(ether_type.try_into()?),
-        reserved: 0,
-        headers: [0; HEADER_WORDS],
+    Ok(Plan {
         flow_mask: case.flows - 1,
         stride: STRIDE,
         client: match src {
@@ -178,17 +170,6 @@ pub fn plan(case: &Case, frame: &[u8], first_reply: u32) -> Result<Plan> {
             IpAddr::V6(ip) => ip.to_bits() as u32,
         },
         first_reply,
-        ahead: 0,
-    };
-    copy_words(macs, &mut plan.macs);
-    copy_words(rest, &mut plan.headers);
-    Ok(plan)
-}
-
-fn copy_words(from: &[u8], to: &mut [u32]) {
-    for (word, bytes) in to.iter_mut().zip(from.chunks_exact(4)) {
-        let mut four = [0; 4];
-        four.copy_from_slice(bytes);
-        *word = u32::from_ne_bytes(four);
-    }
+        ..Plan::of_frame(frame).context("a frame without an Ethernet header")?
+    })
 }
