@@ -26,8 +26,8 @@ struct Waiting {
 
 /// Take a backend out gently: no new connections, old ones go on
 ///
-/// The drain stays over reloads and restarts until `weir undrain`. With --wait it exits when the backend has no connections;
-/// with 1 when the drain ends, or --timeout passes, before that, saying what remains.
+/// The drain stays over reloads and restarts until `weir undrain`. With --wait it exits when the backend has no connections, or, in
+/// DSR modes, where they are not counted, when the drain is over; with 1 when the drain ends, or --timeout passes, before that, saying what remains.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:

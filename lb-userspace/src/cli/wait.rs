@@ -103,7 +103,12 @@ fn drained(backends: &[BackendView]) -> Outcome {
     };
     let busy: Vec<&BackendView> = backends.iter().filter(busy).collect();
     if busy.is_empty() {
-        return Outcome::Done("drained: no connections are left");
+        let is_counted = backends.iter().all(|backend| backend.connections_active.is_some());
+        return Outcome::Done(if is_counted {
+            "drained: no connections are left"
+        } else {
+            "the drain is over (in DSR modes connections are not counted)"
+        });
     }
     let remaining = busy.iter().map(|backend| what_remains(backend)).collect::<Vec<_>>().join(", ");
     if busy.iter().any(|backend| left(backend)) { Outcome::Wait(remaining) } else { Outcome::RunOut(remaining) }
@@ -197,7 +202,10 @@ mod tests {
             matches!(drained(&[draining(Some(3), Some(0.0))]), Outcome::RunOut(remains) if remains.starts_with("3 "))
         );
         assert!(matches!(drained(&[draining(None, Some(9.0))]), Outcome::Wait(_)));
-        assert!(matches!(drained(&[draining(None, Some(0.0))]), Outcome::Done(_)));
+        assert_eq!(
+            drained(&[draining(None, Some(0.0))]),
+            Outcome::Done("the drain is over (in DSR modes connections are not counted)")
+        );
     }
 
     #[test]
