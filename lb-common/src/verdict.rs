@@ -165,6 +165,9 @@ pub const EVENT_SYN_AGAIN: u32 = 56;
 /// Not a verdict: packets that were too big for their tunnel and dropped without an answer, because enough was said already.
 pub const EVENT_TOO_BIG_UNSAID: u32 = 55;
 
+/// All events, behind the reasons.
+pub const EVENTS: core::ops::RangeInclusive<u32> = EVENT_TOO_BIG_UNSAID..=EVENT_CLOSED_REUSED;
+
 /// The counter of `place` (a [`Reason`] as a number, or an `EVENT_*`) on the interface with this index.
 #[inline(always)]
 pub const fn verdict_index(ifindex: u32, place: u32) -> u32 {

@@ -128,7 +128,7 @@ fn choose<V: Family, F: Frame>(
 ) -> Result<(), Reason> {
     work.quoted = 0;
     if service.mode != MODE_NAT {
-        return dsr::choose::<V>(settings, service, ifindex, work).map(|_| ());
+        return dsr::choose::<V>(settings, service, F::AT_TC, ifindex, work).map(|_| ());
     }
     let now = now(settings, ifindex);
     work.rule = rule::NAT;
@@ -163,7 +163,7 @@ pub fn quick<V: Family, F: Frame + EbpfContext>(
     }
     work.stats = service.stats;
     work.quoted = 0;
-    Some(match dsr::choose::<V>(settings, service, ifindex, work) {
+    Some(match dsr::choose::<V>(settings, service, F::AT_TC, ifindex, work) {
         Ok(backend) => forward::dsr_at_xdp::<V, F>(frame, settings, backend, ifindex, work),
         Err(reason) => unless_reset(&work.tcp, reason),
     })

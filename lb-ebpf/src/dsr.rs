@@ -28,6 +28,7 @@ const TOUCH_NS: u64 = 1_000_000_000;
 pub fn choose<V: Family>(
     settings: &Settings,
     service: &Service,
+    at_tc: bool,
     ifindex: u32,
     work: &mut Work<V::Addr>,
 ) -> Result<&'static Backend, Reason> {
@@ -35,9 +36,10 @@ pub fn choose<V: Family>(
     if slot.is_settled() {
         work.backend = slot.current();
         if work.tcp.opens() && work.quoted == 0 && work.backend != REJECT {
-            follow_first::<V>(service.id, ifindex, work);
+            // Whoever had the slot before has no entry of this flow: what follows the SYN goes to the owner, so it does as well.
+            follow_first::<V>(at_tc, ifindex, work, |owner, work| owner == work.backend);
         }
-    } else if let Some(reason) = unsettled::<V>(service.id, ifindex, work) {
+    } else if let Some(reason) = unsettled::<V>(settings, service.id, at_tc, ifindex, work) {
         return Err(reason);
     }
     if work.backend == REJECT {
@@ -57,21 +59,32 @@ pub fn choose<V: Family>(
     Ok(backend)
 }
 
-/// A SYN that is sent again goes where its first went, if that backend still serves this service; leaves its fingerprint.
+/// A SYN that is sent again goes where its first went, if that owner `may` be followed; leaves its fingerprint. At TC that was left by XDP, which
+/// saw the same packet.
 #[inline(always)]
-fn follow_first<V: Family>(service: u32, ifindex: u32, work: &mut Work<V::Addr>) {
+fn follow_first<V: Family>(
+    at_tc: bool,
+    ifindex: u32,
+    work: &mut Work<V::Addr>,
+    may: impl Fn(u32, &Work<V::Addr>) -> bool,
+) {
     let place = Syn::place(work.hash);
     let fingerprint = Syn::fingerprint(work.hash, work.tcp.sequence);
     let first = maps::syn(place);
-    let is_again = first.is(fingerprint) && is_owner_of(first.owner(), service);
-    if is_again {
-        work.backend = first.owner();
-        work.rule = rule::SYN_AGAIN;
-        maps::count_event(ifindex, EVENT_SYN_AGAIN);
-        maps::set_syn(place, first.again());
-    } else {
+    if !first.is(fingerprint) || !may(first.owner(), work) {
         maps::set_syn(place, Syn::new(fingerprint, work.backend));
+        return;
     }
+    work.backend = first.owner();
+    if at_tc {
+        if first.repeats() > 0 {
+            work.rule = rule::SYN_AGAIN;
+        }
+        return;
+    }
+    work.rule = rule::SYN_AGAIN;
+    maps::count_event(ifindex, EVENT_SYN_AGAIN);
+    maps::set_syn(place, first.again());
 }
 
 /// Whether the backend at `index` serves this service: a fingerprint may be older than the use of its index.
@@ -82,10 +95,16 @@ fn is_owner_of(index: u32, service: u32) -> bool {
 
 /// Chooses in a slot whose owners differ or which has exceptions. What is returned ends the packet here.
 #[inline(never)]
-fn unsettled<V: Family>(service: u32, ifindex: u32, work: &mut Work<V::Addr>) -> Option<Reason> {
+fn unsettled<V: Family>(
+    settings: &Settings,
+    service: u32,
+    at_tc: bool,
+    ifindex: u32,
+    work: &mut Work<V::Addr>,
+) -> Option<Reason> {
     let now_ns = clock::coarse_ns();
     if work.tcp.opens() && work.quoted == 0 {
-        opens::<V>(service, ifindex, now_ns, work);
+        opens::<V>(settings, service, at_tc, ifindex, now_ns, work);
         return None;
     }
     goes_on::<V>(ifindex, now_ns, work)
@@ -94,7 +113,14 @@ fn unsettled<V: Family>(service: u32, ifindex: u32, work: &mut Work<V::Addr>) ->
 /// A SYN: where its flow is already, else where its first went, else to `current`. A flow that is there, and not closing, keeps its owner and is not
 /// replaced: a tuple that is used again meets its old owner, and a SYN that somebody else sends harms nobody.
 #[inline(always)]
-fn opens<V: Family>(service: u32, ifindex: u32, now_ns: u64, work: &mut Work<V::Addr>) {
+fn opens<V: Family>(
+    settings: &Settings,
+    service: u32,
+    at_tc: bool,
+    ifindex: u32,
+    now_ns: u64,
+    work: &mut Work<V::Addr>,
+) {
     let slot = Slot(work.word);
     let (place, fingerprint) = (Syn::place(work.hash), Syn::fingerprint(work.hash, work.tcp.sequence));
     let established = look::<V, _>(Slot::IN_ESTABLISHED, V::established(), work);
@@ -118,7 +144,8 @@ fn opens<V: Family>(service: u32, ifindex: u32, now_ns: u64, work: &mut Work<V::
     if work.backend == REJECT && !(first.is(fingerprint) && is_owner_of(first.owner(), service)) {
         return;
     }
-    if !note_opening::<V>(service, ifindex, now_ns, work) {
+    follow_first::<V>(at_tc, ifindex, work, |owner, _| is_owner_of(owner, service));
+    if !note_opening::<V>(settings, now_ns, work) {
         // Whoever can't remember it must be sent where it will be looked for.
         work.rule = rule::NO_ROOM;
         if is_owner_of(slot.previous(), service) {
@@ -181,23 +208,24 @@ fn is_seen<V: Family>(entry: *mut Exception, now_ns: u64, work: &mut Work<V::Add
     true
 }
 
-/// Leaves the SYN's fingerprint and its half-open entry; false if that could not be written.
+/// Leaves the SYN's half-open entry; false if that could not be written.
 #[inline(always)]
-fn note_opening<V: Family>(service: u32, ifindex: u32, now_ns: u64, work: &mut Work<V::Addr>) -> bool {
-    follow_first::<V>(service, ifindex, work);
+fn note_opening<V: Family>(settings: &Settings, now_ns: u64, work: &mut Work<V::Addr>) -> bool {
     let Some(backend) = maps::backend(work.backend) else { return false };
     let generation = backend.generation;
+    announce(Slot::IN_HALF_OPEN, work);
     if let Some(entry) = look::<V, _>(Slot::IN_HALF_OPEN, V::half_open(), work) {
         // SAFETY: as in `is_established`; of an entry that is evicted just now another flow may use the memory: then this SYN is not
         // remembered, and its flow is lost as if the entry had been evicted a moment later.
         let seen = unsafe { &mut *entry };
-        // The same tuple once more: its entry is written in place, which costs half of another. By compare-and-swap: the memory of an entry that
-        // is evicted at this moment may be another flow's by now, whose sequence number is another.
+        // The same tuple once more: its entry is written in place, which costs half of another. Not one that the agent may find idle, and so take
+        // away at this moment. By compare-and-swap: the memory of an entry that is evicted just now may be another flow's, whose sequence number
+        // is another.
+        let is_fresh = now_ns.wrapping_sub(seen.last_seen_ns) < settings.nat_timeouts.half_open_ns / 2;
         let (is_same, before) =
             ((seen.backend, seen.generation, seen.slot) == (work.backend, generation, work.slot), seen.sequence);
         // SAFETY: an aligned word of a map value.
-        if is_same && unsafe { atomic::replace(&raw mut seen.sequence, before, work.tcp.sequence) } {
-            announce(Slot::IN_HALF_OPEN, work);
+        if is_fresh && is_same && unsafe { atomic::replace(&raw mut seen.sequence, before, work.tcp.sequence) } {
             seen.flags = EXCEPTION_OPENED;
             seen.last_seen_ns = now_ns;
             return true;
@@ -212,7 +240,6 @@ fn note_opening<V: Family>(service: u32, ifindex: u32, now_ns: u64, work: &mut W
         reserved: 0,
         last_seen_ns: now_ns,
     };
-    announce(Slot::IN_HALF_OPEN, work);
     V::half_open().put(&work.from, &work.exception)
 }
 
@@ -237,16 +264,19 @@ fn goes_on<V: Family>(ifindex: u32, now_ns: u64, work: &mut Work<V::Addr>) -> Op
         }
     }
     if let Some(entry) = look::<V, _>(Slot::IN_HALF_OPEN, V::half_open(), work) {
-        // SAFETY: as in `note_opening`.
-        let seen = unsafe { &mut *entry };
-        if seen.is_confirmed_by(work.tcp.sequence) || work.quoted != 0 {
+        // SAFETY: as in `note_opening`. What is judged and kept is a copy, whoever uses the memory by then.
+        work.exception = unsafe { *entry };
+        let seen = &mut work.exception;
+        if (seen.is_confirmed_by(work.tcp.sequence) || work.quoted != 0) && seen.slot == work.slot {
             match state(seen.backend, seen.generation) {
                 State::Living => {
                     work.backend = seen.backend;
                     work.rule = rule::HALF_OPEN;
                     if work.quoted == 0 {
                         touch(seen, now_ns, &work.tcp);
-                        confirm::<V>(ifindex, entry, work);
+                        // SAFETY: as in `note_opening`.
+                        touch(unsafe { &mut *entry }, now_ns, &work.tcp);
+                        confirm::<V>(ifindex, work);
                     }
                     return None;
                 }
@@ -272,11 +302,9 @@ fn goes_on<V: Family>(ifindex: u32, now_ns: u64, work: &mut Work<V::Addr>) -> Op
     misses::<V>(ifindex, now_ns, work)
 }
 
-/// Moves a half-open entry to ESTABLISHED.
+/// Moves the half-open entry of which `work` has a copy to ESTABLISHED. Where that has no room it stays.
 #[inline(always)]
-fn confirm<V: Family>(ifindex: u32, entry: *mut Exception, work: &mut Work<V::Addr>) {
-    // SAFETY: as in `note_opening`.
-    work.exception = unsafe { *entry };
+fn confirm<V: Family>(ifindex: u32, work: &Work<V::Addr>) {
     announce(Slot::IN_ESTABLISHED, work);
     if V::established().put(&work.from, &work.exception) {
         V::half_open().forget(&work.from);

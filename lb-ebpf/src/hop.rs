@@ -106,6 +106,10 @@ fn look_up<V: Family, C: EbpfContext>(
     ifindex: u32,
     hop: &mut Hop,
 ) -> Option<Reason> {
+    if backend.way != WAY_DSR_L2 && backend.tunnel_source.iter().all(|word| *word == 0) {
+        // The agent knew no way to the tunnel's end yet, and so no address of ours on it.
+        return Some(Reason::NoRoute);
+    }
     let mut fib = params::<V>(backend, ifindex);
     // SAFETY: the context is this program's, and the size is that of the structure.
     let found = unsafe { bpf_fib_lookup(context.as_ptr(), &raw mut fib, size_of::<FibParams>() as i32, 0) } as u32;

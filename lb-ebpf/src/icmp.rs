@@ -68,7 +68,7 @@ pub fn to_vip<V: Family, F: Frame>(
         Message::Other => Err(Reason::NotServedProtocol),
         Message::Error => {
             work.quoted = quoted_flow::<V, F>(frame, work).ok_or(Reason::NotServedProtocol)?;
-            if of_nat::<V>(work).is_some() { Ok(()) } else { of_dsr::<V>(settings, ifindex, work) }
+            if of_nat::<V>(work).is_some() { Ok(()) } else { of_dsr::<V, F>(settings, ifindex, work) }
         }
     }
 }
@@ -130,14 +130,14 @@ fn of_nat<V: Family>(work: &mut Work<V::Addr>) -> Option<()> {
 
 /// The way of an error about what a backend of a DSR service sent to a client: to that backend, unchanged.
 #[inline(always)]
-fn of_dsr<V: Family>(settings: &Settings, ifindex: u32, work: &mut Work<V::Addr>) -> Result<(), Reason> {
+fn of_dsr<V: Family, F: Frame>(settings: &Settings, ifindex: u32, work: &mut Work<V::Addr>) -> Result<(), Reason> {
     let key = VipKey::tcp(work.back.dst.read(), work.back.dst_port_be);
     let service = V::service(&key).filter(|service| service.mode != MODE_NAT).ok_or(Reason::NotServedProtocol)?;
     work.from = work.back.read();
     // In the middle of the connection.
     work.tcp.flags = ACK;
     work.stats = service.stats;
-    match dsr::choose::<V>(settings, service, ifindex, work) {
+    match dsr::choose::<V>(settings, service, F::AT_TC, ifindex, work) {
         // Nobody is told about an error.
         Err(_) => Err(Reason::NotServedProtocol),
         Ok(_) => Ok(()),

@@ -40,6 +40,8 @@ pub fn find<V: Family>(vip: &V::Addr, port_be: u16) -> Option<&'static Service> 
         return Some(&remembered.service);
     }
     let service = V::service(&VipKey::tcp(vip.read(), port_be))?;
+    // Nothing is remembered while this is written.
+    remembered.epoch = 0;
     remembered.vip = vip.read();
     remembered.port_be = port_be;
     remembered.service = service.read();

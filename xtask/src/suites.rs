@@ -87,6 +87,8 @@ impl Suite {
                     "--test",
                     "packet",
                     "--test",
+                    "model",
+                    "--test",
                     "dataplane",
                     "--test",
                     "bench",

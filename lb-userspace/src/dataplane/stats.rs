@@ -10,7 +10,7 @@ use aya::maps::{IterableMap as _, MapData, PerCpuArray, PerCpuHashMap};
 use lb_common::{
     limits::map,
     service::{Refusal, Stats},
-    verdict::{EVENT_CLOSED_REUSED, EVENT_ESTABLISHED_FULL, EVENT_HALF_OPEN_STOLEN, Reason, verdict_index},
+    verdict::{EVENTS, Reason, verdict_index},
 };
 
 use super::{
@@ -88,8 +88,6 @@ impl Counters {
         })
     }
 }
-
-const EVENTS: [u32; 3] = [EVENT_ESTABLISHED_FULL, EVENT_HALF_OPEN_STOLEN, EVENT_CLOSED_REUSED];
 
 impl Sample {
     pub fn service(&self, index: u32) -> Stats {

@@ -193,7 +193,9 @@ impl Rules {
             return self.to(owner);
         }
         let first = self.syns.get(&flow).filter(|first| self.has(Rule::SynAgainFollows) && first.0 == sequence);
-        let owner = first.map(|first| first.1).filter(|owner| self.lives(*owner)).unwrap_or(slot.current);
+        // Once the slot has settled what follows the SYN goes to its owner.
+        let first = first.map(|first| first.1).filter(|owner| self.lives(*owner) && !slot.is_settled());
+        let owner = first.unwrap_or(slot.current);
         if owner == REJECT {
             return Outcome::Reset;
         }

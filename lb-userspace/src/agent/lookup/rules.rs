@@ -44,7 +44,9 @@ impl Rules<'_> {
         let again = self.first.map(Syn::owner).filter(|owner| self.is_owner(*owner));
         let again = again.map(|index| Outcome::To { index, rule: rule::SYN_AGAIN });
         if self.slot.is_settled() {
-            return again.unwrap_or(Outcome::To { index: self.slot.current(), rule: rule::RING });
+            // What follows the SYN goes to the slot's owner, and so does the SYN.
+            let to_owner = Outcome::To { index: self.slot.current(), rule: rule::RING };
+            return again.filter(|_| self.first.map(Syn::owner) == Some(self.slot.current())).unwrap_or(to_owner);
         }
         let current = Outcome::To { index: self.slot.current(), rule: rule::CURRENT };
         self.already().or(again).unwrap_or(current)
@@ -211,7 +213,8 @@ mod tests {
             let first = Some(Syn::new(9, A));
             Rules { backends: &backends, service, slot, exceptions: &exceptions, first }.opens()
         };
-        assert_eq!(opens(1, Slot::settled(B)), to(A, rule::SYN_AGAIN));
+        assert_eq!(opens(1, Slot::settled(A)), to(A, rule::SYN_AGAIN));
+        assert_eq!(opens(1, Slot::settled(B)), to(B, rule::RING));
         assert_eq!(opens(1, CHANGED), to(A, rule::SYN_AGAIN));
         assert_eq!(opens(2, CHANGED), to(B, rule::CURRENT));
     }

@@ -78,7 +78,9 @@ pub fn view(event: &TraceEvent, names: &Names, epoch: f64) -> TraceView {
         length: event.len,
         service: vip.map(|vip| vip.service.clone()),
         vip: vip.map(|vip| vip.at),
-        slot: vip.filter(|_| event.word != 0).and_then(|vip| slot_view(event, &vip.entry, names)),
+        slot: vip
+            .filter(|_| event.rule != rule::NONE && event.rule != rule::NAT)
+            .and_then(|vip| slot_view(event, &vip.entry, names)),
         backend: names.backend(event.backend),
         rule: rule::name(event.rule).map(str::to_owned),
         why: rule::help(event.rule).to_owned(),

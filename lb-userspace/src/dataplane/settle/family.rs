@@ -236,6 +236,13 @@ where
         if why == Over::Void && !is_void(entry, shared.backend(entry.backend)?.as_ref()) {
             return Ok(false);
         }
+        // While it is taken out and put back its packets would miss it: one that a packet has restored since the scan is left where it is.
+        if why == Over::Idle
+            && let Some(now) = self.tables.of_mut(kind).find(flow)?
+            && !is_idle(kind, &now, shared.now_ns, shared.timeouts())
+        {
+            return Ok(false);
+        }
         let Some(taken) = self.tables.of_mut(kind).take(flow)? else { return Ok(true) };
         let is_still_over = is_same(&taken, entry)
             && match why {

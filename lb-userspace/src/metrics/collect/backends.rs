@@ -12,7 +12,7 @@ use crate::{
 };
 
 /// What results of admin state and health, in a word.
-pub(super) const STATES: [&str; 5] = ["up", "down", "unknown", "draining", "disabled"];
+pub(super) const STATES: [&str; 6] = ["up", "down", "dead", "unknown", "draining", "disabled"];
 
 pub(super) fn state(backend: &BackendView) -> &'static str {
     match backend.admin {
