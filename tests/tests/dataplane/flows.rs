@@ -9,7 +9,7 @@ use lb_common::{
     flow::{Addr, Flow, v4_addr, v6_addr},
     nat::{NAT_ESTABLISHED, NAT_FIN_BACKEND, NAT_FIN_CLIENT, NAT_FORWARD, NatEntry, NatTimeouts},
     service::Stats,
-    verdict::{EVENT_ESTABLISHED_FULL, Reason, verdict_index},
+    verdict::{EVENTS, Reason, verdict_index},
 };
 use lb_userspace::dataplane::{
     flows::{Census, FlowCounts, FlowQuery, FlowState, FlowTables, boottime_ns},
@@ -221,7 +221,9 @@ fn counters_are_summed_over_cpus() {
         stats.set(5, PerCpuValues::try_from(vec![each; cpus]).unwrap(), 0).unwrap();
         let ones = || PerCpuValues::try_from(vec![1_u64; cpus]).unwrap();
         verdicts.set(verdict_index(7, Reason::ToBackend as u32), ones(), 0).unwrap();
-        verdicts.set(verdict_index(8, EVENT_ESTABLISHED_FULL), ones(), 0).unwrap();
+        for event in EVENTS {
+            verdicts.set(verdict_index(8, event), ones(), 0).unwrap();
+        }
 
         let counters = Counters::open(&sandbox.pin_dir()).unwrap();
         let sample = counters.sample(&BTreeSet::new(), &BTreeSet::from([5, 6]), &BTreeSet::from([7, 8])).unwrap();
@@ -229,7 +231,9 @@ fn counters_are_summed_over_cpus() {
         assert_eq!((sample.backend(5).packets, sample.backend(5).reply_bytes), (cpus, 180 * cpus));
         assert_eq!((sample.backend(5).refused, sample.backend(6)), (4 * cpus, Stats::default()));
         assert_eq!((sample.verdict(7, Reason::ToBackend), sample.verdict(8, Reason::ToBackend)), (cpus, 0));
-        assert_eq!(sample.total(EVENT_ESTABLISHED_FULL), cpus);
+        for event in EVENTS {
+            assert_eq!(sample.total(event), cpus, "event {event}");
+        }
 
         Maps::open(&sandbox.pin_dir()).unwrap().apply(&Write::ClearBackendStats { index: 5 }).unwrap();
         let sample = counters.sample(&BTreeSet::new(), &BTreeSet::from([5]), &BTreeSet::new()).unwrap();

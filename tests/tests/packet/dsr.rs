@@ -93,6 +93,45 @@ fn service_is_remembered_by_vip_and_port_until_it_is_said_that_services_have_cha
 }
 
 #[test]
+fn connection_that_leaves_by_tc_is_counted_once_and_a_repeat_of_its_syn_is_none() {
+    rig(|rig| {
+        for family in Family::BOTH {
+            dsr(rig, family, 1);
+            let mut entry = rig.backend_entry(family, bed::silent_backend(family));
+            entry.way = WAY_DSR_L2;
+            rig.set_backend(1, entry);
+            let syn = Talk::new(family, 1).ask(SYN).frame();
+            for (event, connections) in [(None, 1), (Some("syn_again"), 1)] {
+                let expected: Vec<&str> = [Some("no_neighbour"), event].into_iter().flatten().collect();
+                let counted = |hook| rig.run(hook, rig.on.front, &syn).counted.into_keys().collect::<Vec<_>>();
+                assert_eq!(counted(Hook::Xdp), expected, "{family:?}");
+                assert_eq!(counted(Hook::Ingress), [Reason::ToBackendByTc.name()], "{family:?}");
+                assert_eq!(rig.service_stats(stats_of(family)).connections, connections, "{family:?}");
+            }
+            rig.clear_stats();
+        }
+    });
+}
+
+#[test]
+fn syn_sent_again_goes_where_its_acknowledgement_will_once_its_slot_has_settled() {
+    rig(|rig| {
+        for family in Family::BOTH {
+            dsr(rig, family, 2);
+            let talk = Talk::new(family, 1);
+            let owner = |rig: &Rig, flags| {
+                let frame = talk.show(rig, &talk.ask(flags)).frame;
+                (1..=2).find(|number| frame.starts_with(&backend_mac(*number)))
+            };
+            rig.set_slots(family, |_| 1);
+            assert_eq!([owner(rig, SYN), owner(rig, SYN)], [Some(1), Some(1)]);
+            rig.set_slots(family, |_| 2);
+            assert_eq!([owner(rig, SYN), owner(rig, ACK)], [Some(2), Some(2)]);
+        }
+    });
+}
+
+#[test]
 fn connections_are_counted_by_their_syns() {
     rig(|rig| {
         for family in Family::BOTH {

@@ -7,6 +7,7 @@ use lb_common::{
     ports::PortPool,
     service::{MODE_DSR_L2, address},
     settings::Settings,
+    slot::Slot,
     verdict::Reason,
 };
 
@@ -14,6 +15,7 @@ use crate::{
     bed,
     frames::{self, ACK, Envelope, RST, SYN, Segment, tagged},
     rig::{Hook, Ran, Rig, rig},
+    setup::{RING_LEN, ring_offset},
     tables::{Entry, Table},
     talk::Talk,
 };
@@ -156,13 +158,17 @@ fn given(rig: &mut Rig, family: Family, reason: Reason) -> Option<Ran> {
             rig.set_backend(1, Backend { way: WAY_DSR_L2, ..rig.backend_entry(family, bed::routed_backend(family)) });
             rig.run(Hook::Xdp, front, &ack)
         }
-        // Of exceptions and tunnels, which the programs don't have yet.
-        Reason::NotPeer
-        | Reason::Decapsulated
-        | Reason::BackendDead
-        | Reason::BackendDeadDrop
-        | Reason::PacketTooBig
-        | Reason::BadInner => return None,
+        Reason::BackendDead | Reason::BackendDeadDrop => {
+            let flag = if reason == Reason::BackendDead { Backend::FLAG_RESET } else { Backend::FLAG_DROP };
+            rig.set_service(family, |service| service.mode = MODE_DSR_L2);
+            rig.change_backend(1, |backend| backend.flags = flag);
+            for slot in 0..RING_LEN {
+                rig.rings.set(ring_offset(family) + slot, Slot::new(2, 1, 0).0, 0).unwrap();
+            }
+            rig.run(Hook::Xdp, front, &ack)
+        }
+        // See decap.rs and too_big.rs.
+        Reason::NotPeer | Reason::Decapsulated | Reason::PacketTooBig | Reason::BadInner => return None,
         // Takes two CPUs at the same tuple in the same instant.
         Reason::FlowTable => return None,
         // The kernel refuses a change only when memory is short, or the packet is another one than it was when it was read.

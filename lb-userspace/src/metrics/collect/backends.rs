@@ -111,3 +111,18 @@ fn labelled(snapshot: &Snapshot) -> Vec<(Labels, &BackendView)> {
     };
     snapshot.backends.iter().map(|backend| (labels(backend), backend)).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_health_and_admin_state_has_a_gauge() {
+        for health in [Health::Unknown, Health::Up, Health::Down, Health::Dead] {
+            assert!(STATES.contains(&health.name()), "{health:?}");
+        }
+        for admin in [AdminState::Draining, AdminState::Disabled] {
+            assert!(STATES.contains(&admin.name()), "{admin:?}");
+        }
+    }
+}
