@@ -111,6 +111,11 @@ impl Agent {
         self.programmed = plan.target;
     }
 
+    /// The next plan's rings have so many slots.
+    pub fn set_slots(&mut self, slots: u32) {
+        self.shape.slots = slots;
+    }
+
     /// What there is to settle.
     pub fn scope(&self) -> Scope {
         self.scope.clone().unwrap()

@@ -11,8 +11,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_common::flow::Family;
-use lb_userspace::dataplane::{flows::boottime_ns, settle::settler::Settler};
+use lb_common::{
+    flow::Family,
+    slot::{REJECT, Slot},
+};
+use lb_userspace::dataplane::{flows::boottime_ns, image::Write, settle::settler::Settler};
 use weir_tests::model::{Health, OnDead, Outcome, World};
 
 use crate::{
@@ -22,6 +25,63 @@ use crate::{
     kernel::Program,
     sandbox::sandbox,
 };
+
+/// Rings of other sizes, one after the other, whose ranges are wiped as soon as the agent may use them again: a program that went by what it remembers
+/// of a service for longer would find nobody there.
+#[test]
+fn no_service_is_remembered_for_longer_than_its_ring_is_there() {
+    let seconds = std::env::var("WEIR_RACE_SECONDS").map_or(5, |seconds| seconds.parse().unwrap());
+    sandbox(async move |sandbox| {
+        let on = bed::make();
+        let settle_time = Duration::from_secs(60);
+        let shape = Shape { families: Family::BOTH.to_vec(), slots: SLOTS, settle_time, waits: true };
+        let program = Program::load(sandbox.bpffs());
+        let mut agent = Agent::new(program.pin_dir(), shape, on);
+        let world = World::new(OnDead::Next);
+        agent.reconcile(&world, boottime_ns());
+        let is_over = AtomicBool::new(false);
+        let send = |family: Family, port: u16| {
+            let client = SocketAddr::new(bed::client(family).ip(), port);
+            for flags in [SYN, ACK] {
+                let segment = Segment::new(client, bed::web(family), flags).sequence(fastrand::u32(..), 0);
+                let outcome = program.show(on, &segment.frame());
+                assert!(matches!(outcome, Outcome::To(_)), "{family:?} {flags:#x}: {outcome:?}");
+            }
+        };
+        let (mut changes, mut packets) = (0_usize, 0_u64);
+        thread::scope(|threads| {
+            let sender = threads.spawn(|| {
+                let mut sent = 0;
+                while !is_over.load(Ordering::Relaxed) {
+                    let port = 20_000 + (sent % 10_000) as u16;
+                    Family::BOTH.iter().for_each(|family| send(*family, port));
+                    sent += 4;
+                }
+                sent
+            });
+            let begun = Instant::now();
+            while begun.elapsed() < Duration::from_secs(seconds) && !sender.is_finished() {
+                let before = agent.programmed.rings.clone();
+                agent.set_slots([13, 17, 29, 101][changes % 4]);
+                agent.reconcile(&world, boottime_ns());
+                agent.maps.apply(&Write::GracePeriod).unwrap();
+                let used = agent.programmed.rings.clone();
+                let range = |offset: u32, len: usize| offset..offset + len as u32;
+                let is_used = |at: u32| used.iter().any(|(offset, ring)| range(*offset, ring.len()).contains(&at));
+                let freed =
+                    before.iter().flat_map(|(offset, ring)| range(*offset, ring.len())).filter(|at| !is_used(*at));
+                for at in freed {
+                    agent.maps.apply(&Write::Ring { offset: at, slots: vec![Slot::settled(REJECT)] }).unwrap();
+                }
+                changes += 1;
+            }
+            is_over.store(true, Ordering::Relaxed);
+            packets = sender.join().unwrap();
+        });
+        println!("{changes} changes, {packets} packets");
+        assert!(changes > 20 && packets > 10_000, "{changes} changes, {packets} packets");
+    });
+}
 
 const FLOWS: u16 = 48;
 const SLOTS: u32 = 13;

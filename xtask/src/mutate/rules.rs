@@ -40,13 +40,13 @@ pub const RULES: &[Rule] = &[
     rule(
         "a half-open flow is confirmed by its sequence number",
         PROGRAM,
-        "if seen.is_confirmed_by(work.tcp.sequence) || work.quoted != 0 {",
-        "if true {",
+        "(seen.is_confirmed_by(work.tcp.sequence) || work.quoted != 0)",
+        "true",
     ),
     rule(
         "a confirmed flow moves to ESTABLISHED",
         PROGRAM,
-        "                        confirm::<V>(ifindex, entry, work);\n",
+        "                        confirm::<V>(ifindex, work);\n",
         "                        let _ = confirm::<V>;\n",
     ),
     rule(
@@ -58,8 +58,14 @@ pub const RULES: &[Rule] = &[
     rule(
         "a SYN sent again follows its first",
         PROGRAM,
-        "let is_again = first.is(fingerprint) && is_owner_of(first.owner(), service);",
-        "let is_again = first.is(fingerprint) && is_owner_of(first.owner(), service) && work.quoted != 0;",
+        "if !first.is(fingerprint) || !may(first.owner(), work) {",
+        "if !first.is(fingerprint) || !may(first.owner(), work) || work.quoted == 0 {",
+    ),
+    rule(
+        "a SYN sent again goes to the owner of its slot once that has settled",
+        PROGRAM,
+        "|owner, work| owner == work.backend);",
+        "|owner, _| is_owner_of(owner, service.id));",
     ),
     rule(
         "a SYN goes where its flow is in ESTABLISHED",
