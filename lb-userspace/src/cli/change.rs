@@ -32,7 +32,7 @@ struct Waiting {
 #[command(after_help = "\
 Examples:
   weir drain web/10.2.0.11:8080
-  weir drain 10.2.0.11 --wait --timeout 10m     in all its services, before a reboot
+  weir drain 10.2.0.11 --wait                   in all its services, before a reboot
   weir undrain 10.2.0.11                        and back")]
 pub struct Drain {
     #[arg(help = SELECTOR)]

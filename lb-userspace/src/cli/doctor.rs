@@ -68,7 +68,7 @@ fn configuration(path: &std::path::Path) -> (Option<Config>, Vec<Finding>) {
         Err(error) => {
             let remedy = match &error {
                 config::LoadError::Unreadable { .. } => {
-                    format!("`weir config init > {}`, or name yours with --config", path.display())
+                    format!("`(umask 077; weir config init > {})`, or name yours with --config", path.display())
                 }
                 config::LoadError::Invalid(_) => format!("correct it; `weir config check {}`", path.display()),
             };

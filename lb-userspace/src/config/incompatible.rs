@@ -42,6 +42,9 @@ pub fn incompatible(running: &Config, running_seed: &Seed, new: &Config, new_see
             let key = format!("services.{}.{key}", to.name);
             found.push(Incompatible { key, reason: refusal(&change, &format!("service {service}")) });
         };
+        if from.mode != to.mode {
+            refuse("mode", format!("a change from {} to {}", from.mode.name(), to.mode.name()));
+        }
         if from.ring_size != to.ring_size {
             refuse("ringSize", format!("a change from {} to {}", from.ring_size, to.ring_size));
         }
@@ -68,7 +71,7 @@ const fn affinity(affinity: Affinity) -> &'static str {
 }
 
 fn refusal(change: &str, what: &str) -> String {
-    format!("{change} would move every connection of {what}; if that may be, `weir reload --accept-loss`")
+    format!("{change} would move or end every connection of {what}; if that may be, `weir reload --accept-loss`")
 }
 
 #[cfg(test)]
@@ -86,6 +89,12 @@ mod tests {
         super::super::parse(&text, Path::new("weir.yaml")).unwrap()
     }
 
+    fn dsr(name: &str, vip: &str) -> Config {
+        let mut config = config(name, vip, 1021, "none");
+        config.services[0].mode = crate::config::model::Mode::DsrL2;
+        config
+    }
+
     #[test]
     fn changes_that_move_connections_are_named_with_the_way_to_force_them() {
         let running = config("web", "192.0.2.1", 1021, "none");
@@ -94,6 +103,7 @@ mod tests {
             ("seed", config("web", "192.0.2.1", 1021, "none"), [2; 16], vec!["hashSeed"]),
             ("ring", config("web", "192.0.2.1", 1031, "none"), SEED, vec!["services.web.ringSize"]),
             ("affinity", config("web", "192.0.2.1", 1021, "client-ip"), SEED, vec!["services.web.affinity"]),
+            ("mode", dsr("web", "192.0.2.1"), SEED, vec!["services.web.mode"]),
             (
                 "ring under another name",
                 config("shop", "192.0.2.1", 1031, "none"),
