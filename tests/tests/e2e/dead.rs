@@ -35,6 +35,11 @@ fn dsr_l2_dead_host_clients_are_reset_at_their_next_packet_and_an_unwell_one_kee
     dead_host_clients_are_reset(Layout::SharedL2)
 }
 
+#[test]
+fn dsr_ipip_dead_host_clients_are_reset_at_their_next_packet_and_an_unwell_one_keeps_its_connections() -> Result<()> {
+    dead_host_clients_are_reset(Layout::Tunnelled)
+}
+
 /// s2 loses its link; s3 says 503.
 fn dead_host_clients_are_reset(layout: Layout) -> Result<()> {
     let bed = Bed::new(layout, SERVERS)?;

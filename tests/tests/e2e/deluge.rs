@@ -35,6 +35,11 @@ fn dsr_l2_floods_of_five_million_flows_leave_no_entry_and_harm_nobody() -> Resul
     flood_leaves_no_entry(Layout::SharedL2)
 }
 
+#[test]
+fn dsr_ipip_floods_of_five_million_flows_leave_no_entry_and_harm_nobody() -> Result<()> {
+    flood_leaves_no_entry(Layout::Tunnelled)
+}
+
 fn flood_leaves_no_entry(layout: Layout) -> Result<()> {
     let place = Place::new(layout)?;
     let pin_dir = &place.stage.agent.pin_dir;
@@ -65,6 +70,11 @@ fn flood_leaves_no_entry(layout: Layout) -> Result<()> {
 #[test]
 fn dsr_ipip_floods_with_a_tenth_of_the_slots_in_transition_lose_no_established_connection() -> Result<()> {
     flood_in_transition_loses_nobody(Layout::Tunnelled)
+}
+
+#[test]
+fn dsr_l2_floods_with_a_tenth_of_the_slots_in_transition_lose_no_established_connection() -> Result<()> {
+    flood_in_transition_loses_nobody(Layout::SharedL2)
 }
 
 fn flood_in_transition_loses_nobody(layout: Layout) -> Result<()> {

@@ -45,6 +45,7 @@ fn dsr_ipip_balancer_that_dies_and_comes_back_costs_no_connection_once_changes_h
     seconds(4.0);
     pair.second_comes_back()?;
     seconds(4.0);
+    pair.expect_same_rings()?;
     let after = pair.connections()?;
     assert!(after[1] > 10, "nothing came to the balancer that came back: {after:?}");
     let (reckoning, of_passers) = (pair.reckon(crowd)?, pair.reckon(passers)?);
@@ -149,6 +150,18 @@ impl Pair {
                 Ok(true)
             })?;
         }
+        Ok(())
+    }
+
+    /// By what they publish for that.
+    fn expect_same_rings(&self) -> Result<()> {
+        let digests = |agent: &Agent| {
+            let services = agent.services()?;
+            Ok::<_, anyhow::Error>(services.into_iter().map(|view| (view.vip, view.ring_digest)).collect::<Vec<_>>())
+        };
+        let [one, other] = [digests(&self.agents[0])?, digests(&self.agents[1])?];
+        assert!(one.len() == VIPS.len() && one.iter().all(|(_, digest)| !digest.is_empty()), "no digests: {one:?}");
+        assert_eq!(one, other);
         Ok(())
     }
 

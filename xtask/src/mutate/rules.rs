@@ -164,12 +164,6 @@ pub const RULES: &[Rule] = &[
         "            let is_free = left == 0\n                && slot == empty",
         "            let is_free = left < u64::MAX\n                && slot == empty",
     ),
-    rule(
-        "a dead backend's entries stay",
-        JUDGE,
-        "let may_go_on = backend.flags & ends != 0 || backend.health == backend::HEALTH_DEAD;",
-        "let may_go_on = backend.flags & ends != 0;",
-    ),
 ];
 
 #[cfg(test)]
