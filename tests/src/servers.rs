@@ -103,17 +103,18 @@ http {
 }
 "#;
 
-/// `iperf3 -s` in the namespace of a server, port 5201, both families.
-pub fn iperf_server(bed_dir: &Path, netns: &Netns) -> Result<Running> {
-    let log = bed_dir.join(format!("{}-iperf3.log", netns.name));
-    let running = Running::start("iperf3", &log, netns.command("iperf3").arg("-s"))?;
-    wait_for("iperf3 listens", Duration::from_secs(5), || {
-        let tables = netns.run(|| {
-            let read = |name| fs::read_to_string(format!("/proc/thread-self/net/{name}")).context("can't read /proc");
-            Ok::<_, anyhow::Error>(read("tcp")? + &read("tcp6")?)
-        })??;
-        // 5201 in hexadecimal, in state LISTEN.
-        Ok(tables.lines().any(|line| line.contains(":1451 ") && line.contains(" 0A ")))
-    })?;
-    Ok(running)
+/// `iperf3 -s` in the namespace of a server, port 5201: one for each family, as each runs one test at a time.
+pub fn iperf_server(bed_dir: &Path, netns: &Netns) -> Result<[Running; 2]> {
+    let start = |family: &str, table: &'static str| -> Result<Running> {
+        let log = bed_dir.join(format!("{}-iperf3{family}.log", netns.name));
+        let running = Running::start("iperf3", &log, netns.command("iperf3").args(["-s", family]))?;
+        wait_for("iperf3 listens", Duration::from_secs(5), || {
+            let read = move || fs::read_to_string(format!("/proc/thread-self/net/{table}"));
+            let listed = netns.run(read)?.context("can't read /proc")?;
+            // 5201 in hexadecimal, in state LISTEN.
+            Ok(listed.lines().any(|line| line.contains(":1451 ") && line.contains(" 0A ")))
+        })?;
+        Ok(running)
+    };
+    Ok([start("-4", "tcp")?, start("-6", "tcp6")?])
 }

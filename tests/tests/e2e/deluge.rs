@@ -104,7 +104,7 @@ fn flood_in_transition_loses_nobody(layout: Layout) -> Result<()> {
 
 /// A stage with a door behind the balancer, and iperf beside the echo servers.
 struct Place {
-    _iperf: Vec<Running>,
+    _iperf: Vec<[Running; 2]>,
     stage: Stage,
 }
 

@@ -62,12 +62,6 @@ pub const RULES: &[Rule] = &[
         "if !first.is(fingerprint) || !may(first.owner(), work) || work.quoted == 0 {",
     ),
     rule(
-        "a SYN sent again goes to the owner of its slot once that has settled",
-        PROGRAM,
-        "|owner, work| owner == work.backend);",
-        "|owner, _| is_owner_of(owner, service.id));",
-    ),
-    rule(
         "a SYN goes where its flow is in ESTABLISHED",
         PROGRAM,
         "    if there.flags & EXCEPTION_CLOSING != 0 {\n        return Already::Closing;",
