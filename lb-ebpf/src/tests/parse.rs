@@ -154,6 +154,10 @@ proptest! {
             }
         }
         frame.truncate(len);
+        // A length of 0 is that of a jumbogram to etherparse, which then takes all that is there; to us it is 0.
+        if !is_v4 && frame.get(L3 + 4..L3 + 6) == Some(&[0, 0]) {
+            return Ok(());
+        }
         let found = if is_v4 { parse::ipv4(&Bytes::new(&frame), L3) } else { parse::ipv6(&Bytes::new(&frame), L3) };
         let Ok(sliced) = SlicedPacket::from_ethernet(&frame) else { return Ok(()) };
         let Some(TransportSlice::Tcp(tcp)) = sliced.transport else { return Ok(()) };
