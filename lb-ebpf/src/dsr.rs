@@ -68,13 +68,10 @@ fn follow_first<V: Family>(
     work: &mut Work<V::Addr>,
     may: impl Fn(u32, &Work<V::Addr>) -> bool,
 ) {
-    let place = Syn::place(work.hash);
-    let fingerprint = Syn::fingerprint(work.hash, work.tcp.sequence);
-    let first = maps::syn(place);
-    if !first.is(fingerprint) || !may(first.owner(), work) {
-        maps::set_syn(place, Syn::new(fingerprint, work.backend));
+    let Some(first) = first_syn(work).filter(|first| may(first.owner(), work)) else {
+        leave_fingerprint(work);
         return;
-    }
+    };
     work.backend = first.owner();
     if at_tc {
         if first.repeats() > 0 {
@@ -84,7 +81,21 @@ fn follow_first<V: Family>(
     }
     work.rule = rule::SYN_AGAIN;
     maps::count_event(ifindex, EVENT_SYN_AGAIN);
-    maps::set_syn(place, first.again());
+    maps::set_syn(Syn::place(work.hash), first.again());
+}
+
+/// What the SYN in `work` left when it was first sent; `None` if it was not, or another one took its place since.
+#[inline(always)]
+fn first_syn<A>(work: &Work<A>) -> Option<Syn> {
+    let first = maps::syn(Syn::place(work.hash));
+    first.is(Syn::fingerprint(work.hash, work.tcp.sequence)).then_some(first)
+}
+
+/// Notes that the SYN in `work` goes to its backend.
+#[inline(always)]
+fn leave_fingerprint<A>(work: &Work<A>) {
+    let fingerprint = Syn::fingerprint(work.hash, work.tcp.sequence);
+    maps::set_syn(Syn::place(work.hash), Syn::new(fingerprint, work.backend));
 }
 
 /// Whether the backend at `index` serves this service: a fingerprint may be older than the use of its index.
@@ -107,7 +118,7 @@ fn unsettled<V: Family>(
         opens::<V>(settings, service, at_tc, ifindex, now_ns, work);
         return None;
     }
-    goes_on::<V>(ifindex, now_ns, work)
+    goes_on::<V>(settings, ifindex, now_ns, work)
 }
 
 /// A SYN: where its flow is already, else where its first went, else to `current`. A flow that is there, and not closing, keeps its owner and is not
@@ -122,11 +133,10 @@ fn opens<V: Family>(
     work: &mut Work<V::Addr>,
 ) {
     let slot = Slot(work.word);
-    let (place, fingerprint) = (Syn::place(work.hash), Syn::fingerprint(work.hash, work.tcp.sequence));
     let established = look::<V, _>(Slot::IN_ESTABLISHED, V::established(), work);
     let is_established = established.map_or(Already::No, |entry| is_established::<V>(entry, now_ns, work));
     if is_established == Already::Yes {
-        maps::set_syn(place, Syn::new(fingerprint, work.backend));
+        leave_fingerprint(work);
         return;
     }
     let seen = look::<V, _>(Slot::IN_SEEN, V::seen(), work);
@@ -135,13 +145,12 @@ fn opens<V: Family>(
         if established.is_some() {
             V::established().forget(&work.from);
         }
-        maps::set_syn(place, Syn::new(fingerprint, work.backend));
+        leave_fingerprint(work);
         return;
     }
     work.backend = slot.current();
     work.rule = rule::CURRENT;
-    let first = maps::syn(place);
-    if work.backend == REJECT && !(first.is(fingerprint) && is_owner_of(first.owner(), service)) {
+    if work.backend == REJECT && !first_syn(work).is_some_and(|first| is_owner_of(first.owner(), service)) {
         return;
     }
     follow_first::<V>(at_tc, ifindex, work, |owner, _| is_owner_of(owner, service));
@@ -151,7 +160,7 @@ fn opens<V: Family>(
         if is_owner_of(slot.previous(), service) {
             work.backend = slot.previous();
         }
-        maps::set_syn(place, Syn::new(fingerprint, work.backend));
+        leave_fingerprint(work);
         maps::count_event(ifindex, EVENT_HALF_OPEN_FULL);
     }
     // SEEN first: the agent, which makes its entries established just now, looks whether they are still there.
@@ -245,7 +254,7 @@ fn note_opening<V: Family>(settings: &Settings, now_ns: u64, work: &mut Work<V::
 
 /// A packet of a flow that has begun before: where its entry says; without one it was there before the slot changed.
 #[inline(always)]
-fn goes_on<V: Family>(ifindex: u32, now_ns: u64, work: &mut Work<V::Addr>) -> Option<Reason> {
+fn goes_on<V: Family>(settings: &Settings, ifindex: u32, now_ns: u64, work: &mut Work<V::Addr>) -> Option<Reason> {
     let slot = Slot(work.word);
     if let Some(entry) = look::<V, _>(Slot::IN_ESTABLISHED, V::established(), work) {
         // SAFETY: as in `is_established`.
@@ -299,7 +308,7 @@ fn goes_on<V: Family>(ifindex: u32, now_ns: u64, work: &mut Work<V::Addr>) -> Op
             return None;
         }
     }
-    misses::<V>(ifindex, now_ns, work)
+    misses::<V>(settings, ifindex, now_ns, work)
 }
 
 /// Moves the half-open entry of which `work` has a copy to ESTABLISHED. Where that has no room it stays.
@@ -315,14 +324,16 @@ fn confirm<V: Family>(ifindex: u32, work: &Work<V::Addr>) {
 
 /// In no table: it was there before the change, so it is `previous`'s, if that one lives.
 #[inline(always)]
-fn misses<V: Family>(ifindex: u32, now_ns: u64, work: &mut Work<V::Addr>) -> Option<Reason> {
+fn misses<V: Family>(settings: &Settings, ifindex: u32, now_ns: u64, work: &mut Work<V::Addr>) -> Option<Reason> {
     let slot = Slot(work.word);
     work.backend = slot.current();
     work.rule = rule::RING;
     if !slot.in_transition() {
         return None;
     }
-    if work.quoted == 0 && is_handed_over() && look::<V, _>(Slot::IN_SEEN, V::seen(), work).is_none() {
+    // Another build takes over: its program, or ours, may have seen the flow begin.
+    let is_handed_over = settings.flags & Settings::FLAG_HANDOVER != 0;
+    if work.quoted == 0 && is_handed_over && look::<V, _>(Slot::IN_SEEN, V::seen(), work).is_none() {
         return Some(Reason::Handover);
     }
     let previous = maps::backend(slot.previous())?;
@@ -337,12 +348,6 @@ fn misses<V: Family>(ifindex: u32, now_ns: u64, work: &mut Work<V::Addr>) -> Opt
         note_seen::<V>(ifindex, now_ns, work);
     }
     None
-}
-
-/// Whether another build takes over: its program, or ours, may have seen the flow begin.
-#[inline(always)]
-fn is_handed_over() -> bool {
-    maps::SETTINGS.get(0).is_some_and(|settings| settings.flags & Settings::FLAG_HANDOVER != 0)
 }
 
 #[inline(always)]

@@ -58,8 +58,8 @@ pub const RULES: &[Rule] = &[
     rule(
         "a SYN sent again follows its first",
         PROGRAM,
-        "if !first.is(fingerprint) || !may(first.owner(), work) {",
-        "if !first.is(fingerprint) || !may(first.owner(), work) || work.quoted == 0 {",
+        "first_syn(work).filter(|first| may(first.owner(), work))",
+        "first_syn(work).filter(|first| may(first.owner(), work) && work.quoted != 0)",
     ),
     rule(
         "a SYN goes where its flow is in ESTABLISHED",
