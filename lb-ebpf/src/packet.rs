@@ -24,8 +24,8 @@ pub trait Frame {
 /// A header of type `T` that lies whole in the packet. Fields are named by their offset, which is checked at compile time, and come as they lie in memory: network order.
 pub struct Header<T>(*mut u8, PhantomData<T>);
 
-/// No header of a packet that we serve begins farther in. The verifier wants a bound where an offset has lain in a map.
-const MAX_OFFSET: usize = 4096;
+/// No header of a packet that Weir serves begins farther in; a mask as well, so all of its bits are ones.
+const MAX_OFFSET: usize = 0xfff;
 
 /// The `T` at `offset`, if the packet reaches that far.
 #[inline(always)]
@@ -33,11 +33,38 @@ pub fn header<T, F: Frame>(frame: &F, offset: usize) -> Option<Header<T>> {
     if offset > MAX_OFFSET {
         return None;
     }
-    let at = frame.start().wrapping_add(offset);
+    let at = frame.start().wrapping_add(bounded(offset));
     if at.wrapping_add(size_of::<T>()) > frame.end() {
         return None;
     }
     Some(Header(at as *mut u8, PhantomData))
+}
+
+/// An offset that is at most [`MAX_OFFSET`], in a register of which the verifier knows that, whatever the register allocator does with it.
+///
+/// A comparison is not enough: LLVM may spill the offset before it, compare one register and add another that it filled from the stack, and
+/// verifiers before Linux 6.9 do not carry the bound from one to the other ("math between pkt pointer and register with unbounded min
+/// value"). What comes out of the mask is a value of its own, bounded from its first instruction on, and a bounded scalar keeps its bound
+/// through a spill.
+#[cfg(target_arch = "bpf")]
+#[inline(always)]
+fn bounded(offset: usize) -> usize {
+    // A constant needs no register.
+    if core::intrinsics::is_val_statically_known(offset) {
+        return offset;
+    }
+    let mut masked = offset;
+    // SAFETY: one instruction that changes only the register it is given.
+    unsafe {
+        core::arch::asm!("{0} &= {1}", inout(reg) masked, const MAX_OFFSET, options(pure, nomem, nostack, preserves_flags));
+    }
+    masked
+}
+
+#[cfg(not(target_arch = "bpf"))]
+#[inline(always)]
+fn bounded(offset: usize) -> usize {
+    offset
 }
 
 impl<T> Header<T> {
