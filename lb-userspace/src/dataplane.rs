@@ -2,6 +2,7 @@
 
 pub mod arena;
 pub mod attach;
+mod clsact;
 pub mod doctor;
 pub mod exceptions;
 pub mod flows;
@@ -14,6 +15,7 @@ pub mod migrate;
 pub mod neighbours;
 pub mod pins;
 pub mod plan;
+mod programs;
 mod raw;
 pub mod rings;
 pub mod routes;

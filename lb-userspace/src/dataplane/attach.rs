@@ -13,7 +13,6 @@ use aya::{
     programs::{
         LinkOrder, ProgramError, ProgramInfo, SchedClassifier, TcAttachType, Xdp,
         links::{FdLink, LinkError, PinnedLink},
-        loaded_programs,
         tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
         xdp::{XdpLink, XdpMode as AttachMode},
     },
@@ -25,6 +24,7 @@ use super::{
     interfaces::{HookMode, Interface, XdpHook},
     load::DataPath,
     pins::{self, Pin, PinKind},
+    programs::{self, Name},
 };
 use crate::config::model::XdpMode;
 
@@ -52,6 +52,12 @@ pub enum TcHook {
 }
 
 impl TcHook {
+    /// What this kernel has.
+    pub fn of_kernel() -> Self {
+        let has_tcx = KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0));
+        if has_tcx { TcHook::Tcx } else { TcHook::Clsact }
+    }
+
     /// As `InterfaceView::tc` has it.
     pub const fn name(self) -> &'static str {
         match self {
@@ -65,7 +71,7 @@ impl TcHook {
 #[derive(Debug, thiserror::Error)]
 pub enum AttachError {
     #[error(
-        "{interface}: the XDP hook is taken by program {program} (id {id}, {mode}): detach it with \
+        "{interface}: the XDP hook is taken by {program} (id {id}, {mode}): detach it with \
          `ip link set dev {interface} xdp off` or by the tool that owns it, or take {interface} out of `interfaces`"
     )]
     Taken { interface: String, program: String, id: u32, mode: &'static str },
@@ -156,7 +162,7 @@ impl DataPath {
             drop(program.take_link(id)?);
             Ok(())
         })?;
-        self.note(interface, pinned, before.is_some());
+        self.note(interface, program::XDP, pinned, before.is_some());
         let program = xdp(&mut self.ebpf, interface)?;
         let mode = match (pinned, interface.xdp) {
             (Pinned::Alive, found) => found.map(|found| found.mode).or(before).unwrap_or(HookMode::Native),
@@ -187,25 +193,33 @@ impl DataPath {
         })
     }
 
-    fn note(&mut self, interface: &Interface, pinned: Pinned, had: bool) {
+    fn note(&mut self, interface: &Interface, hook: &'static str, pinned: Pinned, had: bool) {
         if pinned == Pinned::Lost || had && pinned == Pinned::None {
             self.hooks.lost += 1;
             let interface = interface.name.as_str();
-            tracing::warn!(interface, "a hook was lost: detached by someone, or the interface made anew");
+            tracing::warn!(interface, hook, "a hook was lost: detached by someone, or the interface made anew");
         }
     }
 
     fn sync_tc(&mut self, interface: &Interface) -> Result<TcHook, AttachError> {
-        let has_tcx = KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0));
         for (name, direction, link, filter) in DIRECTIONS {
-            if has_tcx {
-                self.sync_tcx(interface, name, direction, Pin::new(link, interface.index))?;
-            } else {
-                let path = Pin::new(filter, interface.index).path(&self.pin_dir);
-                attach_filter(classifier(&mut self.ebpf, interface, name)?, &interface.name, direction, name, &path)?;
+            match self.tc {
+                TcHook::Tcx => self.sync_tcx(interface, name, direction, Pin::new(link, interface.index))?,
+                TcHook::Clsact | TcHook::None => {
+                    self.sync_filter(interface, direction, Pin::new(filter, interface.index))?;
+                }
             }
         }
-        Ok(if has_tcx { TcHook::Tcx } else { TcHook::Clsact })
+        Ok(self.tc)
+    }
+
+    fn sync_filter(&mut self, interface: &Interface, direction: TcAttachType, pin: Pin) -> Result<(), AttachError> {
+        let name = pin.kind.hook();
+        let had = self.hooks.attached.get(&interface.index).is_some_and(|hook| hook.tc != TcHook::None);
+        let program = classifier(&mut self.ebpf, interface, name)?;
+        let pinned = attach_filter(program, &interface.name, direction, pin, &self.pin_dir)?;
+        self.note(interface, name, pinned, had);
+        Ok(())
     }
 
     fn sync_tcx(
@@ -232,7 +246,7 @@ impl DataPath {
             pin_link(link, interface, &path)?;
             tracing::info!(interface = interface.name, hook = name, "TC link attached");
         }
-        self.note(interface, pinned, had);
+        self.note(interface, name, pinned, had);
         Ok(())
     }
 
@@ -255,12 +269,12 @@ impl DataPath {
     }
 }
 
-/// What has become of a link that was pinned.
+/// What has become of a link or filter that was pinned.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-enum Pinned {
+pub(super) enum Pinned {
     /// Attached, with the program of this process.
     Alive,
-    /// Detached by someone, or its interface is gone: its pin is removed.
+    /// Detached by someone, or its interface is gone.
     Lost,
     /// There is no pin.
     None,
@@ -341,46 +355,68 @@ fn create_xdp(program: &mut Xdp, interface: &Interface, mode: AttachMode) -> Res
         .map_err(|_| AttachError::NoLinks { interface: interface.name.clone(), kernel: kernel_version() })
 }
 
-/// A filter of clsact, replaced in place if it is there. It has no link, so the pinned program stands as the mark that it is ours.
+/// A filter of clsact, replaced in place if it is there. It has no link, so the pinned program stands as the mark that it is ours, and
+/// another one as the mark that the qdisc is.
 pub(super) fn attach_filter(
     program: &mut SchedClassifier,
     interface: &str,
     direction: TcAttachType,
-    name: &'static str,
-    path: &Path,
-) -> Result<(), AttachError> {
-    let failed = |error: ProgramError| AttachError::Attach {
-        interface: interface.to_owned(),
-        hook: name,
-        reason: causes(&error),
-    };
+    pin: Pin,
+    pin_dir: &Path,
+) -> Result<Pinned, AttachError> {
+    let name = pin.kind.hook();
+    let failed = |error: ProgramError| filter_failed(interface, name, &error);
     let filter = SchedClassifierLink::attached(interface, direction, FILTER_PRIORITY, FILTER_HANDLE, None)
         .map_err(|error| failed(error.into()))?;
-    let replaced = if path.exists() { program.attach_to_link(filter) } else { Err(ProgramError::NotAttached) };
-    let id = match replaced {
-        Ok(id) => id,
+    let path = pin.path(pin_dir);
+    let was_ours = path.exists();
+    let replaced = if was_ours { program.attach_to_link(filter) } else { Err(ProgramError::NotAttached) };
+    let (id, pinned) = match replaced {
+        Ok(id) => (id, Pinned::Alive),
         Err(_) => {
+            // The mark comes first: a filter without one would be a stranger's to the next agent.
+            mark(program, interface, &path)?;
             // If the qdisc is there already this fails, and the filter goes into it.
-            if let Err(error) = tc::qdisc_add_clsact(interface) {
-                tracing::debug!(interface, %error, "no new clsact qdisc");
+            match tc::qdisc_add_clsact(interface) {
+                Ok(()) => mark(program, interface, &Pin::new(PinKind::Clsact, pin.ifindex).path(pin_dir))?,
+                Err(error) => tracing::debug!(interface, %error, "no new clsact qdisc"),
             }
             let options = NlOptions { priority: FILTER_PRIORITY, handle: FILTER_HANDLE, classid: None };
-            let options = TcAttachOptions::Netlink(options);
-            let id = program.attach_with_options(interface, direction, options).map_err(failed)?;
+            let attached = program.attach_with_options(interface, direction, TcAttachOptions::Netlink(options));
+            let id = match attached {
+                Ok(id) => id,
+                Err(error) => {
+                    unpin(&path)?;
+                    return Err(failed(error));
+                }
+            };
             tracing::info!(interface, hook = name, "TC filter attached");
-            id
+            (id, if was_ours { Pinned::Lost } else { Pinned::None })
         }
     };
     // Dropping it would detach the filter.
     std::mem::forget(program.take_link(id).map_err(failed)?);
-    if path.exists() {
-        unpin(path)?;
+    if pinned == Pinned::Alive {
+        mark(program, interface, &path)?;
     }
-    program.pin(path).map_err(|source| AttachError::Pin {
-        interface: interface.to_owned(),
-        path: path.to_owned(),
-        source,
-    })
+    Ok(pinned)
+}
+
+fn filter_failed(interface: &str, hook: &'static str, error: &ProgramError) -> AttachError {
+    let mut reason = causes(error);
+    if reason.contains("File exists") {
+        reason = format!(
+            "another filter has priority {FILTER_PRIORITY} and handle 1 in clsact, and stays: see \
+             `tc filter show dev {interface} ingress` and `egress`, and remove it by the tool that owns it"
+        );
+    }
+    AttachError::Attach { interface: interface.to_owned(), hook, reason }
+}
+
+/// Pins the program as a mark, in place of an older one.
+fn mark(program: &mut SchedClassifier, interface: &str, path: &Path) -> Result<(), AttachError> {
+    let pinned = programs::pin_over(path, |path| program.pin(path));
+    pinned.map_err(|source| AttachError::Pin { interface: interface.to_owned(), path: path.to_owned(), source })
 }
 
 fn pin_link(link: FdLink, interface: &Interface, path: &Path) -> Result<(), AttachError> {
@@ -417,14 +453,12 @@ fn program_info(info: Result<ProgramInfo, ProgramError>, interface: &Interface) 
 }
 
 pub(super) fn taken(interface: &Interface, found: XdpHook) -> AttachError {
-    let program = loaded_programs().filter_map(Result::ok).find(|info| info.id() == found.program);
-    let program = program.as_ref().and_then(|info| info.name_as_str()).filter(|name| !name.is_empty());
-    AttachError::Taken {
-        interface: interface.name.clone(),
-        program: program.unwrap_or("without a name").to_owned(),
-        id: found.program,
-        mode: found.mode.name(),
-    }
+    let program = match programs::name_by_id(found.program) {
+        Name::Known(name) => format!("program {name}"),
+        Name::None => "a program without a name".to_owned(),
+        Name::Forbidden => "a program whose name only CAP_SYS_ADMIN may ask".to_owned(),
+    };
+    AttachError::Taken { interface: interface.name.clone(), program, id: found.program, mode: found.mode.name() }
 }
 
 fn failed(interface: &Interface, hook: &'static str, error: impl std::error::Error) -> AttachError {

@@ -5,7 +5,9 @@ use std::{collections::BTreeMap, io, net::IpAddr};
 use futures_util::{StreamExt, TryStreamExt};
 use rtnetlink::{
     Handle, MulticastGroup,
+    packet_core::{NetlinkMessage, NetlinkPayload},
     packet_route::{
+        RouteNetlinkMessage,
         address::AddressAttribute,
         link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, XdpAttached},
     },
@@ -108,9 +110,10 @@ impl Netlink {
     }
 }
 
-/// A channel that gets a message after interfaces or addresses have changed, however many did; the task ends with the receiver.
+/// A channel that gets a message after interfaces or addresses have changed, or a TC filter or qdisc is gone, however many did or are; the
+/// task ends with the receiver.
 pub fn watch() -> Result<mpsc::Receiver<()>, NetlinkError> {
-    let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr];
+    let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr, MulticastGroup::Tc];
     let (connection, _, mut messages) = rtnetlink::new_multicast_connection(&groups).map_err(NetlinkError::Socket)?;
     let connection = tokio::spawn(connection);
     // One place: a change that comes while another waits to be seen is the same news.
@@ -119,6 +122,7 @@ pub fn watch() -> Result<mpsc::Receiver<()>, NetlinkError> {
         loop {
             tokio::select! {
                 message = messages.next() => match message {
+                    Some((message, _)) if !is_news(&message) => {}
                     Some(_) => match changed.try_send(()) {
                         Ok(()) | Err(mpsc::error::TrySendError::Full(())) => {}
                         Err(mpsc::error::TrySendError::Closed(())) => break,
@@ -131,6 +135,22 @@ pub fn watch() -> Result<mpsc::Receiver<()>, NetlinkError> {
         connection.abort();
     });
     Ok(changes)
+}
+
+/// A filter that comes is no news: Weir replaces its own whenever it looks after them.
+fn is_news(message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
+    use RouteNetlinkMessage as Message;
+    !matches!(
+        message.payload,
+        NetlinkPayload::InnerMessage(
+            Message::NewTrafficFilter(_)
+                | Message::NewTrafficChain(_)
+                | Message::DelTrafficChain(_)
+                | Message::NewTrafficClass(_)
+                | Message::DelTrafficClass(_)
+                | Message::NewQueueDiscipline(_)
+        )
+    )
 }
 
 /// Those of `interfaces` that one of `patterns` (names, or globs with `*`, `?` and `[...]`) means, without the loopback unless it is named,

@@ -10,6 +10,7 @@ use std::{
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
+    pin::PinError,
     programs::{ProgramError, SchedClassifier, Xdp},
 };
 use aya_obj::Object;
@@ -20,9 +21,10 @@ use nix::{
 };
 
 use super::{
-    attach::Hooks,
+    attach::{Hooks, TcHook},
     maps::MapsError,
     migrate::{MigrateError, Migration, plan::MapSizes},
+    programs,
 };
 
 /// Where the agent pins by default.
@@ -50,8 +52,34 @@ pub enum LoadError {
     Maps(#[from] MapsError),
     #[error("cannot load the eBPF object: {0} (`weir doctor` says what is missing)")]
     Load(#[from] EbpfError),
-    #[error("the kernel refuses the program {program}: {source} (`weir doctor` says what is missing)")]
-    Program { program: &'static str, source: ProgramError },
+    #[error("the kernel refuses the program {program}: {reason} (`weir doctor` says what is missing)")]
+    Program { program: &'static str, reason: String },
+    #[error("cannot pin the programs in {}: {source}", .pin_dir.display())]
+    PinPrograms { pin_dir: PathBuf, source: PinError },
+}
+
+impl LoadError {
+    /// A program that the kernel refused. The verifier's log may have thousands of lines, of which the last ones say why.
+    fn refused(program: &'static str, error: &ProgramError) -> Self {
+        const LINES: usize = 12;
+        let ProgramError::LoadError { io_error, verifier_log } = error else {
+            return LoadError::Program { program, reason: error.to_string() };
+        };
+        let log = verifier_log.to_string();
+        let lines: Vec<&str> = log.lines().filter(|line| !line.trim().is_empty()).collect();
+        let mut reason = io_error.to_string();
+        if !lines.is_empty() {
+            tracing::debug!(program, log, "the whole log of the verifier");
+            let last = lines.get(lines.len().saturating_sub(LINES)..).unwrap_or_default();
+            reason.push_str(&format!(
+                "; the last {} of the {} lines of the verifier's log, which `--log-level debug` shows whole:\n    {}\n ",
+                last.len(),
+                lines.len(),
+                last.join("\n    ")
+            ));
+        }
+        LoadError::Program { program, reason }
+    }
 }
 
 /// What the program logs about single packets; compiled in, off by default.
@@ -67,6 +95,8 @@ pub struct DataPath {
     pub(super) pin_dir: PathBuf,
     pub(super) ebpf: Ebpf,
     pub(super) hooks: Hooks,
+    /// How its programs are attached at TC.
+    pub(super) tc: TcHook,
     _lock: Flock<File>,
 }
 
@@ -79,19 +109,19 @@ impl DataPath {
 
     /// The same with another number of entries in some maps.
     pub fn open_sized(pin_dir: &Path, log: BpfLog, sizes: &MapSizes) -> Result<Self, LoadError> {
-        prepare(pin_dir)?;
+        let is_new = prepare(pin_dir)?;
         let lock = lock(pin_dir)?;
-        let object = Object::parse(OBJECT).map_err(|error| LoadError::Object(error.to_string()))?;
-        let mut migration = Migration::begin(pin_dir, &object, sizes)?;
-        let loaded = load_all(&migration, log, sizes);
-        let migrated = loaded.and_then(|mut ebpf| {
-            migration.run(&mut ebpf)?;
-            Ok(ebpf)
-        });
-        if migrated.is_err() {
-            migration.abandon();
+        let opened = open_locked(pin_dir, log, sizes);
+        if opened.is_err() && is_new {
+            remove_empty(pin_dir);
         }
-        Ok(Self { pin_dir: pin_dir.to_owned(), ebpf: migrated?, hooks: Hooks::default(), _lock: lock })
+        let (hooks, tc) = (Hooks::default(), TcHook::of_kernel());
+        Ok(Self { pin_dir: pin_dir.to_owned(), ebpf: opened?, hooks, tc, _lock: lock })
+    }
+
+    /// Attaches at TC by filters of clsact, as on kernels without tcx links; for tests of that on others.
+    pub fn use_clsact(&mut self) {
+        self.tc = TcHook::Clsact;
     }
 
     pub fn pin_dir(&self) -> &Path {
@@ -112,6 +142,31 @@ impl DataPath {
             }
             Err(error) => tracing::warn!(%error, "the log of the eBPF program cannot be read"),
         }
+    }
+}
+
+fn open_locked(pin_dir: &Path, log: BpfLog, sizes: &MapSizes) -> Result<Ebpf, LoadError> {
+    let object = Object::parse(OBJECT).map_err(|error| LoadError::Object(error.to_string()))?;
+    let mut migration = Migration::begin(pin_dir, &object, sizes)?;
+    let opened = load_all(&migration, log, sizes).and_then(|mut ebpf| {
+        migration.record(&ebpf)?;
+        migration.run(&mut ebpf)?;
+        Ok(ebpf)
+    });
+    if opened.is_err() {
+        migration.abandon();
+    }
+    let mut ebpf = opened?;
+    let pinned = programs::pin(&mut ebpf, pin_dir);
+    pinned.map_err(|source| LoadError::PinPrograms { pin_dir: pin_dir.to_owned(), source })?;
+    Ok(ebpf)
+}
+
+/// What a first start that failed had made.
+fn remove_empty(pin_dir: &Path) {
+    match std::fs::remove_dir(pin_dir) {
+        Ok(()) => {}
+        Err(error) => tracing::debug!(pin_dir = %pin_dir.display(), %error, "the pin directory stays"),
     }
 }
 
@@ -148,20 +203,19 @@ where
     P: 'a,
 {
     let program = ebpf.program_mut(name).ok_or(LoadError::Incomplete(name))?;
-    let program: &mut P = program.try_into().map_err(|source| LoadError::Program { program: name, source })?;
-    load(program).map_err(|source| LoadError::Program { program: name, source })
+    let program: &mut P = program.try_into().map_err(|error| LoadError::refused(name, &error))?;
+    load(program).map_err(|error| LoadError::refused(name, &error))
 }
 
-/// Makes the pin directory, which must be on a bpffs.
-fn prepare(pin_dir: &Path) -> Result<(), LoadError> {
+/// Makes the pin directory, which must be on a bpffs; whether there was none.
+fn prepare(pin_dir: &Path) -> Result<bool, LoadError> {
     if !is_on_bpffs(pin_dir) {
         return Err(LoadError::NoBpffs(pin_dir.to_owned()));
     }
-    DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(pin_dir)
-        .map_err(|source| LoadError::PinDir { path: pin_dir.to_owned(), source })
+    let is_new = !pin_dir.exists();
+    let made = DirBuilder::new().recursive(true).mode(0o700).create(pin_dir);
+    made.map_err(|source| LoadError::PinDir { path: pin_dir.to_owned(), source })?;
+    Ok(is_new)
 }
 
 /// Whether `path`, or what there is of it, is on a BPF file system.

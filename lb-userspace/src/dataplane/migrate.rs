@@ -1,11 +1,13 @@
 //! Takes over what another build has pinned, whose maps may be laid out otherwise: copy, switch, copy again; never rebuilt.
 //!
 //! 1. [`Plan`] looks at what is pinned and changes nothing. A map that is as this build would make it is taken over; others are made anew, pinned as
-//!    `NAME-new`. What their entries are made of is in their BTF, which the kernel keeps, so no code knows versions: [`convert`].
+//!    `NAME-new`. What their entries are made of the [`record`] says, or their BTF, which the kernel keeps, so no code knows versions: [`convert`].
 //! 2. The new programs are loaded with the new maps, which are filled from the old ones and brought up to date: [`copy`].
 //! 3. Every hook gets the new program: [`switch`]. From before the last copy until the end of the next one, `Settings::FLAG_HANDOVER` makes both
 //!    programs drop what they would else reset as unknown: the other map knows it, and TCP sends again.
 //! 4. What the old program wrote since the last copy is brought over: [`merge`]. Then the pins are renamed, and the old maps end with the old programs.
+//!
+//! Maps that were not pinned before go the same way, so that a start that fails or is interrupted leaves no new pin behind.
 //!
 //! It is over before the agent writes anything, so that both programs see what the agent before left. [`leftovers`] says what an interruption leaves.
 
@@ -17,17 +19,22 @@ pub(super) mod leftovers;
 mod meaning;
 pub mod merge;
 pub mod plan;
+pub mod record;
 mod settings;
 mod switch;
 #[cfg(test)]
 mod tests;
 
 use std::{
+    collections::BTreeSet,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use aya::{Ebpf, maps::MapData};
+use aya::{
+    Ebpf,
+    maps::{MapData, MapInfo},
+};
 use lb_common::{
     limits::map,
     settings::{LAYOUT, Settings},
@@ -36,10 +43,11 @@ use lb_common::{
 use self::{
     copy::{CopyError, Pair},
     plan::{Content, MapSizes, Plan, PlanError},
+    record::{Record, RecordError},
     settings::PinnedSettings,
     switch::{Hooks, SwitchError},
 };
-use super::maps;
+use super::{maps, programs};
 
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {
@@ -54,12 +62,16 @@ pub enum MigrateError {
     Switch(#[from] SwitchError),
     #[error("cannot list the hooks in {}: {source}", .path.display())]
     Hooks { path: PathBuf, source: std::io::Error },
+    #[error("cannot look at the programs that were just loaded: {0}")]
+    Programs(aya::programs::ProgramError),
 }
 
 /// A migration that has begun: the maps that change are pinned beside the old ones.
 pub struct Migration {
     pin_dir: PathBuf,
     plan: Plan,
+    /// What was recorded of the pinned maps before.
+    record: Record,
     /// One before was interrupted after hooks had been switched.
     resumes: bool,
     /// The hooks run the new programs.
@@ -69,14 +81,45 @@ pub struct Migration {
 impl Migration {
     /// Looks at what is pinned; puts right what an interrupted migration has left, and changes nothing else.
     pub fn begin(pin_dir: &Path, object: &aya_obj::Object, sizes: &MapSizes) -> Result<Self, MigrateError> {
-        let resumes = leftovers::clear(pin_dir)?;
-        Ok(Self { pin_dir: pin_dir.to_owned(), plan: Plan::of(pin_dir, object, sizes)?, resumes, is_past: false })
+        let record = match Record::read(pin_dir) {
+            Ok(record) => record.unwrap_or_default(),
+            // What it said can still be asked of the kernel, with one capability more.
+            Err(error @ RecordError::Damaged { .. }) => {
+                tracing::warn!(%error, "the record of layouts is made anew");
+                Record::default()
+            }
+            Err(error) => return Err(PlanError::from(error).into()),
+        };
+        let resumes = leftovers::clear(pin_dir, &record)?;
+        let plan = Plan::of(pin_dir, &record, object, sizes)?;
+        Ok(Self { pin_dir: pin_dir.to_owned(), plan, record, resumes, is_past: false })
     }
 
     /// Where the map of this name is to be pinned as it is loaded.
     pub fn pin_path(&self, name: &str) -> PathBuf {
-        let is_new = self.plan.changes.iter().any(|change| change.name == name);
-        if is_new { leftovers::new_path(&self.pin_dir, name) } else { self.pin_dir.join(name) }
+        let is_new = self.plan.new_maps().any(|new| new == name);
+        if is_new { leftovers::new_path(&self.pin_dir.join(name)) } else { self.pin_dir.join(name) }
+    }
+
+    /// Writes down what the pinned maps hold, old and new, and which of them the programs of `ebpf` and those on the hooks use: all that
+    /// the next start must know whenever this one is interrupted.
+    pub fn record(&self, ebpf: &Ebpf) -> Result<(), MigrateError> {
+        let in_use = leftovers::programs_in_use(&self.pin_dir)?;
+        let mut record = Record { maps: self.plan.pinned.clone(), programs: self.record.programs.clone() };
+        record.programs.retain(|program, _| in_use.contains(program));
+        let mut maps = BTreeSet::new();
+        for name in map::PINNED {
+            let path = self.pin_path(name);
+            let info = MapInfo::from_pin(&path).map_err(|source| PlanError::Pinned { path, source })?;
+            maps.insert(info.id());
+            if let Some(layout) = self.plan.built.get(name) {
+                record.maps.insert(info.id(), layout.clone());
+            }
+        }
+        for id in programs::ids(ebpf).map_err(MigrateError::Programs)? {
+            record.programs.insert(id, maps.clone());
+        }
+        record.write(&self.pin_dir).map_err(|error| PlanError::from(error).into())
     }
 
     /// Takes the new maps away, unless hooks use them already; the old data path goes on as it was.
@@ -84,8 +127,8 @@ impl Migration {
         if self.is_past {
             return;
         }
-        for change in &self.plan.changes {
-            if let Err(error) = leftovers::abandon(&self.pin_dir, change.name) {
+        for name in self.plan.new_maps() {
+            if let Err(error) = leftovers::abandon(&self.pin_dir, name) {
                 tracing::error!(%error, "the next start removes it");
             }
         }
@@ -94,8 +137,8 @@ impl Migration {
     /// Fills the new maps, gives the hooks the programs of `ebpf`, which use them, and ends the old maps. After an error either nothing
     /// has changed, or the next start does the rest.
     pub fn run(&mut self, ebpf: &mut Ebpf) -> Result<(), MigrateError> {
-        if self.plan.changes.is_empty() && self.plan.unknown.is_empty() && !self.resumes {
-            return Ok(());
+        if self.plan.changes_nothing() && !self.resumes {
+            return self.settle();
         }
         let begun = Instant::now();
         let mut pairs = self.pairs()?;
@@ -114,9 +157,7 @@ impl Migration {
                 "map migrated"
             );
         }
-        for change in &self.plan.changes {
-            leftovers::settle(&self.pin_dir, change.name)?;
-        }
+        self.settle()?;
         for name in &self.plan.unknown {
             leftovers::remove(self.pin_dir.join(name))?;
             tracing::info!(map = name, "map removed: this build does not know it, and would not keep it in step");
@@ -127,13 +168,19 @@ impl Migration {
         Ok(())
     }
 
+    /// The new maps take the names of the old ones.
+    fn settle(&mut self) -> Result<(), MigrateError> {
+        self.is_past = true;
+        Ok(self.plan.new_maps().try_for_each(|name| leftovers::settle(&self.pin_dir, name))?)
+    }
+
     fn pairs(&mut self) -> Result<Vec<(Content, Pair)>, MigrateError> {
         let mut pairs = Vec::new();
         for change in &mut self.plan.changes {
             let Some(way) = change.way.take() else { continue };
             let open = |path: PathBuf| in_map(change.name, MapData::from_pin(path).map_err(CopyError::from));
             let old = open(self.pin_dir.join(change.name))?;
-            let new = open(leftovers::new_path(&self.pin_dir, change.name))?;
+            let new = open(leftovers::new_path(&self.pin_dir.join(change.name)))?;
             pairs.push((change.content, in_map(change.name, Pair::new(change.name, old, new, way))?));
         }
         Ok(pairs)
@@ -158,7 +205,7 @@ impl Migration {
         catch_up(pairs, Content::Counted)?;
         let begun = Instant::now();
         be_patient(true)?;
-        let switched = catch_up(pairs, Content::Remembered).and_then(|()| Ok(hooks.switch(ebpf, &self.pin_dir)?));
+        let switched = catch_up(pairs, Content::Remembered).and_then(|()| Ok(hooks.switch(ebpf)?));
         if let Err(error) = switched {
             be_patient(false)?;
             return Err(error);

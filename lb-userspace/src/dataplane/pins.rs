@@ -3,33 +3,36 @@
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    thread,
-    time::{Duration, Instant},
 };
 
 use aya::programs::{
-    TcAttachType,
+    ProgramInfo, TcAttachType,
     links::{FdLink, PinnedLink},
-    loaded_links, tc,
+    tc,
 };
 use lb_common::limits::program;
 use nix::net::if_::if_indextoname;
 
 use super::{
+    clsact,
     load::{self, LoadError},
-    migrate::{MigrateError, leftovers::map_pins},
+    migrate::{
+        MigrateError,
+        leftovers::{self, map_pins},
+    },
+    programs,
+    raw::objects::Link,
 };
 
-const DETACH_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// A file of the pin directory that stands for a hook.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// A file of the pin directory that stands for something at an interface.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Pin {
     pub kind: PinKind,
     pub ifindex: u32,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// In the order in which they are released.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum PinKind {
     LinkXdp,
     LinkIngress,
@@ -37,11 +40,19 @@ pub enum PinKind {
     /// A program, pinned as the mark of a filter of clsact: filters can't be pinned.
     FilterIngress,
     FilterEgress,
+    /// A program, pinned as the mark of a clsact qdisc that Weir has added.
+    Clsact,
 }
 
 impl PinKind {
-    const ALL: [PinKind; 5] =
-        [PinKind::LinkXdp, PinKind::LinkIngress, PinKind::LinkEgress, PinKind::FilterIngress, PinKind::FilterEgress];
+    const ALL: [PinKind; 6] = [
+        PinKind::LinkXdp,
+        PinKind::LinkIngress,
+        PinKind::LinkEgress,
+        PinKind::FilterIngress,
+        PinKind::FilterEgress,
+        PinKind::Clsact,
+    ];
 
     const fn prefix(self) -> &'static str {
         match self {
@@ -50,6 +61,7 @@ impl PinKind {
             PinKind::LinkEgress => "link-egress-",
             PinKind::FilterIngress => "filter-ingress-",
             PinKind::FilterEgress => "filter-egress-",
+            PinKind::Clsact => "clsact-",
         }
     }
 
@@ -58,11 +70,16 @@ impl PinKind {
         matches!(self, PinKind::LinkXdp | PinKind::LinkIngress | PinKind::LinkEgress)
     }
 
+    /// Whether a program of ours runs there.
+    pub const fn is_hook(self) -> bool {
+        !matches!(self, PinKind::Clsact)
+    }
+
     /// The program that belongs there.
     pub const fn hook(self) -> &'static str {
         match self {
             PinKind::LinkXdp => program::XDP,
-            PinKind::LinkIngress | PinKind::FilterIngress => program::INGRESS,
+            PinKind::LinkIngress | PinKind::FilterIngress | PinKind::Clsact => program::INGRESS,
             PinKind::LinkEgress | PinKind::FilterEgress => program::EGRESS,
         }
     }
@@ -77,9 +94,26 @@ impl Pin {
         pin_dir.join(format!("{}{}", self.kind.prefix(), self.ifindex))
     }
 
-    /// The hooks that are pinned; none if there is no such directory.
+    /// What is pinned, in the order in which it is to be released. An error if there is no such directory.
     pub fn list(pin_dir: &Path) -> io::Result<Vec<Pin>> {
-        Ok(names(pin_dir)?.iter().filter_map(|name| Pin::parse(name)).collect())
+        let mut pins: Vec<Pin> = names(pin_dir)?.iter().filter_map(|name| Pin::parse(name)).collect();
+        pins.sort_unstable();
+        Ok(pins)
+    }
+
+    /// Whether a pin of an interface has this name.
+    pub fn is_name(name: &str) -> bool {
+        Pin::parse(name).is_some()
+    }
+
+    /// The id of the program that runs there.
+    pub fn program(self, pin_dir: &Path) -> io::Result<u32> {
+        let path = self.path(pin_dir);
+        if !self.kind.is_link() {
+            return Ok(ProgramInfo::from_pin(path).map_err(io::Error::other)?.id());
+        }
+        let link = FdLink::from(PinnedLink::from_pin(path).map_err(io::Error::other)?);
+        Ok(link.info().map_err(io::Error::other)?.program_id())
     }
 
     fn parse(name: &str) -> Option<Pin> {
@@ -97,43 +131,43 @@ impl Pin {
             .map(|name| name.to_string_lossy().into_owned())
             // So it is for an interface that is on its way out.
             .filter(|name| !name.is_empty());
-        let direction = match self.kind {
-            PinKind::FilterIngress => Some(TcAttachType::Ingress),
-            PinKind::FilterEgress => Some(TcAttachType::Egress),
-            PinKind::LinkXdp | PinKind::LinkIngress | PinKind::LinkEgress => None,
-        };
-        if let (Some(direction), Some(interface)) = (direction, &interface) {
-            match tc::qdisc_detach_program(interface, direction, self.kind.hook()) {
-                Ok(()) => {}
-                Err(tc::TcError::IoError(error)) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => {
-                    let source = io::Error::other(format!("the TC filter on {interface} does not go: {error}"));
-                    return Err(LoadError::PinDir { path, source });
-                }
+        let failed = |source| LoadError::PinDir { path: path.clone(), source };
+        let done = match self.kind {
+            PinKind::LinkXdp | PinKind::LinkIngress | PinKind::LinkEgress => {
+                Link::open(&path).and_then(|link| link.detach()).map_err(failed)?;
+                format!("detached {}", self.kind.hook())
             }
-        }
-        let removed = if direction.is_none() { remove_link(&path) } else { fs::remove_file(&path) };
-        removed.map_err(|source| LoadError::PinDir { path, source })?;
+            PinKind::FilterIngress | PinKind::FilterEgress => {
+                if let Some(interface) = &interface {
+                    self.detach_filter(interface).map_err(failed)?;
+                }
+                format!("detached {}", self.kind.hook())
+            }
+            PinKind::Clsact if interface.is_none() => "forgot the clsact qdisc".to_owned(),
+            PinKind::Clsact => match clsact::remove_if_empty(self.ifindex).map_err(failed)? {
+                true => "removed the clsact qdisc".to_owned(),
+                false => "left the clsact qdisc, in which others have filters,".to_owned(),
+            },
+        };
+        fs::remove_file(&path).map_err(failed)?;
         let from = interface.unwrap_or_else(|| format!("interface {} (gone, or of another namespace)", self.ifindex));
-        Ok(format!("detached {} from {from}", self.kind.hook()))
+        Ok(format!("{done} from {from}"))
+    }
+
+    fn detach_filter(self, interface: &str) -> io::Result<()> {
+        let direction = if self.kind == PinKind::FilterEgress { TcAttachType::Egress } else { TcAttachType::Ingress };
+        match tc::qdisc_detach_program(interface, direction, self.kind.hook()) {
+            Ok(()) => Ok(()),
+            Err(tc::TcError::IoError(error)) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(io::Error::other(format!("the TC filter on {interface} does not go: {error}"))),
+        }
     }
 }
 
-/// Removes a link's pin and waits until it is detached: the kernel does that a moment after the last reference is gone.
+/// Detaches a link, whoever else holds it open, and removes its pin.
 pub(super) fn remove_link(path: &Path) -> io::Result<()> {
-    let link = PinnedLink::from_pin(path).map_err(io::Error::other)?;
-    let link = FdLink::from(link);
-    let id = link.info().map_err(io::Error::other)?.id();
-    fs::remove_file(path)?;
-    drop(link);
-    let begun = Instant::now();
-    while loaded_links().filter_map(Result::ok).any(|link| link.id() == id) {
-        if begun.elapsed() > DETACH_TIMEOUT {
-            return Err(io::Error::other(format!("link {id} stays attached: another process holds it")));
-        }
-        thread::sleep(Duration::from_millis(1));
-    }
-    Ok(())
+    Link::open(path)?.detach()?;
+    fs::remove_file(path)
 }
 
 /// Detaches every hook and removes every pin; says what was done, nothing if there was nothing. Connections through Weir end.
@@ -151,9 +185,11 @@ pub fn cleanup(pin_dir: &Path) -> Result<Vec<String>, LoadError> {
         done.push(pin.release(pin_dir)?);
     }
     for name in map_pins(pin_dir).map_err(MigrateError::from)? {
-        fs::remove_file(pin_dir.join(&name))
-            .map_err(|source| LoadError::PinDir { path: pin_dir.join(&name), source })?;
+        leftovers::remove(pin_dir.join(&name)).map_err(MigrateError::from)?;
         done.push(format!("removed map {name}"));
+    }
+    for path in programs::pins(pin_dir) {
+        leftovers::remove(path).map_err(MigrateError::from)?;
     }
     let left = names(pin_dir).map_err(failed)?;
     if left.is_empty() {

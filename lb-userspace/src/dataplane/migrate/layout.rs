@@ -2,15 +2,18 @@
 
 use std::{collections::BTreeMap, fmt};
 
+use serde::{Deserialize, Serialize};
+
 /// A type of plain data.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 pub enum Type {
     Int { size: usize, signed: bool },
     Array { element: Box<Type>, len: usize },
     Struct { size: usize, members: Vec<Member> },
 }
 
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Member {
     pub name: String,
     /// In bytes.
@@ -19,7 +22,7 @@ pub struct Member {
 }
 
 /// The key and the value of a map; types of structs have no names here, only members do.
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Layout {
     pub key: Type,
     pub value: Type,

@@ -2,33 +2,34 @@
 //!
 //! A new map is pinned as `NAME-new` until every hook runs the new program; then it is renamed to `NAME`, over the old one. Whether a hook
 //! already uses a `NAME-new` says on which side of the switch an interruption came: before it, the old maps are whole and the new ones are thrown
-//! away; after it, the new ones are what counts, and the renaming is done to its end.
+//! away; after it, the new ones are what counts, and the renaming is done to its end. Which maps the program of a hook uses is in the
+//! [`Record`].
 
 use std::{
     collections::BTreeSet,
-    error::Error,
     fs, io,
     path::{Path, PathBuf},
 };
 
-use aya::{
-    maps::{MapData, MapError, MapInfo},
-    programs::{
-        ProgramInfo,
-        links::{FdLink, PinnedLink},
-        loaded_programs,
-    },
-};
+use aya::maps::{MapData, MapError, MapInfo};
 
-use super::plan::PlanError;
-use crate::dataplane::pins::{Pin, names};
+use super::{
+    plan::PlanError,
+    record::{LAYOUTS, Record},
+};
+use crate::dataplane::{
+    pins::{Pin, names},
+    programs,
+};
 
 /// A bpffs keeps names with dots for itself.
 const NEW: &str = "-new";
 
-/// Where the new map of this name is pinned.
-pub fn new_path(pin_dir: &Path, name: &str) -> PathBuf {
-    pin_dir.join(format!("{name}{NEW}"))
+/// Where what is to be pinned at `path` is pinned first.
+pub fn new_path(path: &Path) -> PathBuf {
+    let mut new = path.as_os_str().to_owned();
+    new.push(NEW);
+    new.into()
 }
 
 /// Every map of Weir's that is pinned under its own name, also those that only another build knows.
@@ -76,16 +77,22 @@ fn is_map_name(name: &str) -> bool {
 }
 
 /// Puts right what an interrupted migration has left; true if hooks may be on either side of it.
-pub fn clear(pin_dir: &Path) -> Result<bool, PlanError> {
-    let left: Vec<String> =
-        pinned(pin_dir)?.iter().filter_map(|name| name.strip_suffix(NEW)).map(str::to_owned).collect();
+pub fn clear(pin_dir: &Path, record: &Record) -> Result<bool, PlanError> {
+    let left = pinned(pin_dir)?.into_iter().filter_map(|name| name.strip_suffix(NEW).map(str::to_owned));
+    let (left, marks): (Vec<String>, Vec<String>) = left.partition(|name| is_map_name(name) && name != LAYOUTS);
+    // Nothing depends on these: what is pinned under the name itself counts.
+    for mark in
+        marks.iter().filter(|name| *name == LAYOUTS || programs::PINS.contains(&name.as_str()) || Pin::is_name(name))
+    {
+        abandon(pin_dir, mark)?;
+    }
     if left.is_empty() {
         return Ok(false);
     }
-    let in_use = maps_in_use(pin_dir)?;
+    let in_use = maps_in_use(pin_dir, record)?;
     let mut is_past = false;
     for name in &left {
-        let path = new_path(pin_dir, name);
+        let path = new_path(&pin_dir.join(name));
         let info = MapInfo::from_pin(&path).map_err(|source| PlanError::Pinned { path, source })?;
         is_past |= in_use.contains(&info.id());
     }
@@ -102,23 +109,20 @@ pub fn clear(pin_dir: &Path) -> Result<bool, PlanError> {
             "a migration was interrupted after hooks had been switched: taking its new maps"
         );
     } else {
-        tracing::warn!(
-            maps = left.len(),
-            "a migration was interrupted before the switch: its new maps are thrown away"
-        );
+        tracing::warn!(maps = left.len(), "a start was interrupted before the switch: its new maps are thrown away");
     }
     Ok(is_past)
 }
 
-/// The new map takes the place of the old one.
+/// What is new takes the place of what is old.
 pub fn settle(pin_dir: &Path, name: &str) -> Result<(), PlanError> {
-    let path = new_path(pin_dir, name);
+    let path = new_path(&pin_dir.join(name));
     fs::rename(&path, pin_dir.join(name)).map_err(|source| PlanError::PinDir { path, source })
 }
 
-/// The old map stays.
+/// What is old stays.
 pub fn abandon(pin_dir: &Path, name: &str) -> Result<(), PlanError> {
-    remove(new_path(pin_dir, name))
+    remove(new_path(&pin_dir.join(name)))
 }
 
 /// Removes the pin of a map.
@@ -130,23 +134,35 @@ pub fn remove(path: PathBuf) -> Result<(), PlanError> {
 }
 
 /// The maps of the programs on our hooks, by their ids.
-fn maps_in_use(pin_dir: &Path) -> Result<BTreeSet<u32>, PlanError> {
+fn maps_in_use(pin_dir: &Path, record: &Record) -> Result<BTreeSet<u32>, PlanError> {
     let mut maps = BTreeSet::new();
-    for pin in Pin::list(pin_dir).map_err(|source| PlanError::PinDir { path: pin_dir.to_owned(), source })? {
-        let path = pin.path(pin_dir);
-        let of_hook = maps_of_hook(pin, &path);
-        maps.extend(of_hook.map_err(|source| PlanError::PinDir { path, source: io::Error::other(source) })?);
+    for pin in hooks(pin_dir)? {
+        let hook = pin.path(pin_dir);
+        let program = program_of(pin_dir, pin)?;
+        match record.programs.get(&program) {
+            Some(used) => maps.extend(used),
+            None => {
+                let used = programs::maps_by_id(program);
+                maps.extend(used.map_err(|source| PlanError::UnknownProgram { hook, program, source })?);
+            }
+        }
     }
     Ok(maps)
 }
 
-fn maps_of_hook(pin: Pin, path: &Path) -> Result<Vec<u32>, Box<dyn Error + Send + Sync>> {
-    if !pin.kind.is_link() {
-        return Ok(ProgramInfo::from_pin(path)?.map_ids()?.unwrap_or_default());
-    }
-    let program = FdLink::from(PinnedLink::from_pin(path)?).info()?.program_id();
-    let program = loaded_programs().filter_map(Result::ok).find(|info| info.id() == program);
-    Ok(program.map_or(Ok(None), |program| program.map_ids())?.unwrap_or_default())
+/// The programs on our hooks, by their ids.
+pub fn programs_in_use(pin_dir: &Path) -> Result<BTreeSet<u32>, PlanError> {
+    hooks(pin_dir)?.into_iter().map(|pin| program_of(pin_dir, pin)).collect()
+}
+
+fn hooks(pin_dir: &Path) -> Result<Vec<Pin>, PlanError> {
+    let mut hooks = Pin::list(pin_dir).map_err(|source| PlanError::PinDir { path: pin_dir.to_owned(), source })?;
+    hooks.retain(|pin| pin.kind.is_hook());
+    Ok(hooks)
+}
+
+fn program_of(pin_dir: &Path, pin: Pin) -> Result<u32, PlanError> {
+    pin.program(pin_dir).map_err(|source| PlanError::PinDir { path: pin.path(pin_dir), source })
 }
 
 fn pinned(pin_dir: &Path) -> Result<Vec<String>, PlanError> {

@@ -18,6 +18,7 @@ use super::{
     leftovers::pinned_maps,
     meaning,
     merge::Merge,
+    record::{LAYOUTS, Record, RecordError},
     settings::PinnedSettings,
 };
 use crate::dataplane::raw::objects::{MapTypes, map_types};
@@ -30,8 +31,14 @@ pub type MapSizes = BTreeMap<&'static str, u32>;
 pub struct Plan {
     /// Those that can't be taken over as they are.
     pub changes: Vec<Change>,
+    /// Maps of this build that are not pinned yet.
+    pub appearing: Vec<&'static str>,
     /// Weir's, but this build has none of their names.
     pub unknown: Vec<String>,
+    /// The layouts of the pinned maps, by their ids.
+    pub pinned: BTreeMap<u32, Layout>,
+    /// The layouts of this build's maps, by their names.
+    pub built: BTreeMap<&'static str, Layout>,
     /// The value of `SETTINGS`, as it is pinned and as this build has it; `None` if it is not pinned.
     pub settings: Option<(Type, Type)>,
 }
@@ -93,6 +100,21 @@ pub enum PlanError {
         "the pinned map {map} cannot become this build's: {why}: start the build that made it; or `weir cleanup` ends the data path and removes it"
     )]
     Impossible { map: &'static str, why: String },
+    #[error(
+        "what the pinned map {map} holds is not recorded in {}, and the kernel tells it only to a process with CAP_SYS_ADMIN ({source}): start \
+         the agent once with that capability, which ends no connection (docs/operations.md, \"An agent without a record of the layouts\")",
+        .record.display()
+    )]
+    Unrecorded { map: String, record: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Record(#[from] RecordError),
+    #[error(
+        "whether an interrupted take-over had switched the hook {} cannot be told: its program {program} is not recorded, and the kernel tells \
+         about it only to a process with CAP_SYS_ADMIN ({source}): start the agent once with that capability, which ends no connection \
+         (docs/operations.md, \"An agent without a record of the layouts\")",
+        .hook.display()
+    )]
+    UnknownProgram { hook: PathBuf, program: u32, source: io::Error },
     #[error("cannot read the pinned map SETTINGS: {source}")]
     Settings { source: CopyError },
     #[error(
@@ -103,24 +125,57 @@ pub enum PlanError {
 }
 
 impl Plan {
-    pub fn of(pin_dir: &Path, object: &Object, sizes: &MapSizes) -> Result<Self, PlanError> {
+    /// Looks at what is pinned in `pin_dir`, of which `record` says the layouts.
+    pub fn of(pin_dir: &Path, record: &Record, object: &Object, sizes: &MapSizes) -> Result<Self, PlanError> {
         let btf = object.btf.as_ref().map(aya_obj::btf::Btf::to_bytes).unwrap_or_default();
         let mut plan = Self::default();
-        for (name, old) in pinned_maps(pin_dir)? {
-            let Some(name) = map::PINNED.into_iter().find(|known| *known == name) else {
-                plan.unknown.push(name);
+        let mut pinned: BTreeMap<String, MapData> = pinned_maps(pin_dir)?.into_iter().collect();
+        pinned.remove(LAYOUTS);
+        for name in map::PINNED {
+            let new = Described::by(object, &btf, name, sizes)?;
+            if let Ok(layout) = &new.layout {
+                plan.built.insert(name, layout.clone());
+            }
+            let Some(map) = pinned.remove(name) else {
+                plan.appearing.push(name);
                 continue;
             };
-            let new = Described::by(object, &btf, name, sizes)?;
-            let is = Described::pinned(&old).map_err(|why| PlanError::Impossible { map: name, why })?;
-            let mut meant_otherwise = false;
-            if let (map::SETTINGS, Ok(was), Ok(will_be)) = (name, &is.layout, &new.layout) {
-                meant_otherwise = check_meaning(old, &was.value)?;
-                plan.settings = Some((was.value.clone(), will_be.value.clone()));
-            }
-            plan.changes.extend(change(name, &is, &new, meant_otherwise)?);
+            plan.consider(name, map, &new, pin_dir, record)?;
         }
+        plan.unknown = pinned.into_keys().collect();
         Ok(plan)
+    }
+
+    /// What becomes of a pinned map that is to be as `new` says.
+    fn consider(
+        &mut self,
+        name: &'static str,
+        map: MapData,
+        new: &Described,
+        pin_dir: &Path,
+        record: &Record,
+    ) -> Result<(), PlanError> {
+        let (id, is) = Described::pinned(name, &map, pin_dir, record)?;
+        if let Ok(layout) = &is.layout {
+            self.pinned.insert(id, layout.clone());
+        }
+        let mut meant_otherwise = false;
+        if let (map::SETTINGS, Ok(was), Ok(will_be)) = (name, &is.layout, &new.layout) {
+            meant_otherwise = check_meaning(map, &was.value)?;
+            self.settings = Some((was.value.clone(), will_be.value.clone()));
+        }
+        self.changes.extend(change(name, &is, new, meant_otherwise)?);
+        Ok(())
+    }
+
+    /// Whether the maps of this build are those that are pinned, all of them and no others.
+    pub fn changes_nothing(&self) -> bool {
+        self.changes.is_empty() && self.unknown.is_empty()
+    }
+
+    /// The maps that are pinned as `NAME-new` until every hook runs the new programs.
+    pub fn new_maps(&self) -> impl Iterator<Item = &'static str> {
+        self.changes.iter().map(|change| change.name).chain(self.appearing.iter().copied())
     }
 }
 
@@ -162,17 +217,30 @@ impl Described {
         })
     }
 
-    fn pinned(map: &MapData) -> Result<Self, String> {
-        let info = map.info().map_err(|error| error.to_string())?;
-        let types = map_types(map).map_err(|error| format!("its types cannot be read: {error}"))?;
-        Ok(Self {
+    /// A map that is pinned, and its id.
+    fn pinned(name: &'static str, map: &MapData, pin_dir: &Path, record: &Record) -> Result<(u32, Self), PlanError> {
+        let unreadable = |source| PlanError::Pinned { path: pin_dir.join(name), source };
+        let info = map.info().map_err(unreadable)?;
+        let layout = match record.maps.get(&info.id()) {
+            Some(layout) => Ok(layout.clone()),
+            // A ring buffer has no entries.
+            None if matches!(info.map_type(), Ok(MapType::RingBuf)) => Err(BtfError::Missing),
+            None => match map_types(map) {
+                Ok(types) => types.as_ref().map_or(Err(BtfError::Missing), layout),
+                Err(source) => {
+                    return Err(PlanError::Unrecorded { map: name.to_owned(), record: pin_dir.join(LAYOUTS), source });
+                }
+            },
+        };
+        let described = Self {
             map_type: info.map_type().map_or(u32::MAX, |map_type| map_type as u32),
             key: info.key_size(),
             value: info.value_size(),
             entries: info.max_entries(),
             flags: info.map_flags(),
-            layout: types.as_ref().map_or(Err(BtfError::Missing), layout),
-        })
+            layout,
+        };
+        Ok((info.id(), described))
     }
 
     fn shape(&self) -> String {

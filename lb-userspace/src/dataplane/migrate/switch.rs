@@ -1,20 +1,21 @@
 //! Gives every hook the new program, one right after the other: between the first and the last some packets meet the old maps and some the new ones.
 
-use std::{io, path::Path};
+use std::{
+    io,
+    os::fd::AsFd,
+    path::{Path, PathBuf},
+};
 
 use aya::{
     Ebpf,
-    programs::{
-        ProgramError, ProgramFd, SchedClassifier, TcAttachType,
-        links::{FdLink, PinnedLink},
-        loaded_programs,
-    },
+    programs::{ProgramError, SchedClassifier, TcAttachType},
 };
 use nix::net::if_::if_indextoname;
 
 use crate::dataplane::{
     attach,
     pins::{Pin, PinKind},
+    programs,
     raw::objects::Link,
 };
 
@@ -26,15 +27,15 @@ pub struct SwitchError {
     source: ProgramError,
 }
 
-/// A hook that has a link, and what it runs now.
+/// A hook that has a link.
 struct Hook {
     pin: Pin,
     link: Link,
-    program: u32,
 }
 
 /// The hooks that are pinned, held open so that switching them takes no time.
 pub struct Hooks {
+    pin_dir: PathBuf,
     links: Vec<Hook>,
     filters: Vec<Pin>,
 }
@@ -42,14 +43,10 @@ pub struct Hooks {
 impl Hooks {
     /// A link that can't be opened is none; attaching says what is wrong with it.
     pub fn open(pin_dir: &Path) -> io::Result<Self> {
-        let (links, filters): (Vec<Pin>, Vec<Pin>) =
-            Pin::list(pin_dir)?.into_iter().partition(|pin| pin.kind.is_link());
-        let open = |pin: Pin| {
-            let path = pin.path(pin_dir);
-            let program = FdLink::from(PinnedLink::from_pin(&path).ok()?).info().ok()?.program_id();
-            Some(Hook { pin, link: Link::open(&path).ok()?, program })
-        };
-        Ok(Self { links: links.into_iter().filter_map(open).collect(), filters })
+        let hooks = Pin::list(pin_dir)?.into_iter().filter(|pin| pin.kind.is_hook());
+        let (links, filters): (Vec<Pin>, Vec<Pin>) = hooks.partition(|pin| pin.kind.is_link());
+        let open = |pin: Pin| Some(Hook { pin, link: Link::open(&pin.path(pin_dir)).ok()? });
+        Ok(Self { pin_dir: pin_dir.to_owned(), links: links.into_iter().filter_map(open).collect(), filters })
     }
 
     pub fn len(&self) -> usize {
@@ -57,16 +54,16 @@ impl Hooks {
     }
 
     /// Switches all of them. If the kernel refuses one link, those before get their old programs again.
-    pub fn switch(&self, ebpf: &mut Ebpf, pin_dir: &Path) -> Result<(), SwitchError> {
+    pub fn switch(&self, ebpf: &mut Ebpf) -> Result<(), SwitchError> {
         for (number, hook) in self.links.iter().enumerate() {
             let failed = |source| SwitchError { hook: hook.pin.kind.hook(), ifindex: hook.pin.ifindex, source };
             let program = ebpf.program(hook.pin.kind.hook()).ok_or(ProgramError::NotLoaded);
-            let updated = program.and_then(|program| Ok(hook.link.update(program.fd()?)?));
+            let updated = program.and_then(|program| Ok(hook.link.update(program.fd()?.as_fd())?));
             match updated {
                 // Its interface is gone: attaching sees that too.
                 Err(ProgramError::IOError(error)) if error.raw_os_error() == Some(libc::ENOLINK) => {}
                 Err(error) => {
-                    self.links.iter().take(number).for_each(Hook::switch_back);
+                    self.links.iter().take(number).for_each(|hook| hook.switch_back(&self.pin_dir));
                     return Err(failed(error));
                 }
                 Ok(()) => {}
@@ -74,7 +71,7 @@ impl Hooks {
         }
         for pin in &self.filters {
             // Where filters are, no link can fail any more; one that does is tried again when the hooks are looked after.
-            if let Err(error) = switch_filter(*pin, ebpf, pin_dir) {
+            if let Err(error) = switch_filter(*pin, ebpf, &self.pin_dir) {
                 tracing::error!(ifindex = pin.ifindex, hook = pin.kind.hook(), %error, "the filter keeps the old program for now");
             }
         }
@@ -83,18 +80,14 @@ impl Hooks {
 }
 
 impl Hook {
-    fn switch_back(&self) {
-        let switched = self.old_program().and_then(|program| Ok(self.link.update(&program)?));
+    /// Gives it the program that is pinned from before. That may have been loaded a moment after the one that it had, by a start that was
+    /// interrupted, but both are of one build and use the same maps.
+    fn switch_back(&self, pin_dir: &Path) {
+        let name = self.pin.kind.hook();
+        let switched = programs::pinned(pin_dir, name).and_then(|program| self.link.update(program.as_fd()));
         if let Err(error) = switched {
-            let (hook, ifindex) = (self.pin.kind.hook(), self.pin.ifindex);
-            tracing::error!(hook, ifindex, %error, "the hook does not get its old program again");
+            tracing::error!(hook = name, ifindex = self.pin.ifindex, %error, "the hook does not get its old program again");
         }
-    }
-
-    fn old_program(&self) -> Result<ProgramFd, ProgramError> {
-        let is_it =
-            |info: &Result<aya::programs::ProgramInfo, _>| info.as_ref().is_ok_and(|info| info.id() == self.program);
-        loaded_programs().find(is_it).unwrap_or(Err(ProgramError::NotLoaded))?.fd()
     }
 }
 
@@ -106,6 +99,6 @@ fn switch_filter(pin: Pin, ebpf: &mut Ebpf, pin_dir: &Path) -> anyhow::Result<()
     let interface = if_indextoname(pin.ifindex)?.to_string_lossy().into_owned();
     let program = ebpf.program_mut(pin.kind.hook()).ok_or(ProgramError::NotLoaded)?;
     let program: &mut SchedClassifier = program.try_into()?;
-    attach::attach_filter(program, &interface, direction, pin.kind.hook(), &pin.path(pin_dir))?;
+    attach::attach_filter(program, &interface, direction, pin, pin_dir)?;
     Ok(())
 }

@@ -3,12 +3,12 @@
 use std::{
     ffi::CString,
     io,
-    os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd},
+    os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd},
     os::unix::ffi::OsStrExt,
     path::Path,
 };
 
-use aya::{maps::MapData, programs::ProgramFd};
+use aya::maps::MapData;
 use aya_obj::generated::{bpf_btf_info, bpf_map_info};
 
 use super::bpf;
@@ -17,6 +17,7 @@ const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 const BPF_BTF_GET_FD_BY_ID: libc::c_long = 19;
 const BPF_LINK_UPDATE: libc::c_long = 29;
+const BPF_LINK_DETACH: libc::c_long = 34;
 
 /// BTF, and the types in it that a map's keys and values have; 0 is none.
 pub struct MapTypes {
@@ -25,7 +26,7 @@ pub struct MapTypes {
     pub value: u32,
 }
 
-/// The types with which a map was made; `None` if it was made without.
+/// The types with which a map was made; `None` if it was made without. EPERM without CAP_SYS_ADMIN.
 pub fn map_types(map: &MapData) -> io::Result<Option<MapTypes>> {
     // SAFETY: integers only.
     let mut info: bpf_map_info = unsafe { std::mem::zeroed() };
@@ -69,30 +70,45 @@ unsafe fn object_info<T>(fd: i32, info: &mut T) -> io::Result<()> {
     unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr) }.map(drop)
 }
 
+/// What is pinned there: a map, a program or a link.
+pub fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
+    #[repr(C)]
+    struct PathAttr {
+        path: u64,
+        fd: u32,
+        flags: u32,
+    }
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    let mut attr = PathAttr { path: path.as_ptr() as u64, fd: 0, flags: 0 };
+    // SAFETY: the path ends with a zero byte and outlives the call.
+    let fd = unsafe { bpf(BPF_OBJ_GET, &mut attr) }?;
+    // SAFETY: the kernel has just made it for us.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
 /// A link, held open.
 pub struct Link(OwnedFd);
 
 impl Link {
     /// The link that is pinned there.
     pub fn open(path: &Path) -> io::Result<Self> {
-        #[repr(C)]
-        struct PathAttr {
-            path: u64,
-            fd: u32,
-            flags: u32,
-        }
-        let path = CString::new(path.as_os_str().as_bytes())?;
-        let mut attr = PathAttr { path: path.as_ptr() as u64, fd: 0, flags: 0 };
-        // SAFETY: the path ends with a zero byte and outlives the call.
-        let fd = unsafe { bpf(BPF_OBJ_GET, &mut attr) }?;
-        // SAFETY: the kernel has just made it for us.
-        Ok(Self(unsafe { OwnedFd::from_raw_fd(fd) }))
+        open_pinned(path).map(Self)
     }
 
     /// Gives it another program, atomically: a packet meets one or the other. ENOLINK: it is attached nowhere.
-    pub fn update(&self, program: &ProgramFd) -> io::Result<()> {
-        let mut attr = [self.0.as_raw_fd() as u32, program.as_fd().as_raw_fd() as u32, 0, 0];
+    pub fn update(&self, program: BorrowedFd<'_>) -> io::Result<()> {
+        let mut attr = [self.0.as_raw_fd() as u32, program.as_raw_fd() as u32, 0, 0];
         // SAFETY: integers only.
         unsafe { bpf(BPF_LINK_UPDATE, &mut attr) }.map(drop)
+    }
+
+    /// Detaches it now, whoever else holds it open. It is no error if it is attached nowhere.
+    pub fn detach(&self) -> io::Result<()> {
+        let mut attr = [self.0.as_raw_fd() as u32];
+        // SAFETY: integers only.
+        match unsafe { bpf(BPF_LINK_DETACH, &mut attr) } {
+            Err(error) if error.raw_os_error() == Some(libc::ENOLINK) => Ok(()),
+            result => result.map(drop),
+        }
     }
 }

@@ -1,0 +1,41 @@
+//! The clsact qdisc, in which TC filters are where the kernel has no tcx links.
+
+use std::{io, thread};
+
+use futures_util::TryStreamExt;
+use rtnetlink::{Handle, packet_route::tc::TcHandle};
+
+/// Removes the qdisc from an interface if no filter is in it; whether it was removed, or gone already.
+pub fn remove_if_empty(ifindex: u32) -> io::Result<bool> {
+    // A thread of its own, because whoever calls may be a task of another event loop; it is in the caller's network namespace.
+    let work = || -> io::Result<bool> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        runtime.block_on(async {
+            let (connection, handle, _) = rtnetlink::new_connection()?;
+            tokio::spawn(connection);
+            remove(&handle, ifindex.cast_signed()).await
+        })
+    };
+    thread::scope(|scope| scope.spawn(work).join()).unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+async fn remove(handle: &Handle, ifindex: i32) -> io::Result<bool> {
+    let filters = || handle.traffic_filter(ifindex).get();
+    let ingress: Vec<_> = filters().ingress().execute().try_collect().await.map_err(io::Error::other)?;
+    let egress: Vec<_> = filters().egress().execute().try_collect().await.map_err(io::Error::other)?;
+    if !ingress.is_empty() || !egress.is_empty() {
+        return Ok(false);
+    }
+    let mut request = handle.qdisc().del(ifindex);
+    request.message_mut().header.parent = TcHandle::CLSACT;
+    request.message_mut().header.handle = TcHandle { major: 0xffff, minor: 0 };
+    match request.execute().await {
+        Err(rtnetlink::Error::NetlinkError(error)) if is_absent(error.raw_code()) => Ok(true),
+        result => result.map(|()| true).map_err(io::Error::other),
+    }
+}
+
+/// What the kernel answers if the interface has no such qdisc.
+fn is_absent(code: i32) -> bool {
+    [libc::ENOENT, libc::EINVAL].contains(&-code)
+}

@@ -1,0 +1,117 @@
+//! The programs beside their hooks: their pins, by which the next agent finds the old ones again, and what the kernel tells of them.
+//!
+//! A hook's program is opened by its pin and never by its id, which takes CAP_SYS_ADMIN.
+
+use std::{
+    fs, io,
+    os::fd::OwnedFd,
+    path::{Path, PathBuf},
+};
+
+use aya::{
+    Ebpf,
+    pin::PinError,
+    programs::{Program, ProgramError, ProgramInfo, loaded_programs},
+    sys::SyscallError,
+};
+use lb_common::limits::program;
+
+use super::{migrate::leftovers::new_path, raw::objects};
+
+/// The pins of the programs that were loaded last, in the order of [`PROGRAMS`].
+pub const PINS: [&str; 3] = ["program-weir_xdp", "program-weir_ingress", "program-weir_egress"];
+const PROGRAMS: [&str; 3] = [program::XDP, program::INGRESS, program::EGRESS];
+
+/// The ids of the programs of an object that is loaded.
+pub fn ids(ebpf: &Ebpf) -> Result<Vec<u32>, ProgramError> {
+    let info = |name| match ebpf.program(name) {
+        Some(Program::Xdp(program)) => program.info(),
+        Some(Program::SchedClassifier(program)) => program.info(),
+        _ => Err(ProgramError::NotLoaded),
+    };
+    PROGRAMS.into_iter().map(|name| Ok(info(name)?.id())).collect()
+}
+
+/// Pins the programs of an object that is loaded, in place of those that were loaded before.
+pub fn pin(ebpf: &mut Ebpf, pin_dir: &Path) -> Result<(), PinError> {
+    for (name, pin) in PROGRAMS.into_iter().zip(PINS) {
+        let path = pin_dir.join(pin);
+        match ebpf.program_mut(name) {
+            Some(Program::Xdp(program)) => pin_over(&path, |path| program.pin(path))?,
+            Some(Program::SchedClassifier(program)) => pin_over(&path, |path| program.pin(path))?,
+            _ => {}
+        }
+    }
+    Ok(())
+}
+
+/// Pins at `path`, over what is pinned there: an interruption leaves one or the other.
+pub fn pin_over(path: &Path, pin: impl FnOnce(&Path) -> Result<(), PinError>) -> Result<(), PinError> {
+    let new = new_path(path);
+    pin(&new)?;
+    let renamed = fs::rename(&new, path);
+    renamed.map_err(|io_error| PinError::SyscallError(SyscallError { call: "rename", io_error }))
+}
+
+/// The program of this name that was loaded before.
+pub fn pinned(pin_dir: &Path, name: &str) -> io::Result<OwnedFd> {
+    let pin = PROGRAMS.into_iter().zip(PINS).find(|(program, _)| *program == name);
+    let (_, pin) = pin.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
+    objects::open_pinned(&pin_dir.join(pin))
+}
+
+/// The pins of programs in `pin_dir`.
+pub fn pins(pin_dir: &Path) -> Vec<PathBuf> {
+    PINS.into_iter().map(|pin| pin_dir.join(pin)).filter(|path| path.exists()).collect()
+}
+
+/// What [`name_by_id`] finds.
+pub enum Name {
+    Known(String),
+    /// It is gone, or has no name.
+    None,
+    /// The kernel tells it only to CAP_SYS_ADMIN.
+    Forbidden,
+}
+
+/// The name of any program, ours or not.
+pub fn name_by_id(id: u32) -> Name {
+    match by_id(id) {
+        Ok(Some(info)) => match info.name_as_str() {
+            Some(name) if !name.is_empty() => Name::Known(name.to_owned()),
+            _ => Name::None,
+        },
+        Ok(None) => Name::None,
+        Err(_) => Name::Forbidden,
+    }
+}
+
+/// The ids of the maps of a program that is loaded; none if it is gone. An error: this process may not ask.
+pub fn maps_by_id(id: u32) -> io::Result<Vec<u32>> {
+    let Some(info) = by_id(id)? else { return Ok(Vec::new()) };
+    Ok(info.map_ids().map_err(io::Error::other)?.unwrap_or_default())
+}
+
+/// The program of this id; `None` if there is none. An error: this process may not ask, which takes CAP_SYS_ADMIN.
+fn by_id(id: u32) -> io::Result<Option<ProgramInfo>> {
+    for info in loaded_programs() {
+        match info {
+            Ok(info) if info.id() == id => return Ok(Some(info)),
+            Ok(_) => {}
+            Err(error) => match errno(&error) {
+                Some(libc::EPERM) => return Err(io::Error::from_raw_os_error(libc::EPERM)),
+                // One that ended while the list was walked.
+                Some(libc::ENOENT) => {}
+                _ => return Err(io::Error::other(error)),
+            },
+        }
+    }
+    Ok(None)
+}
+
+fn errno(error: &ProgramError) -> Option<i32> {
+    match error {
+        ProgramError::SyscallError(error) => error.io_error.raw_os_error(),
+        _ => None,
+    }
+}
