@@ -14,7 +14,7 @@ fn logged(format: &str, stream: impl FnOnce(&fs::Metadata) -> Option<String>) ->
     let at = |name: &str| directory.path().join(name);
     let socket = at("agent.sock");
     let config = format!(
-        "version: 1\ninterfaces: [lo]\nadmin: {{ socket: {}, http: \"off\" }}\nservices: []\n",
+        "version: 1\ninterfaces: [lo]\nadmin: {{ socket: {}, http: \"\" }}\nservices: []\n",
         socket.display()
     );
     fs::write(at("weir.yaml"), config).unwrap();
