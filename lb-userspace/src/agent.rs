@@ -12,6 +12,7 @@ mod lookup;
 mod node;
 mod reconcile;
 mod reload;
+mod report;
 mod select;
 mod settle;
 mod snapshot;
@@ -38,6 +39,7 @@ use crate::{
     api::{HttpServer, SocketServer, handle::AgentHandle, types::Severity},
     config::{Config, model::FlowTables},
     dataplane::{
+        doctor::Subject,
         flows::boottime_ns,
         load::{BpfLog, DataPath, LoadError},
         maps::Maps,
@@ -47,7 +49,7 @@ use crate::{
     health,
     metrics::Metrics,
     overrides::StateDir,
-    source::file::FileSource,
+    source::file::{FileSource, Loaded},
 };
 
 /// What the agent is started with.
@@ -63,6 +65,12 @@ pub struct AgentOptions {
 
 /// Runs until SIGTERM or SIGINT; the data path goes on. Fails with every mistake if the file is bad, and leaves a pinned data path as it is.
 pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
+    let outcome = serve(options).await;
+    outcome.inspect_err(supervisor::failed)
+}
+
+async fn serve(options: AgentOptions) -> anyhow::Result<()> {
+    supervisor::starting("reading the configuration");
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
@@ -82,7 +90,7 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
         }
     };
     let mut tasks = Tasks::default();
-    let agent = prepare(&options, &config, source, &mut tasks, &shutdown).await?;
+    let agent = prepare(&options, &config, first, source, &mut tasks, &shutdown).await?;
     let mut agent_task = tokio::spawn(agent.run(hangup, shutdown));
     let outcome = tokio::select! {
         biased;
@@ -111,6 +119,7 @@ pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
 async fn prepare(
     options: &AgentOptions,
     config: &Arc<Config>,
+    first: Arc<Loaded>,
     source: FileSource,
     tasks: &mut Tasks,
     shutdown: &watch::Receiver<bool>,
@@ -129,6 +138,7 @@ async fn prepare(
         Some(address) => Some(HttpServer::bind(address).await?),
         None => None,
     };
+    supervisor::starting("loading the programs, opening the maps");
     let sizes = map_sizes(&config.flow_tables);
     let mut data_path = match DataPath::open_sized(&options.pin_dir, options.bpf_log, &sizes) {
         Ok(data_path) => data_path,
@@ -173,6 +183,7 @@ async fn prepare(
     let parts = Parts {
         options: options.clone(),
         config: config.clone(),
+        first,
         seed,
         overrides,
         state_dir,
@@ -212,7 +223,7 @@ fn map_sizes(tables: &FlowTables) -> MapSizes {
 /// The error with what is wrong on the machine, which may be its cause: a missing capability reaches us as a mere "not permitted".
 async fn explained(error: &LoadError, config: &Config, pin_dir: &Path) -> anyhow::Error {
     let mut text = error.to_string();
-    for finding in crate::dataplane::doctor::findings(Some(config), pin_dir).await {
+    for finding in crate::dataplane::doctor::findings(Some(config), pin_dir, &Subject::Process).await {
         if finding.severity == Severity::Error {
             text.push_str(&format!("\n  {}: {}; {}", finding.check, finding.message, finding.remedy));
         }

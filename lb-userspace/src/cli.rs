@@ -12,6 +12,7 @@ mod get;
 mod logging;
 mod lookup;
 mod output;
+mod process;
 mod status;
 mod table;
 mod text;
@@ -45,9 +46,9 @@ pub fn main() -> ExitCode {
 #[derive(Debug, Parser)]
 #[command(name = "weir", version, after_help = EXAMPLES)]
 struct Cli {
-    /// The socket of the agent's API
-    #[arg(long, global = true, env = "WEIR_SOCKET", value_name = "PATH", default_value = DEFAULT_SOCKET)]
-    socket: PathBuf,
+    /// The socket of the agent's API [default: /run/weir/agent.sock]
+    #[arg(long, global = true, env = "WEIR_SOCKET", value_name = "PATH")]
+    socket: Option<PathBuf>,
     #[command(subcommand)]
     command: Command,
 }
@@ -93,7 +94,8 @@ impl Command {
 
 impl Cli {
     fn run(self) -> anyhow::Result<ExitCode> {
-        let client = Client::new(self.socket);
+        let named = self.socket;
+        let client = Client::new(named.clone().unwrap_or_else(|| PathBuf::from(DEFAULT_SOCKET)));
         match self.command {
             Command::Agent(command) => command.run(),
             Command::Status(command) => asking(command.run(&client)),
@@ -103,7 +105,10 @@ impl Cli {
             Command::Drain(command) => asking(command.run(&client)),
             Command::Undrain(command) => asking(command.run(&client)),
             Command::Set(command) => asking(command.run(&client)),
-            Command::Reload(command) => asking(command.run(&client)),
+            Command::Reload(command) => {
+                let client = if named.is_some() { client } else { command.client(client)? };
+                asking(command.run(&client))
+            }
             Command::Diff(command) => asking(command.run(&client)),
             Command::Doctor(command) => asking(command.run(&client)),
             Command::Cleanup(command) => asking(command.run(&client)),
@@ -131,6 +136,11 @@ mod tests {
     #[test]
     fn command_line_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn help_names_the_default_socket() {
+        assert!(Cli::command().render_help().to_string().contains(&format!("[default: {DEFAULT_SOCKET}]")));
     }
 
     #[test]

@@ -1,6 +1,7 @@
 //! The agent under test, in the balancer's namespace, and its CLI.
 
 use std::{
+    ffi::OsString,
     fs,
     net::SocketAddr,
     path::{Path, PathBuf},
@@ -32,6 +33,8 @@ pub struct Agent {
     pub log: PathBuf,
     /// What runs when it is started the next time.
     pub binary: PathBuf,
+    /// Variables of its environment, from its next start on.
+    pub environment: Vec<(OsString, OsString)>,
     state_dir: PathBuf,
     http: SocketAddr,
     netns: Netns,
@@ -65,6 +68,7 @@ impl Agent {
             pin_dir,
             log: dir.join("agent.log"),
             binary: weir_binary()?,
+            environment: Vec::new(),
             state_dir: dir.join("state"),
             http: config.http,
             netns: netns.clone(),
@@ -96,6 +100,7 @@ impl Agent {
         let mut command = self.netns.command(&self.binary);
         command.args(["agent", "--config"]).arg(&self.config_file);
         command.arg("--state-dir").arg(&self.state_dir).arg("--pin-dir").arg(&self.pin_dir);
+        command.envs(self.environment.iter().cloned());
         self.running = Some(Running::start("weir agent", &self.log, &mut command)?);
         Ok(())
     }
@@ -128,6 +133,10 @@ impl Agent {
     /// SIGTERM; the data path stays.
     pub fn stop(&mut self) -> Result<()> {
         self.running.take().map_or(Ok(()), |mut running| running.stop(PATIENCE))
+    }
+
+    pub fn pid(&self) -> Result<u32> {
+        Ok(self.running.as_ref().context("the agent is not running")?.pid())
     }
 
     /// SIGHUP: reads the configuration again.

@@ -21,6 +21,7 @@ pub mod reckoning;
 pub mod segments;
 pub mod servers;
 pub mod slots;
+pub mod supervisor;
 pub mod tables;
 pub mod tally;
 pub mod tools;

@@ -18,6 +18,11 @@ use crate::{
 
 impl Agent {
     pub(super) async fn command(&mut self, command: Command) {
+        let changes = matches!(
+            command,
+            Command::Drain(..) | Command::Undrain(..) | Command::SetWeight(..) | Command::Reload { .. }
+        );
+        self.is_report_due |= changes;
         match command {
             Command::Snapshot(answer) => {
                 let snapshot = self.snapshot();

@@ -22,10 +22,12 @@ use super::{
     flows::Counted,
     node::{Node, NodeWanted},
     reconcile::Read,
+    reload::Judged,
     settle::Settled,
-    stopped, supervisor,
+    stopped,
+    supervisor::{self, Report},
     trace::Tracer,
-    wanted::{Desired, HealthOf, Rings, is_judged, wanted},
+    wanted::{Desired, HealthOf, Rings, wanted},
 };
 use crate::{
     api::{
@@ -52,6 +54,8 @@ use crate::{
 pub struct Parts {
     pub options: AgentOptions,
     pub config: Arc<Config>,
+    /// What `config` was read from.
+    pub first: Arc<Loaded>,
     pub seed: Seed,
     pub overrides: Overrides,
     pub state_dir: StateDir,
@@ -109,6 +113,7 @@ pub struct Agent {
     pub(super) digests: Digests,
     pub(super) sync: SyncStatus,
     pub(super) config_status: ConfigStatus,
+    pub(super) judged: Judged,
     /// After a failure: when to try again, and how long was waited.
     pub(super) retry: Option<(tokio::time::Instant, Duration)>,
     pub(super) samples: Samples,
@@ -118,6 +123,10 @@ pub struct Agent {
     pub(super) overall: (Overall, f64),
     /// Until when backends without a verdict keep it from being ready; `None` once it was ready.
     pub(super) starting_until: Option<Instant>,
+    /// What the supervisor was told last.
+    pub(super) told: Report,
+    /// Something has changed since then that it is told of with the next tick.
+    pub(super) is_report_due: bool,
 }
 
 /// The last samples of the counters, for rates: the older is at least a second old.
@@ -148,6 +157,7 @@ impl Agent {
                 last_reload_ok: true,
                 errors: Vec::new(),
             },
+            judged: Judged::accepted(parts.first),
             options: parts.options,
             desired: Desired {
                 config: parts.config,
@@ -189,6 +199,8 @@ impl Agent {
             seen_since: BTreeMap::new(),
             overall: (Overall::Down, unix_now()),
             starting_until: Some(Instant::now() + start_time),
+            told: Report::default(),
+            is_report_due: true,
         }
     }
 
@@ -212,21 +224,17 @@ impl Agent {
                 }
                 Some(event) = self.health_events.recv() => self.take_health(event),
                 Some(command) = commands.recv() => self.command(command).await,
-                _ = hangup.recv() => {
-                    supervisor::reloading();
-                    // What came of it is in the log and the status.
-                    drop(self.reload(false).await);
-                    supervisor::ready();
-                }
+                _ = hangup.recv() => self.reload_by_signal().await,
                 Ok(()) = self.loaded.changed() => {
                     let loaded = self.loaded.borrow_and_update().clone();
-                    drop(self.take_config(&loaded, false));
+                    self.follow(&loaded);
                 }
                 Ok(()) = self.node.changed() => {
                     self.node.mark_unchanged();
                     // The SNAT addresses may be others now.
                     self.desired.since_ns = boottime_ns();
                     self.reconcile(Read::Cached);
+                    self.is_report_due = true;
                 }
                 Ok(()) = self.census.changed() => {
                     self.census.mark_unchanged();
@@ -322,6 +330,7 @@ impl Agent {
             return;
         }
         self.reconcile(Read::Cached);
+        self.is_report_due = true;
         let took = begun.elapsed();
         for event in events {
             let (up, all) = self.count_up(&event.id.service);
@@ -366,20 +375,12 @@ impl Agent {
         }
         self.become_ready();
         if reads {
+            self.ask_for_time();
             // Judged also when nobody asks, so that the state is as old as it says.
             drop(self.snapshot());
         }
-    }
-
-    /// Ready: the maps written, the hooks attached, and a verdict on every backend, or time enough for one.
-    fn become_ready(&mut self) {
-        let Some(until) = self.starting_until else { return };
-        let is_judged = is_judged(&self.desired, &self.health) || Instant::now() >= until;
-        let is_attached = self.node.borrow().hooks.iter().any(|hook| hook.xdp.is_some());
-        if is_judged && is_attached && self.sync.last_success_at > 0.0 {
-            self.starting_until = None;
-            supervisor::ready();
-            info!("ready");
+        if reads || self.is_report_due {
+            self.tell();
         }
     }
 

@@ -9,7 +9,7 @@ use super::stopped;
 use crate::{
     api::types::{Finding, Severity},
     config::Config,
-    dataplane::doctor::findings,
+    dataplane::doctor::{Subject, findings},
 };
 
 /// What is found, and where the configuration goes that is to be looked at.
@@ -24,7 +24,7 @@ const EVERY: Duration = Duration::from_secs(60);
 
 /// Looks once before anything is changed, says what is wrong, and goes on in a task of its own.
 pub async fn start(config: Arc<Config>, pin_dir: PathBuf, shutdown: watch::Receiver<bool>) -> Examination {
-    let mut found = findings(Some(&config), &pin_dir).await;
+    let mut found = findings(Some(&config), &pin_dir, &Subject::Process).await;
     // Before we begin nobody has looked for the backends' neighbours.
     found.retain(|finding| !(finding.check.starts_with("backend") && finding.severity == Severity::Warning));
     say(&[], &found);
@@ -53,7 +53,7 @@ async fn run(
         }
         pause = EVERY;
         let looked_at = config.borrow().clone();
-        let found = findings(Some(&looked_at), &pin_dir).await;
+        let found = findings(Some(&looked_at), &pin_dir, &Subject::Process).await;
         say(&publish.borrow(), &found);
         publish.send_replace(found);
     }

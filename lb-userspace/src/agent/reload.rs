@@ -1,13 +1,14 @@
 //! A new configuration: taken over whole, or refused whole.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::SystemTime};
 
-use tracing::{error, info, warn};
+use tracing::{debug, error, info, warn};
 
 use super::{
     core::{Agent, unix_now},
     node::NodeWanted,
     reconcile::Read,
+    report::counted,
     wanted::{Desired, wanted},
 };
 use crate::{
@@ -17,42 +18,75 @@ use crate::{
     state::{BackendId, Health},
 };
 
+/// The content of the file that was judged last, and what came of it. The same content comes again: by inotify and by
+/// whoever asks for a reload, in any order.
+#[derive(Debug)]
+pub struct Judged {
+    content: Arc<Loaded>,
+    at: SystemTime,
+    /// Empty if it was accepted.
+    errors: Vec<String>,
+}
+
+impl Judged {
+    pub fn accepted(content: Arc<Loaded>) -> Self {
+        Self { content, at: SystemTime::now(), errors: Vec::new() }
+    }
+
+    /// Whether the log has all of this already.
+    fn has_said(&self, content: &Loaded, errors: &[String]) -> bool {
+        self.content.is_same(content) && self.errors == errors
+    }
+}
+
 impl Agent {
     /// Reads the file now. What was done, or why it was refused.
     pub(super) async fn reload(&mut self, accept_loss: bool) -> Result<String, Vec<String>> {
         match self.source.reload().await {
-            Ok(loaded) => {
-                // It comes by the channel as well; once is enough.
-                self.loaded.mark_unchanged();
-                self.take_config(&loaded, accept_loss)
-            }
+            Ok(loaded) => self.take_config(&loaded, accept_loss),
             Err(stopped) => Err(vec![stopped.to_string()]),
         }
     }
 
-    /// Takes the configuration over, or says why not; nothing is changed then.
-    pub(super) fn take_config(&mut self, loaded: &Loaded, accept_loss: bool) -> Result<String, Vec<String>> {
+    /// The source has seen other content. A reload that was asked for meanwhile may have judged it before.
+    pub(super) fn follow(&mut self, loaded: &Arc<Loaded>) {
+        if !self.judged.content.is_same(loaded) {
+            // What came of it is in the log and the status.
+            drop(self.take_config(loaded, false));
+        }
+    }
+
+    /// Takes the configuration over, or says why not; nothing is changed then. The log has each judgement once.
+    fn take_config(&mut self, loaded: &Arc<Loaded>, accept_loss: bool) -> Result<String, Vec<String>> {
+        let before = self.desired.config.clone();
         let result = match &loaded.result {
             Ok(config) => self.try_config(config, accept_loss),
             Err(error) => Err(error.messages()),
         };
+        self.is_report_due = true;
+        let errors = result.as_ref().err().cloned().unwrap_or_default();
+        let is_taken_over = !Arc::ptr_eq(&before, &self.desired.config);
+        let is_said = !is_taken_over && self.judged.has_said(loaded, &errors);
+        let file = &self.config_status.path;
         match &result {
-            Ok(message) => {
-                self.config_status.last_reload_ok = true;
-                self.config_status.errors.clear();
-                info!(file = self.config_status.path, "configuration: {message}");
+            Ok(message) if is_said => debug!(file, "configuration: {message}"),
+            Ok(message) => info!(file, "configuration: {message}"),
+            Err(errors) if is_said => {
+                let at = humantime::format_rfc3339_seconds(self.judged.at);
+                let mistakes = counted(errors.len(), "mistake");
+                error!(file, "the file is still refused, as was said at {at}: {mistakes}");
             }
             Err(errors) => {
-                self.config_status.last_reload_ok = false;
-                self.config_status.errors.clone_from(errors);
                 for error in errors {
-                    error!(
-                        file = self.config_status.path,
-                        error, "the new configuration is refused; the running one stays"
-                    );
+                    error!(file, error, "the new configuration is refused; the running one stays");
                 }
             }
         }
+        if !is_said {
+            self.judged = Judged { content: Arc::clone(loaded), at: SystemTime::now(), errors: errors.clone() };
+        }
+        self.config_status.last_reload_ok = errors.is_empty();
+        self.config_status.errors = errors;
         result
     }
 
@@ -160,4 +194,30 @@ fn needs_restart(running: &Config, config: &Config) -> Vec<&'static str> {
         what.push("admin.http");
     }
     what
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::{self, LoadError};
+
+    fn loaded(text: &str, digest: &str) -> Arc<Loaded> {
+        let result = config::parse(text, Path::new("weir.yaml")).map_err(LoadError::from);
+        Arc::new(Loaded { result, digest: Some(digest.to_owned()) })
+    }
+
+    #[test]
+    fn judgement_is_said_again_only_of_other_content_or_for_other_reasons() {
+        let text = "version: 1\ninterfaces: [eth0]\nservices: []\n";
+        let judged = Judged::accepted(loaded(text, "a"));
+        let refused = ["it would move connections".to_owned()];
+        assert!(judged.has_said(&loaded(text, "a"), &[]));
+        assert!(!judged.has_said(&loaded(text, "b"), &[]), "a comment has changed");
+        assert!(!judged.has_said(&loaded(text, "a"), &refused), "the machine has changed");
+        let judged = Judged { errors: refused.to_vec(), ..judged };
+        assert!(judged.has_said(&loaded(text, "a"), &refused));
+        assert!(!judged.has_said(&loaded(text, "a"), &[]));
+    }
 }

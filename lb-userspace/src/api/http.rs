@@ -108,8 +108,8 @@ fn unavailable(why: &str) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response()
 }
 
-/// Ready is: attached everywhere, the maps written at least once, and a first verdict on the backends.
-fn not_ready(snapshot: &Snapshot) -> Option<String> {
+/// What is not ready yet; `None` once all is. Ready is: attached everywhere, the maps written at least once, and a first verdict on the backends.
+pub fn not_ready(snapshot: &Snapshot) -> Option<String> {
     if snapshot.status.sync.last_success_at <= 0.0 {
         let why = snapshot.status.sync.last_error.as_deref().unwrap_or("it is under way");
         return Some(format!("the maps have not been written yet: {why}"));

@@ -34,6 +34,16 @@ pub enum Overall {
     Down,
 }
 
+impl Overall {
+    pub const fn name(self) -> &'static str {
+        match self {
+            Overall::Ok => "ok",
+            Overall::Degraded => "degraded",
+            Overall::Down => "down",
+        }
+    }
+}
+
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Status {

@@ -6,11 +6,12 @@ use clap::{Args, Subcommand};
 use serde_json::json;
 
 use super::{
-    client::Client,
+    client::{Client, Failure},
     output::{self, Format, View, interval},
+    process,
     wait::{self, Goal},
 };
-use crate::api::types::Changed;
+use crate::api::types::{Changed, ErrorCode};
 
 const SELECTOR: &str = "SERVICE/ADDRESS:PORT, ADDRESS:PORT or ADDRESS; all that fit are meant";
 
@@ -131,19 +132,39 @@ impl Set {
 #[command(after_help = "\
 Examples:
   weir config check /etc/weir/weir.yaml && weir reload
-  weir reload --accept-loss")]
+  weir reload --accept-loss
+  weir reload --quiet --pid \"$MAINPID\"          as the systemd unit does")]
 pub struct Reload {
     /// Also if connections break
     #[arg(long)]
     accept_loss: bool,
+    /// Print nothing when the agent has judged the file, for which its log is the place
+    #[arg(short, long)]
+    quiet: bool,
+    /// Ask the agent with this process id, whatever its socket; --socket and WEIR_SOCKET win
+    #[arg(long, value_name = "PID")]
+    pid: Option<u32>,
     #[command(flatten)]
     view: View,
 }
 
 impl Reload {
+    /// The client of the process that is asked, else `default`.
+    pub fn client(&self, default: Client) -> anyhow::Result<Client> {
+        self.pid.map_or(Ok(default), |pid| Ok(Client::new(process::socket_of(pid)?)))
+    }
+
     pub async fn run(self, client: &Client) -> anyhow::Result<ExitCode> {
-        let changed: Changed = client.post("/v1/reload", &json!({ "acceptLoss": self.accept_loss })).await?;
-        output::print(&self.view.text(&changed, |changed, _| messages(changed))?)?;
+        let answer = client.post::<Changed>("/v1/reload", &json!({ "acceptLoss": self.accept_loss })).await;
+        match answer {
+            Ok(_) if self.quiet => {}
+            Ok(changed) => output::print(&self.view.text(&changed, |changed, _| messages(changed))?)?,
+            // Other refusals are not about the file, and in no log.
+            Err(Failure::Refused(error)) if self.quiet && error.code == ErrorCode::Invalid => {
+                return Ok(ExitCode::from(1));
+            }
+            Err(failure) => return Err(failure.into()),
+        }
         Ok(ExitCode::SUCCESS)
     }
 }

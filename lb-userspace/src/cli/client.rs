@@ -141,6 +141,13 @@ impl Client {
         Failure::Foreign { path: self.path(), why: why.to_string() }
     }
 
+    /// The process that listens on the socket; `None` if it can't be told, as of one in another PID namespace.
+    pub async fn agent_pid(&self) -> Option<u32> {
+        let stream = UnixStream::connect(&self.socket).await.ok()?;
+        let pid = stream.peer_cred().ok()?.pid()?;
+        u32::try_from(pid).ok().filter(|pid| *pid > 0)
+    }
+
     pub fn path(&self) -> String {
         self.socket.display().to_string()
     }

@@ -13,12 +13,13 @@ use super::{
 use crate::{
     api::types::{Finding, Overall, Severity, Status},
     config::{self, Config},
-    dataplane,
+    dataplane::{self, doctor::Subject},
 };
 
 /// Say what is wrong on this machine, and how to mend it
 ///
-/// Works with and without a running agent. Looks at capabilities, the bpffs, forwarding, offloads, the hooks of the
+/// Works with and without a running agent. Looks at capabilities (of the running agent, else of
+/// the installed unit weir.service, else of this process), the kernel, the bpffs, forwarding, offloads, the hooks of the
 /// interfaces in the configuration, the configuration itself, and the agent. Changes nothing. Exits with 1 if something
 /// can't work like that.
 #[derive(Args, Debug)]
@@ -46,8 +47,12 @@ impl Doctor {
             (None, Ok(status)) if !status.config.path.is_empty() => PathBuf::from(&status.config.path),
             (None, _) => PathBuf::from(DEFAULT_CONFIG),
         };
+        let subject = match &agent {
+            Ok(_) => Subject::find(client.agent_pid().await),
+            Err(_) => Subject::find(None),
+        };
         let (config, of_config) = configuration(&path);
-        let mut findings = dataplane::doctor::findings(config.as_ref(), &self.pin_dir).await;
+        let mut findings = dataplane::doctor::findings(config.as_ref(), &self.pin_dir, &subject).await;
         findings.extend(of_config);
         findings.push(of_agent(agent));
         output::print(&self.view.text(&findings, |findings, style| render(findings, style))?)?;

@@ -1,11 +1,13 @@
 //! The agent's log: one line for each event, on standard error.
 
+use std::{io, os::fd::AsFd};
+
 use clap::{Args, ValueEnum};
 use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::SubscriberInitExt};
 
 #[derive(Args, Clone, Debug)]
 pub struct Logging {
-    /// How a line of the log looks
+    /// How a line of the log looks; without a timestamp where journald takes it, which has its own
     #[arg(long, value_enum, env = "WEIR_LOG_FORMAT", default_value_t)]
     log_format: LogFormat,
     /// What is logged: error, warn, info, debug, trace, or more finely as in `info,lb_userspace::health=debug`
@@ -26,13 +28,53 @@ impl Logging {
         let filter = EnvFilter::builder()
             .parse(&self.log_level)
             .map_err(|error| anyhow::anyhow!("--log-level {:?} is not understood: {error}", self.log_level))?;
+        // journald puts its own timestamp before each line.
+        let has_timestamp = !writes_to_journald(io::stderr());
         let lines = match self.log_format {
-            LogFormat::Logfmt => tracing_logfmt::builder().layer().with_writer(std::io::stderr).boxed(),
+            LogFormat::Logfmt => {
+                tracing_logfmt::builder().with_timestamp(has_timestamp).layer().with_writer(io::stderr).boxed()
+            }
             LogFormat::Json => {
-                tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(std::io::stderr).boxed()
+                let json = tracing_subscriber::fmt::layer().json().flatten_event(true).with_writer(io::stderr);
+                if has_timestamp { json.boxed() } else { json.without_time().boxed() }
             }
         };
         tracing_subscriber::registry().with(lines.with_filter(filter)).try_init()?;
         Ok(())
+    }
+}
+
+/// Whether `JOURNAL_STREAM` names the file behind `output`. A shell below a unit inherits the variable, but may have
+/// redirected its output.
+fn writes_to_journald(output: impl AsFd) -> bool {
+    let Ok(journal) = std::env::var("JOURNAL_STREAM") else { return false };
+    nix::sys::stat::fstat(output).is_ok_and(|file| names(&journal, file.st_dev, file.st_ino))
+}
+
+/// Whether `journal_stream` is the device and the inode, in decimal and with a colon between (systemd.exec(5)).
+fn names(journal_stream: &str, device: u64, inode: u64) -> bool {
+    journal_stream
+        .split_once(':')
+        .is_some_and(|(of_device, of_inode)| of_device.parse() == Ok(device) && of_inode.parse() == Ok(inode))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn journal_stream_names_a_file_by_its_device_and_inode() {
+        for (text, is_named) in [
+            ("8:15", true),
+            ("8:16", false),
+            ("9:15", false),
+            ("15:8", false),
+            ("8", false),
+            ("8:15:1", false),
+            ("", false),
+            (":", false),
+        ] {
+            assert_eq!(names(text, 8, 15), is_named, "{text:?}");
+        }
     }
 }

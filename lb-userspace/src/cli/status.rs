@@ -76,11 +76,7 @@ impl Lines {
 }
 
 fn state(status: &Document, now: f64) -> String {
-    let name = match status.state {
-        Overall::Ok => "ok",
-        Overall::Degraded => "degraded",
-        Overall::Down => "down",
-    };
+    let name = status.state.name();
     format!("{name}, since {} ({})", text::moment(status.state_since), text::ago(status.state_since, now))
 }
 

@@ -1,10 +1,14 @@
 //! What is wrong on this machine, and how to mend it. Reads only; changes nothing.
 
 mod backends;
+mod capabilities;
 mod kernel;
 mod network;
+mod unit;
 
 use std::path::Path;
+
+pub use capabilities::Subject;
 
 use super::{genl::Genl, interfaces::Netlink};
 use crate::{
@@ -12,9 +16,10 @@ use crate::{
     config::Config,
 };
 
-/// Looks at everything that Weir needs: the kernel, and with a configuration also its interfaces and the ways to its backends. Worst first.
-pub async fn findings(config: Option<&Config>, pin_dir: &Path) -> Vec<Finding> {
+/// Looks at everything that Weir needs: the capabilities of `subject`, the kernel, and with a configuration also its interfaces and the ways to its backends. Worst first.
+pub async fn findings(config: Option<&Config>, pin_dir: &Path, subject: &Subject) -> Vec<Finding> {
     let mut findings = kernel::findings(pin_dir);
+    findings.push(capabilities::finding(subject));
     if let Some(config) = config {
         match network(config, pin_dir).await {
             Ok(more) => findings.extend(more),

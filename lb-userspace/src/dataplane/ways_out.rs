@@ -1,6 +1,6 @@
 //! How XDP may send through each interface. The kernel drops what is sent another way, without a word.
 
-use std::{collections::BTreeMap, io};
+use std::{collections::BTreeMap, fs, io};
 
 use lb_common::limits::{MAX_INTERFACES, WAY_OUT_NO_TX, WAY_OUT_REDIRECT};
 
@@ -19,8 +19,7 @@ pub fn ways_out(genl: &Genl, interfaces: &BTreeMap<u32, Interface>, hooks: &[Hoo
         let is_veth = interface.kind.as_deref() == Some("veth");
         let takes_packets = match genl.xdp_features(interface.index) {
             Ok(Some(features)) => features.can_be_redirected_to(),
-            // An older kernel. Drivers send for XDP once they run it; only of a veth it is the other end that counts.
-            Ok(None) => is_native && !is_veth,
+            Ok(None) => is_native && sends_for_xdp(interface.kind.as_deref(), driver(&interface.name).as_deref()),
             // It went away meanwhile.
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => false,
             Err(error) => return Err(error),
@@ -33,4 +32,41 @@ pub fn ways_out(genl: &Genl, interfaces: &BTreeMap<u32, Interface>, hooks: &[Hoo
         }
     }
     Ok(ways_out)
+}
+
+/// Drivers that run XDP programs and take no redirected packets (no `ndo_xdp_xmit`).
+const WITHOUT_REDIRECTS: [&str; 3] = ["mlx4_core", "nfp", "nicvf"];
+
+/// Whether an interface that runs XDP natively takes redirected packets, before Linux 6.3, which tells. Hardware's drivers
+/// do once they run XDP, but for a few. Of a virtual interface (`kind`) it depends on others: of a veth on its other end, of
+/// a bond on its members. Where it is not known, no: TC sends everywhere.
+fn sends_for_xdp(kind: Option<&str>, driver: Option<&str>) -> bool {
+    kind.is_none() && driver.is_some_and(|driver| !WITHOUT_REDIRECTS.contains(&driver))
+}
+
+/// The driver of a hardware interface, by sysfs.
+fn driver(interface: &str) -> Option<String> {
+    let driver = fs::read_link(format!("/sys/class/net/{interface}/device/driver")).ok()?;
+    Some(driver.file_name()?.to_str()?.to_owned())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn old_kernel_redirects_only_to_hardware_whose_driver_is_known_to_take_it() {
+        for (kind, driver, takes) in [
+            (None, Some("virtio_net"), true),
+            (None, Some("ixgbe"), true),
+            (None, Some("mlx4_core"), false),
+            (None, Some("nicvf"), false),
+            (None, None, false),
+            (Some("veth"), None, false),
+            (Some("bond"), None, false),
+            (Some("tun"), None, false),
+        ] {
+            assert_eq!(sends_for_xdp(kind, driver), takes, "{kind:?} {driver:?}");
+        }
+    }
 }

@@ -32,6 +32,19 @@ pub struct Loaded {
     pub digest: Option<String>,
 }
 
+impl Loaded {
+    /// Whether the file's content is that of `other`.
+    pub fn is_same(&self, other: &Loaded) -> bool {
+        let errors = |loaded: &Loaded| loaded.result.as_ref().err().map(LoadError::messages);
+        match (&self.digest, &other.digest) {
+            (Some(one), Some(other)) => one == other,
+            // Both unreadable, for the same reason.
+            (None, None) => errors(self) == errors(other),
+            (Some(_), None) | (None, Some(_)) => false,
+        }
+    }
+}
+
 /// The way to a running source.
 #[derive(Clone, Debug)]
 pub struct FileSource {
@@ -136,7 +149,7 @@ impl Follower {
         self.eyes.follow();
         let now = read(self.path.clone()).await;
         let before = self.publish.borrow().clone();
-        if is_same(&before, &now) {
+        if before.is_same(&now) {
             return before;
         }
         let now = Arc::new(now);
@@ -155,17 +168,6 @@ async fn settle(changed: &Notify, pace: Pace) {
             () = sleep(pace.quiet) => return,
             () = sleep_until(deadline) => return,
         }
-    }
-}
-
-fn is_same(before: &Loaded, now: &Loaded) -> bool {
-    match (&before.digest, &now.digest) {
-        (Some(before), Some(now)) => before == now,
-        // Unreadable as before, for the same reason.
-        (None, None) => {
-            before.result.as_ref().err().map(LoadError::messages) == now.result.as_ref().err().map(LoadError::messages)
-        }
-        (Some(_), None) | (None, Some(_)) => false,
     }
 }
 

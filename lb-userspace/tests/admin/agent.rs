@@ -101,7 +101,14 @@ async fn answer(mut commands: mpsc::Receiver<Command>, mut snapshot: Snapshot, s
             }
             Command::Reload { accept_loss, answer } => {
                 let message = format!("reloaded, accept loss: {accept_loss}");
-                answer.send(Ok(Changed { messages: vec![message], backends: Vec::new() })).ok();
+                // As if the file had these mistakes.
+                let errors = &snapshot.status.config.errors;
+                let result = if errors.is_empty() {
+                    Ok(Changed { messages: vec![message], backends: Vec::new() })
+                } else {
+                    Err(ApiError { code: ErrorCode::Invalid, message: errors.join("\n") })
+                };
+                answer.send(result).ok();
             }
         }
     }

@@ -147,6 +147,36 @@ async fn weight_and_reload_say_what_they_did() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn quiet_reload_tells_a_judgement_by_its_exit_status_alone_and_prints_every_other_failure() {
+    let agent = FakeAgent::start(snapshot()).await;
+    let good = weir(&agent, &["reload", "--quiet"]).await;
+    assert_eq!((code(&good), stdout(&good).as_str(), stderr(&good).as_str()), (Some(0), "", ""));
+
+    let mut refusing = snapshot();
+    refusing.status.config.errors = vec!["weir.yaml:3:1: port: must be 1 to 65535".to_owned()];
+    let agent = FakeAgent::start(refusing).await;
+    let bad = weir(&agent, &["reload", "-q"]).await;
+    assert_eq!((code(&bad), stdout(&bad).as_str(), stderr(&bad).as_str()), (Some(1), "", ""));
+    let loud = weir(&agent, &["reload"]).await;
+    assert!(code(&loud) == Some(1) && stderr(&loud).contains("weir.yaml:3:1"), "{}", stderr(&loud));
+
+    let socket = agent.stop().await;
+    let gone = run(command(&socket, &["reload", "--quiet"])).await;
+    assert!(code(&gone) == Some(1) && stderr(&gone).contains("isn't running"), "{}", stderr(&gone));
+}
+
+#[tokio::test]
+async fn reload_of_a_process_that_is_no_agent_says_so() {
+    let mut sleeping = Command::new("sleep").arg("60").spawn().unwrap();
+    let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));
+    command.env_clear().args(["reload", "--quiet", "--pid", &sleeping.id().to_string()]);
+    let output = run(command).await;
+    sleeping.kill().unwrap();
+    sleeping.wait().unwrap();
+    assert!(code(&output) == Some(1) && stderr(&output).contains("listens on no unix socket"), "{}", stderr(&output));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn lookup_exits_with_1_when_no_backend_would_be_chosen() {
     let agent = FakeAgent::start(snapshot()).await;
     let found = weir(&agent, &["lookup", "198.51.100.7:40000", "192.0.2.10:80"]).await;

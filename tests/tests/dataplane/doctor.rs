@@ -79,7 +79,7 @@ fn balancer(sandbox: &Sandbox) -> crate::sandbox::Host {
 }
 
 async fn problems(config: &Config, pin_dir: &Path) -> Vec<Finding> {
-    let mut findings = doctor::findings(Some(config), pin_dir).await;
+    let mut findings = doctor::findings(Some(config), pin_dir, &doctor::Subject::Process).await;
     findings.retain(|finding| finding.severity != Severity::Ok);
     findings
 }
@@ -180,7 +180,7 @@ fn doctor_names_backends_that_cannot_be_reached_as_their_mode_wants() {
 #[test]
 fn doctor_says_how_to_mount_the_bpffs() {
     sandbox(async |_| {
-        let found = doctor::findings(None, Path::new("/tmp/no-bpffs")).await;
+        let found = doctor::findings(None, Path::new("/tmp/no-bpffs"), &doctor::Subject::Process).await;
         assert_eq!(find(&found, "bpffs").remedy, "mount -t bpf bpf /sys/fs/bpf");
     });
 }

@@ -12,6 +12,7 @@ mod scene;
 mod see;
 mod stack;
 mod stage;
+mod supervised;
 mod traffic;
 mod upgrade;
 mod volume;

@@ -1,4 +1,4 @@
-//! The kernel and what the process may do.
+//! The kernel: its version, its options, and what is pinned in it.
 
 use std::path::Path;
 
@@ -8,13 +8,8 @@ use lb_common::limits::map;
 use super::{error, ok, sysctl, warning};
 use crate::{api::types::Finding, dataplane::load};
 
-/// Capabilities by their bits in /proc/self/status.
-const CAPABILITIES: [(&str, u32); 4] = [("NET_ADMIN", 12), ("NET_RAW", 13), ("PERFMON", 38), ("BPF", 39)];
-/// It stands for PERFMON and BPF.
-const SYS_ADMIN: u32 = 21;
-
 pub(super) fn findings(pin_dir: &Path) -> Vec<Finding> {
-    let mut findings = vec![bpffs(pin_dir), capabilities(), version(), btf(), jit()];
+    let mut findings = vec![bpffs(pin_dir), version(), btf(), jit()];
     findings.extend(pins(pin_dir));
     findings
 }
@@ -46,40 +41,36 @@ fn bpffs(pin_dir: &Path) -> Finding {
     )
 }
 
-fn capabilities() -> Finding {
-    let status = std::fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
-    match missing_capabilities(&status) {
-        None => warning("capabilities", "the capabilities of this process cannot be read", "mount /proc"),
-        Some(missing) if missing.is_empty() => ok("capabilities", "all that are needed"),
-        Some(missing) => error(
-            "capabilities",
-            format!("CAP_{} missing", missing.join(", CAP_")),
-            "run it as root, or give the service or container these capabilities",
-        ),
-    }
-}
-
-fn missing_capabilities(status: &str) -> Option<Vec<&'static str>> {
-    let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
-    let effective = u64::from_str_radix(effective.trim(), 16).ok()?;
-    let has = |bit: u32| effective & 1 << bit != 0;
-    let by_admin = |bit: u32| bit >= 38 && has(SYS_ADMIN);
-    Some(CAPABILITIES.iter().filter(|(_, bit)| !has(*bit) && !by_admin(*bit)).map(|(name, _)| *name).collect())
-}
-
 fn version() -> Finding {
     let Ok(version) = KernelVersion::current() else {
         return warning("kernel", "the kernel's version cannot be read", "");
     };
-    let release = sysctl("kernel/osrelease").unwrap_or_default();
+    judged(version, &sysctl("kernel/osrelease").unwrap_or_default())
+}
+
+/// What a kernel of this version lacks.
+fn judged(version: KernelVersion, release: &str) -> Finding {
     if version < KernelVersion::new(5, 18, 0) {
-        error("kernel", format!("Linux {release} is too old: multi-buffer XDP needs 5.18"), "boot Linux 6.1 or later")
-    } else if version < KernelVersion::new(6, 6, 0) {
-        let message = format!("Linux {release}: TC by clsact filters, which others can remove; tcx links need 6.6");
-        warning("kernel", message, "boot Linux 6.6 or later")
-    } else {
-        ok("kernel", format!("Linux {release}"))
+        let message = format!("Linux {release} is too old: multi-buffer XDP needs 5.18");
+        return error("kernel", message, "boot Linux 6.6 or later");
     }
+    let mut lacks = Vec::new();
+    if version < KernelVersion::new(6, 1, 0) {
+        lacks.push("no kernel older than 6.1 is tested");
+    }
+    if version < KernelVersion::new(6, 6, 0) {
+        lacks.push("TC hooks are clsact filters, which others can remove (tcx links need 6.6)");
+    }
+    if version < KernelVersion::new(6, 3, 0) {
+        lacks.push(
+            "the kernel does not tell what an interface can do with XDP (needs 6.3): packets leave by TC where its \
+             driver is not known to take them from XDP",
+        );
+    }
+    if lacks.is_empty() {
+        return ok("kernel", format!("Linux {release}"));
+    }
+    warning("kernel", format!("Linux {release}: {}", lacks.join("; ")), "boot Linux 6.6 or later")
 }
 
 fn btf() -> Finding {
@@ -126,12 +117,23 @@ mod tests {
     }
 
     #[test]
-    fn capabilities_that_are_missing_are_named() {
-        let missing = |bits: u64| missing_capabilities(&format!("Name:\tweir\nCapEff:\t{bits:016x}\n"));
-        assert_eq!(missing(0x0000_01ff_ffff_ffff), Some(vec![]));
-        assert_eq!(missing(1 << 12 | 1 << 13), Some(vec!["PERFMON", "BPF"]));
-        assert_eq!(missing(1 << 12 | 1 << 21), Some(vec!["NET_RAW"]));
-        assert_eq!(missing(0), Some(vec!["NET_ADMIN", "NET_RAW", "PERFMON", "BPF"]));
-        assert_eq!(missing_capabilities("Name:\tweir\n"), None);
+    fn kernel_finding_names_what_each_version_lacks() {
+        let finding = |major, minor| judged(KernelVersion::new(major, minor, 0), "x");
+        assert_eq!(finding(5, 17).severity, Severity::Error);
+        for (version, severity, said) in [
+            ((5, 18), Severity::Warning, [true, true, true]),
+            ((6, 0), Severity::Warning, [true, true, true]),
+            ((6, 1), Severity::Warning, [false, true, true]),
+            ((6, 2), Severity::Warning, [false, true, true]),
+            ((6, 3), Severity::Warning, [false, true, false]),
+            ((6, 5), Severity::Warning, [false, true, false]),
+            ((6, 6), Severity::Ok, [false, false, false]),
+            ((6, 18), Severity::Ok, [false, false, false]),
+        ] {
+            let found = finding(version.0, version.1);
+            assert_eq!(found.severity, severity, "{version:?}");
+            let says = ["older than 6.1 is tested", "clsact", "does not tell"].map(|part| found.message.contains(part));
+            assert_eq!(says, said, "{version:?}: {}", found.message);
+        }
     }
 }
