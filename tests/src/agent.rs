@@ -33,6 +33,8 @@ pub struct Agent {
     pub log: PathBuf,
     /// What runs when it is started the next time.
     pub binary: PathBuf,
+    /// What root may do there from its next start on, as `setpriv --bounding-set` has it: [`unit_capabilities`].
+    pub capabilities: String,
     /// Variables of its environment, from its next start on.
     pub environment: Vec<(OsString, OsString)>,
     state_dir: PathBuf,
@@ -68,6 +70,7 @@ impl Agent {
             pin_dir,
             log: dir.join("agent.log"),
             binary: weir_binary()?,
+            capabilities: unit_capabilities()?,
             environment: Vec::new(),
             state_dir: dir.join("state"),
             http: config.http,
@@ -97,12 +100,34 @@ impl Agent {
 
     /// Starts it and waits for nothing.
     pub fn launch(&mut self) -> Result<()> {
-        let mut command = self.netns.command(&self.binary);
+        let mut command = self.confined(&self.binary);
         command.args(["agent", "--config"]).arg(&self.config_file);
         command.arg("--state-dir").arg(&self.state_dir).arg("--pin-dir").arg(&self.pin_dir);
         command.envs(self.environment.iter().cloned());
         self.running = Some(Running::start("weir agent", &self.log, &mut command)?);
         Ok(())
+    }
+
+    /// A program in the balancer's namespace with the capabilities of the agent.
+    fn confined(&self, program: &Path) -> Command {
+        let mut command = self.netns.command("setpriv");
+        command.arg(format!("--bounding-set={}", self.capabilities)).arg("--").arg(program);
+        command
+    }
+
+    /// Starts it, and waits until it ends because it can't start; what it said.
+    pub fn start_refused(&mut self) -> Result<String> {
+        let begin = fs::metadata(&self.log).map_or(0, |log| log.len() as usize);
+        self.launch()?;
+        let running = self.running.as_mut().context("the agent was not started")?;
+        wait_for("the agent ends", PATIENCE, || Ok(running.ended()?.is_some()))?;
+        if let Some(running) = self.running.take().as_mut()
+            && running.ended()?.is_some_and(|status| status.success())
+        {
+            bail!("the agent ended without an error; its log:\n{}", running.log_tail());
+        }
+        let log = fs::read_to_string(&self.log).context("can't read the agent's log")?;
+        Ok(log.get(begin..).context("the agent's log has become shorter")?.to_owned())
     }
 
     /// Waits until /readyz says 200.
@@ -231,7 +256,7 @@ impl Agent {
     /// Ends the agent and removes its data path by `weir cleanup`.
     pub fn cleanup(&mut self) -> Result<()> {
         let stopped = self.stop();
-        let mut cleanup = self.netns.command(weir_binary()?);
+        let mut cleanup = self.confined(&weir_binary()?);
         cleanup.arg("--socket").arg(&self.socket).args(["cleanup", "--pin-dir"]).arg(&self.pin_dir);
         check(&mut cleanup).and(stopped.map(|()| String::new())).map(drop)
     }
@@ -249,6 +274,17 @@ impl Drop for Agent {
             eprintln!("warning: {error:#}");
         }
     }
+}
+
+/// The capabilities that the shipped unit grants, as `setpriv --bounding-set` wants them: the agent of every test has no others, so that
+/// one which it needs and the unit lacks fails the tests.
+pub fn unit_capabilities() -> Result<String> {
+    let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/systemd/weir.service");
+    let text = fs::read_to_string(&unit).with_context(|| format!("can't read {}", unit.display()))?;
+    let line = text.lines().find_map(|line| line.strip_prefix("CapabilityBoundingSet="));
+    let line = line.with_context(|| format!("{} has no CapabilityBoundingSet=", unit.display()))?;
+    let granted = line.split_whitespace().map(|name| format!(",+{}", name.trim_start_matches("CAP_").to_lowercase()));
+    Ok(granted.fold("-all".to_owned(), |all, one| all + &one))
 }
 
 /// `WEIR_BIN`, or target/debug/weir.

@@ -366,11 +366,15 @@ pub(super) fn attach_filter(
 ) -> Result<Pinned, AttachError> {
     let name = pin.kind.hook();
     let failed = |error: ProgramError| filter_failed(interface, name, &error);
-    let filter = SchedClassifierLink::attached(interface, direction, FILTER_PRIORITY, FILTER_HANDLE, None)
-        .map_err(|error| failed(error.into()))?;
     let path = pin.path(pin_dir);
     let was_ours = path.exists();
-    let replaced = if was_ours { program.attach_to_link(filter) } else { Err(ProgramError::NotAttached) };
+    let replaced = if was_ours {
+        // Made only to be given away: dropping it would detach the filter.
+        let filter = SchedClassifierLink::attached(interface, direction, FILTER_PRIORITY, FILTER_HANDLE, None);
+        program.attach_to_link(filter.map_err(|error| failed(error.into()))?)
+    } else {
+        Err(ProgramError::NotAttached)
+    };
     let (id, pinned) = match replaced {
         Ok(id) => (id, Pinned::Alive),
         Err(_) => {

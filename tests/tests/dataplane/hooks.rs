@@ -5,7 +5,7 @@ use lb_userspace::{
     config::model::XdpMode,
     dataplane::{
         attach::{Hook, TcHook},
-        interfaces::{HookMode, Interface, Netlink, matching},
+        interfaces::{HookMode, Interface, Netlink, matching, watch},
         load::{BpfLog, DataPath, LoadError},
         pins,
     },
@@ -195,5 +195,105 @@ fn pin_directory_elsewhere_than_on_a_bpffs_is_refused_with_the_remedy() {
         let refused = DataPath::open(Path::new("/tmp/weir-no-bpffs"), BpfLog::Off).err().unwrap();
         assert!(refused.to_string().contains("mount -t bpf bpf /sys/fs/bpf"), "{refused}");
         assert!(!Path::new("/tmp/weir-no-bpffs").exists());
+    });
+}
+
+/// The filters of clsact on an interface, and whether it has the qdisc.
+fn clsact(sandbox: &Sandbox, name: &str) -> (Vec<String>, bool) {
+    let filters = ["ingress", "egress"].map(|direction| sandbox.run(&format!("tc filter show dev {name} {direction}")));
+    let ours = |text: &String| text.lines().filter(|line| line.contains("weir_")).count();
+    let programs = ["weir_ingress", "weir_egress"].into_iter().zip(&filters);
+    let found = programs.filter(|(program, text)| ours(text) == 1 && text.contains(program));
+    let has_qdisc = sandbox.run(&format!("tc qdisc show dev {name}")).contains("clsact");
+    (found.map(|(program, _)| program.to_owned()).collect(), has_qdisc)
+}
+
+const BOTH: [&str; 2] = ["weir_ingress", "weir_egress"];
+
+async fn open_with_clsact(sandbox: &Sandbox, netlink: &Netlink) -> DataPath {
+    let mut data_path = open(sandbox);
+    data_path.use_clsact();
+    let hooks = sync(&mut data_path, netlink, &["one"], XdpMode::Auto).await;
+    assert_eq!((hooks[0].tc, hooks[0].problem.as_str()), (TcHook::Clsact, ""));
+    data_path
+}
+
+#[test]
+fn filter_that_somebody_removes_is_a_lost_hook_and_put_back() {
+    sandbox(async |sandbox| {
+        sandbox.veth("one", "two");
+        let netlink = Netlink::connect().unwrap();
+        let mut data_path = open_with_clsact(sandbox, &netlink).await;
+        for (lost, removed) in [
+            (1, "tc filter del dev one ingress"),
+            (2, "tc filter del dev one egress"),
+            // The qdisc takes both with it.
+            (4, "tc qdisc del dev one clsact"),
+        ] {
+            sandbox.run(removed);
+            assert_ne!(clsact(sandbox, "one").0, BOTH, "{removed}");
+            sync(&mut data_path, &netlink, &["one"], XdpMode::Auto).await;
+            assert_eq!(clsact(sandbox, "one"), (BOTH.map(str::to_owned).to_vec(), true), "{removed}");
+            assert_eq!(data_path.lost_hooks(), lost, "{removed}");
+            sync(&mut data_path, &netlink, &["one"], XdpMode::Auto).await;
+            assert_eq!(data_path.lost_hooks(), lost, "nothing was lost since {removed}");
+        }
+        drop(data_path);
+        // The next agent finds its filters, and also that one is gone.
+        assert_eq!(open_with_clsact(sandbox, &netlink).await.lost_hooks(), 0);
+        sandbox.run("tc filter del dev one egress");
+        assert_eq!(open_with_clsact(sandbox, &netlink).await.lost_hooks(), 1);
+        assert_eq!(clsact(sandbox, "one").0, BOTH);
+    });
+}
+
+#[test]
+fn removed_filter_is_told_by_the_kernel_and_our_own_replacements_are_not() {
+    sandbox(async |sandbox| {
+        sandbox.veth("one", "two");
+        let netlink = Netlink::connect().unwrap();
+        let mut data_path = open_with_clsact(sandbox, &netlink).await;
+        let mut news = watch().unwrap();
+        let quiet = std::time::Duration::from_millis(300);
+        sync(&mut data_path, &netlink, &["one"], XdpMode::Auto).await;
+        assert!(tokio::time::timeout(quiet, news.recv()).await.is_err(), "looking after the hooks made news of itself");
+        for removed in ["tc filter del dev one ingress", "tc qdisc del dev one clsact"] {
+            sandbox.run(removed);
+            let told = tokio::time::timeout(std::time::Duration::from_secs(5), news.recv()).await;
+            assert_eq!(told, Ok(Some(())), "{removed}");
+            sync(&mut data_path, &netlink, &["one"], XdpMode::Auto).await;
+            while tokio::time::timeout(quiet, news.recv()).await.is_ok() {}
+        }
+    });
+}
+
+#[test]
+fn clsact_goes_with_weir_only_if_weir_made_it_and_nobody_else_uses_it() {
+    sandbox(async |sandbox| {
+        let netlink = Netlink::connect().unwrap();
+        let bytecode = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(bytecode.path(), "1,6 0 0 0").unwrap();
+        let foreign = format!("tc filter add dev one ingress prio 7 bpf bytecode-file {}", bytecode.path().display());
+        for (before, then, stays) in
+            [(None, None, false), (Some("tc qdisc add dev one clsact"), None, true), (None, Some(foreign), true)]
+        {
+            sandbox.veth("one", "two");
+            before.map(|command| sandbox.run(command));
+            drop(open_with_clsact(sandbox, &netlink).await);
+            then.as_deref().map(|command| sandbox.run(command));
+            let done = pins::cleanup(&sandbox.pin_dir()).unwrap().join("\n");
+            assert_eq!(clsact(sandbox, "one"), (Vec::new(), stays), "{before:?} {then:?}: {done}");
+            assert_eq!(done.contains("removed the clsact qdisc from one"), !stays, "{before:?} {then:?}: {done}");
+            assert!(!sandbox.pin_dir().exists(), "{done}");
+            if then.is_some() {
+                assert!(sandbox.run("tc filter show dev one ingress").contains("pref 7 bpf"));
+            }
+            sandbox.run("ip link del one");
+        }
+        // An interface that leaves the configuration is left without it as well.
+        sandbox.veth("one", "two");
+        let mut data_path = open_with_clsact(sandbox, &netlink).await;
+        sync(&mut data_path, &netlink, &["two"], XdpMode::Auto).await;
+        assert_eq!((clsact(sandbox, "one").1, clsact(sandbox, "two").1), (false, true));
     });
 }

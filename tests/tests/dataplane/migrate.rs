@@ -19,7 +19,10 @@ use lb_userspace::{
     dataplane::{
         interfaces::{Netlink, matching},
         load::{BpfLog, DataPath, LoadError},
-        migrate::plan::MapSizes,
+        migrate::{
+            plan::MapSizes,
+            record::{LAYOUTS, Record},
+        },
         pins,
     },
 };
@@ -290,5 +293,36 @@ fn maps_that_mean_something_else_are_refused() {
         settings.set(0, Settings { layout: 99, ..settings.get(&0, 0).unwrap() }, 0).unwrap();
         let said = refused(open_sized(sandbox, &[]));
         assert!(said.contains("layout 99") && said.contains("weir cleanup"), "{said}");
+    });
+}
+
+#[test]
+fn damaged_or_missing_record_of_layouts_is_made_anew_and_a_foreign_map_is_none_of_ours() {
+    sandbox(async |sandbox| {
+        drop(open(sandbox));
+        let path = place(sandbox, LAYOUTS);
+        let written = Record::read(&sandbox.pin_dir()).unwrap().unwrap();
+        let rings = id(&sandbox.pin_dir().join(map::RINGS));
+        assert!(written.maps.contains_key(&rings));
+        assert_eq!(written.programs.len(), 3);
+        fs::remove_file(&path).unwrap();
+        drop(open(sandbox));
+        assert_eq!(Record::read(&sandbox.pin_dir()).unwrap().unwrap().maps, written.maps);
+
+        fs::remove_file(&path).unwrap();
+        let damaged =
+            ByHand { name: LAYOUTS, map_type: MapType::Array, key: &[("", 4)], value: &[("text", 8)], ..SERVICES };
+        damaged.pin(&path, &[(&[0], &[7])]);
+        let said = Record::read(&sandbox.pin_dir()).err().unwrap().to_string();
+        assert!(said.contains(LAYOUTS) && said.contains("damaged"), "{said}");
+        drop(open(sandbox));
+        assert_eq!(Record::read(&sandbox.pin_dir()).unwrap().unwrap().maps, written.maps);
+
+        // Made by another hand under the same name: its layout is its own, whatever was recorded of the one before.
+        fs::remove_file(sandbox.pin_dir().join(map::SERVICES_V4)).unwrap();
+        SERVICES.pin(&place(sandbox, map::SERVICES_V4), &[ONE]);
+        drop(open(sandbox));
+        let services: HashMap<MapData, VipKey<u32>, Service> = pinned(sandbox, map::SERVICES_V4);
+        assert_eq!(services.get(&VipKey::tcp(0x0a02_00c0, 0x5000), 0).unwrap().ring_len, 101);
     });
 }

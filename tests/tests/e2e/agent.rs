@@ -1,6 +1,7 @@
 //! The agent dies, comes back, is told nonsense.
 
 use std::{
+    collections::BTreeSet,
     fs,
     net::SocketAddr,
     time::{Duration, Instant},
@@ -67,6 +68,41 @@ fn agent_stopped_and_started_again_costs_nothing_and_rings_stay() -> Result<()> 
     assert_eq!(digests(&scene)?, before);
     seconds(2.0);
     stop_without_failure(load)
+}
+
+#[test]
+fn programs_that_the_kernel_refuses_leave_no_pin_and_say_why_in_a_few_lines() -> Result<()> {
+    let mut scene = Scene::new(Layout::Routed, 2, 2)?;
+    let load = scene.load()?;
+    let pins = |scene: &Scene| -> Result<BTreeSet<String>> {
+        let entries = fs::read_dir(&scene.agent.pin_dir).context("can't list the pins")?;
+        entries.map(|entry| Ok(entry?.file_name().to_string_lossy().into_owned())).collect()
+    };
+    let before = pins(&scene)?;
+    scene.agent.stop()?;
+    // Without CAP_PERFMON the verifier takes no arithmetic with pointers.
+    let granted = scene.agent.capabilities.clone();
+    scene.agent.capabilities = granted.replace(",+perfmon", "");
+    assert_ne!(scene.agent.capabilities, granted);
+    let refused = |scene: &mut Scene| -> Result<()> {
+        let said = scene.agent.start_refused()?;
+        assert!(said.contains("the kernel refuses the program") && said.contains("CAP_PERFMON missing"), "{said}");
+        assert!(said.contains("of the verifier's log") && said.lines().count() < 40, "{said}");
+        Ok(())
+    };
+    refused(&mut scene)?;
+    assert_eq!(pins(&scene)?, before);
+    scene.agent.capabilities = granted.clone();
+    scene.agent.start_again()?;
+    seconds(1.0);
+    stop_without_failure(load)?;
+
+    scene.agent.cleanup()?;
+    scene.agent.capabilities = granted.replace(",+perfmon", "");
+    refused(&mut scene)?;
+    assert!(!scene.agent.pin_dir.exists(), "{:?}", pins(&scene));
+    scene.agent.capabilities = granted;
+    scene.agent.start_again()
 }
 
 #[test]

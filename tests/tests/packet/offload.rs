@@ -2,9 +2,10 @@
 
 use std::net::IpAddr;
 
-use aya::programs::{SchedClassifier, TcAttachType};
+use aya::programs::{SchedClassifier, TcAttachType, tc};
 use etherparse::checksum::Sum16BitWords;
 use lb_common::{flow::Family, limits::program, verdict::Reason};
+use lb_userspace::dataplane::attach::TcHook;
 
 use crate::{
     bed::{self, BACK_MAC, CLIENT_MAC, FRONT_MAC, backend_mac},
@@ -96,6 +97,9 @@ fn crosses(from: &str, to: &str, segment: &Segment, out: &Segment) {
 /// Puts the programs at TC, and none at XDP: nothing else sends what comes in.
 fn attach(rig: &mut Rig) {
     for interface in ["front", "back"] {
+        if TcHook::of_kernel() == TcHook::Clsact {
+            tc::qdisc_add_clsact(interface).unwrap();
+        }
         for (name, hook) in [(program::INGRESS, TcAttachType::Ingress), (program::EGRESS, TcAttachType::Egress)] {
             let classifier: &mut SchedClassifier = rig.ebpf.program_mut(name).unwrap().try_into().unwrap();
             classifier.attach(interface, hook).unwrap();
