@@ -13,10 +13,8 @@ fn logged(format: &str, stream: impl FnOnce(&fs::Metadata) -> Option<String>) ->
     let directory = tempfile::tempdir().unwrap();
     let at = |name: &str| directory.path().join(name);
     let socket = at("agent.sock");
-    let config = format!(
-        "version: 1\ninterfaces: [lo]\nadmin: {{ socket: {}, http: \"\" }}\nservices: []\n",
-        socket.display()
-    );
+    let config =
+        format!("version: 1\ninterfaces: [lo]\nadmin: {{ socket: {}, http: \"\" }}\nservices: []\n", socket.display());
     fs::write(at("weir.yaml"), config).unwrap();
     fs::create_dir(at("state")).unwrap();
     fs::write(at("state/overrides.json"), "damaged").unwrap();
