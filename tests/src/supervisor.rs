@@ -21,7 +21,8 @@ impl Supervisor {
         Ok(Self { path, socket })
     }
 
-    /// The next messages (`READY=1`, `STATUS=...`, a line each) up to the first that `is` what is waited for; without signs of life.
+    /// The next messages (`READY=1`, `STATUS=...`, a line each) up to the first that `is` what is
+    /// waited for; without signs of life.
     pub fn told_until(&self, what: &str, patience: Duration, is: impl Fn(&str) -> bool) -> Result<Vec<String>> {
         let deadline = Instant::now() + patience;
         let mut told = Vec::new();

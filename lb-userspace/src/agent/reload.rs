@@ -18,8 +18,8 @@ use crate::{
     state::{BackendId, Health},
 };
 
-/// The content of the file that was judged last, and what came of it. The same content comes again: by inotify and by
-/// whoever asks for a reload, in any order.
+/// The content of the file that was judged last, and what came of it. The same content comes
+/// again: by inotify and by whoever asks for a reload, in any order.
 #[derive(Debug)]
 pub struct Judged {
     content: Arc<Loaded>,
@@ -48,7 +48,7 @@ impl Agent {
         }
     }
 
-    /// The source has seen other content. A reload that was asked for meanwhile may have judged it before.
+    /// The source has seen other content, which an explicit reload may have judged already.
     pub(super) fn follow(&mut self, loaded: &Arc<Loaded>) {
         if !self.judged.content.is_same(loaded) {
             // What came of it is in the log and the status.
@@ -56,7 +56,8 @@ impl Agent {
         }
     }
 
-    /// Takes the configuration over, or says why not; nothing is changed then. The log has each judgement once.
+    /// Takes the configuration over, or says why not; nothing is changed then. The log has each
+    /// judgement once.
     fn take_config(&mut self, loaded: &Arc<Loaded>, accept_loss: bool) -> Result<String, Vec<String>> {
         let before = self.desired.config.clone();
         let result = match &loaded.result {

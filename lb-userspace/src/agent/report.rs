@@ -14,11 +14,13 @@ use super::{
 };
 use crate::api::{http::not_ready, types::Snapshot};
 
-/// While backends wait for their first verdicts, systemd is asked to wait so long from each time on; it is asked more often.
+/// How much longer systemd is asked to wait, each time, while backends have no first verdict.
+/// It is asked every few seconds.
 const MORE_TIME: Duration = Duration::from_secs(30);
 
 impl Agent {
-    /// Ready: the maps written, the hooks attached, and a verdict on every backend, or time enough for one.
+    /// Ready: the maps written, the hooks attached, and a verdict on every backend, or time
+    /// enough for one.
     pub(super) fn become_ready(&mut self) {
         let Some(until) = self.starting_until else { return };
         let is_judged = is_judged(&self.desired, &self.health) || Instant::now() >= until;
@@ -32,7 +34,7 @@ impl Agent {
         }
     }
 
-    /// Keeps systemd from giving up a start that has time left until the last backend's first verdict is due.
+    /// Keeps systemd from giving up a start before the last backend's first verdict is due.
     pub(super) fn ask_for_time(&self) {
         if self.starting_until.is_some_and(|until| Instant::now() < until) {
             supervisor::extend_start(MORE_TIME);
@@ -84,7 +86,8 @@ fn outcome_of_reload(outcome: &Result<String, Vec<String>>) -> Report {
     }
 }
 
-/// The state and why, or what a start waits for, with counts: `ok: 2 services, 5 of 6 backends up, 2 interfaces attached`.
+/// The state and why, or what a start waits for, with counts:
+/// `ok: 2 services, 5 of 6 backends up, 2 interfaces attached`.
 fn text(snapshot: &Snapshot, is_starting: bool) -> String {
     let status = &snapshot.status;
     let counts = counts(snapshot);

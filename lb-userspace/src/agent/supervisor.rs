@@ -58,7 +58,7 @@ pub fn starting(what: &str) {
     tell(&[NotifyState::Status(&Report::new(&format!("starting: {what}"), false).text)]);
 }
 
-/// The start has not failed yet: systemd waits for so long from now on, even if its own patience is at an end.
+/// The start goes on: systemd waits for it so long from now on, beyond its own timeout.
 pub fn extend_start(by: Duration) {
     tell(&[NotifyState::ExtendTimeoutUsec(u32::try_from(by.as_micros()).unwrap_or(u32::MAX))]);
 }

@@ -44,14 +44,14 @@ impl Logging {
     }
 }
 
-/// Whether `JOURNAL_STREAM` names the file behind `output`. A shell below a unit inherits the variable, but may have
-/// redirected its output.
+/// Whether `JOURNAL_STREAM` names the file behind `output`. A process below a unit inherits the
+/// variable, but its output may be redirected.
 fn writes_to_journald(output: impl AsFd) -> bool {
     let Ok(journal) = std::env::var("JOURNAL_STREAM") else { return false };
     nix::sys::stat::fstat(output).is_ok_and(|file| names(&journal, file.st_dev, file.st_ino))
 }
 
-/// Whether `journal_stream` is the device and the inode, in decimal and with a colon between (systemd.exec(5)).
+/// Whether `journal_stream` is `DEVICE:INODE` in decimal (systemd.exec(5)) of this file.
 fn names(journal_stream: &str, device: u64, inode: u64) -> bool {
     journal_stream
         .split_once(':')

@@ -1,5 +1,5 @@
-//! Finds an agent by its process: which socket its API listens on. The configuration file can't say that of a running
-//! agent: it may have mistakes, or another `admin.socket` by now.
+//! Finds an agent by its process: which socket its API listens on. The configuration file can't
+//! say that of a running agent: it may have mistakes, or another `admin.socket` by now.
 
 use std::{fs, io, path::PathBuf};
 

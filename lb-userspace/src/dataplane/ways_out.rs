@@ -37,9 +37,10 @@ pub fn ways_out(genl: &Genl, interfaces: &BTreeMap<u32, Interface>, hooks: &[Hoo
 /// Drivers that run XDP programs and take no redirected packets (no `ndo_xdp_xmit`).
 const WITHOUT_REDIRECTS: [&str; 3] = ["mlx4_core", "nfp", "nicvf"];
 
-/// Whether an interface that runs XDP natively takes redirected packets, before Linux 6.3, which tells. Hardware's drivers
-/// do once they run XDP, but for a few. Of a virtual interface (`kind`) it depends on others: of a veth on its other end, of
-/// a bond on its members. Where it is not known, no: TC sends everywhere.
+/// Whether an interface that runs XDP natively takes redirected packets, by rule: kernels before
+/// Linux 6.3 don't tell. Drivers of hardware do once they run XDP, but for a few. Of a virtual
+/// interface (`kind`) it depends on others: of a veth on its other end, of a bond on its members.
+/// Where it is not known the answer is no: TC can send through every interface.
 fn sends_for_xdp(kind: Option<&str>, driver: Option<&str>) -> bool {
     kind.is_none() && driver.is_some_and(|driver| !WITHOUT_REDIRECTS.contains(&driver))
 }

@@ -31,7 +31,8 @@ fn count(log: &str, what: &str) -> usize {
     log.lines().filter(|line| line.contains(what)).count()
 }
 
-/// Writes the file, and asks for a reload twice: before inotify's event is taken for settled, and long after.
+/// Writes the file and asks for reloads: if `is_asked_at_once` before inotify's event is taken for
+/// settled, and in any case twice long after.
 fn edit_and_ask(agent: &Agent, text: &str, is_asked_at_once: bool) -> Result<String> {
     let from = length(agent)?;
     config::write(&agent.config_file, text)?;

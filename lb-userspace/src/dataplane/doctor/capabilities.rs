@@ -1,4 +1,5 @@
-//! What the agent may do: judged of whoever is, or will be, the agent, and not of the shell that asks.
+//! What the agent may do: the capabilities of the process that is the agent, or will be, and not
+//! those of the shell that `doctor` runs in.
 
 use std::{fmt, fs, path::PathBuf};
 

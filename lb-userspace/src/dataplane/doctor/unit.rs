@@ -1,5 +1,5 @@
-//! The capabilities that an installed weir.service gives its agent: the part of systemd.unit(5) and systemd.exec(5) that
-//! this takes.
+//! The capabilities that an installed weir.service gives its agent, by the rules of systemd.unit(5)
+//! and systemd.exec(5).
 
 use std::{
     collections::BTreeMap,
@@ -45,7 +45,8 @@ fn found(directories: &[PathBuf]) -> Option<Unit> {
     Some(Unit { path, effective: settings.effective() })
 }
 
-/// The texts of the drop-ins by their names: one shadows those of the same name in later directories.
+/// The texts of the drop-ins in the order of their names. One shadows those of the same name in
+/// later directories.
 fn drop_ins(directories: &[PathBuf]) -> Vec<String> {
     let mut paths = BTreeMap::new();
     for directory in directories {
@@ -107,8 +108,8 @@ impl Settings {
     }
 }
 
-/// One line of a setting that is a set: several add up, `~` takes away, the empty set resets to none and `~` alone to all.
-/// The first line replaces `initial`.
+/// One line of a setting that is a set: several add up, `~` takes away, the empty set resets to
+/// none and `~` alone to all. The first line replaces `initial`.
 fn assign(set: &mut u64, value: &str, initial: u64) {
     let (is_inverted, names) = match value.strip_prefix('~') {
         Some(names) => (true, names),
@@ -130,7 +131,8 @@ fn bit(name: &str) -> Option<u64> {
     CAPABILITIES.iter().position(|known| *known == name).map(|at| 1 << at)
 }
 
-/// Without comments, with continued lines joined. A comment between the parts of a continued line does not end it.
+/// Without comments, with continued lines joined. A comment between the parts of a continued line
+/// does not end it.
 fn lines(text: &str) -> Vec<String> {
     let mut lines = Vec::new();
     let mut begun = String::new();
