@@ -86,7 +86,7 @@ fn programs_that_the_kernel_refuses_leave_no_pin_and_say_why_in_a_few_lines() ->
     assert_ne!(scene.agent.capabilities, granted);
     let refused = |scene: &mut Scene| -> Result<()> {
         let said = scene.agent.start_refused()?;
-        assert!(said.contains("the kernel refuses the program") && said.contains("CAP_PERFMON missing"), "{said}");
+        assert!(said.contains("the kernel refuses the program") && said.contains("lacks CAP_PERFMON"), "{said}");
         assert!(said.contains("of the verifier's log") && said.lines().count() < 40, "{said}");
         Ok(())
     };
