@@ -1,13 +1,7 @@
 //! A server with a kernel of its own, for what this machine's kernel may lack: tunnels that end at a backend. QEMU without KVM, Debian's
 //! kernel (`cargo xtask setup` unpacks both), and an archive of the machine's own programs instead of a disk.
 
-use std::{
-    fmt::Write as _,
-    fs,
-    net::IpAddr,
-    path::{Path, PathBuf},
-    time::Duration,
-};
+use std::{fmt::Write as _, fs, net::IpAddr, path::PathBuf, time::Duration};
 
 use anyhow::{Context, Result, bail};
 
@@ -123,12 +117,18 @@ fn plug(bed: &Bed, tap: &str, place: Place) -> Result<Netns> {
 
 /// What `cargo xtask setup` has unpacked.
 fn parts() -> Result<PathBuf> {
-    let unpacked = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guest");
-    let dir = std::env::var_os("WEIR_GUEST").map_or_else(unpacked, PathBuf::from);
-    if !dir.join("version").exists() {
+    let dir = cache()?.join("linux-6.12");
+    if !dir.join("recipe").exists() {
         bail!("there is no kernel for guests in {}: run `cargo xtask setup`", dir.display());
     }
     Ok(dir)
+}
+
+/// Where xtask keeps what guests are made of.
+pub(crate) fn cache() -> Result<PathBuf> {
+    let usual = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/weir/guest"));
+    let set = std::env::var_os("WEIR_GUEST").map(PathBuf::from).or_else(usual);
+    set.context("neither WEIR_GUEST nor HOME says where guests are: `cargo xtask test` does")
 }
 
 fn archive(parts: &Path, name: &str, init: &str) -> Result<Vec<u8>> {
