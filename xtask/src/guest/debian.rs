@@ -17,33 +17,23 @@ const SUITE: &str = "bookworm";
 /// Beside what every Debian has.
 const PACKAGES: &str = "systemd-sysv,kmod,iproute2,procps";
 
-/// Units that a test has no use for, each of which takes its time at boot.
-const MASKED: [&str; 24] = [
-    "apt-daily.timer",
-    "apt-daily-upgrade.timer",
-    "dpkg-db-backup.timer",
-    "e2scrub_all.timer",
-    "e2scrub_reap.service",
-    "fstrim.timer",
-    "motd-news.timer",
-    "getty.target",
-    "getty-static.service",
-    "getty@tty1.service",
-    "serial-getty@ttyS0.service",
-    "systemd-logind.service",
-    "systemd-user-sessions.service",
-    "systemd-networkd-wait-online.service",
-    "systemd-random-seed.service",
-    "systemd-binfmt.service",
-    "systemd-pstore.service",
-    "systemd-update-utmp.service",
-    "systemd-update-utmp-runlevel.service",
-    "systemd-journal-flush.service",
-    "systemd-machine-id-commit.service",
-    "systemd-tmpfiles-clean.timer",
-    "systemd-remount-fs.service",
-    "systemd-ask-password-wall.path",
-];
+/// Units that a test has no use for, each of which takes its time at boot: nobody logs in, no device comes or goes, the disk is thrown away.
+const MASKED: &str = "
+    apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer
+    systemd-tmpfiles-clean.timer
+    getty.target getty-static.service getty@tty1.service serial-getty@ttyS0.service
+    systemd-ask-password-console.path systemd-ask-password-wall.path
+    systemd-logind.service systemd-user-sessions.service systemd-update-utmp.service systemd-update-utmp-runlevel.service
+    modprobe@.service kmod-static-nodes.service systemd-modules-load.service systemd-binfmt.service proc-sys-fs-binfmt_misc.automount
+    sys-kernel-debug.mount sys-kernel-tracing.mount sys-kernel-config.mount sys-fs-fuse-connections.mount dev-hugepages.mount dev-mqueue.mount
+    systemd-sysusers.service systemd-tmpfiles-setup-dev.service systemd-random-seed.service systemd-pstore.service
+    systemd-remount-fs.service systemd-journal-flush.service systemd-machine-id-commit.service systemd-networkd-wait-online.service";
+
+/// Programs that would make units of what this Debian does not have.
+const GENERATORS: &str = "
+    systemd-bless-boot-generator systemd-cryptsetup-generator systemd-debug-generator systemd-fstab-generator systemd-getty-generator
+    systemd-gpt-auto-generator systemd-hibernate-resume-generator systemd-integritysetup-generator systemd-rc-local-generator
+    systemd-run-generator systemd-system-update-generator systemd-sysv-generator systemd-veritysetup-generator";
 
 /// What is of no use in a guest that lives for minutes.
 const LEFT_OUT: [&str; 6] =
@@ -61,22 +51,28 @@ const UNITS: [(&str, &str); 2] = [
 
 /// `debian-12/root.ext4` in the cache.
 pub fn bring(kernels: &[Unpacked]) -> Result<()> {
+    let packages = format!("{SUITE} {PACKAGES}\n{LEFT_OUT:?}");
+    let bare = part("debian-12-bare", &packages, bootstrap)?;
     let releases: Vec<&str> = kernels.iter().map(|kernel| kernel.release.as_str()).collect();
-    let recipe = format!("{SUITE} {PACKAGES} {releases:?}\n{MASKED:?}\n{LEFT_OUT:?}\n{FILES:?}\n{UNITS:?}\n{FORMAT}");
-    part("debian-12", &recipe, |new| build(kernels, new)).map(drop)
+    let recipe = format!("{packages}\n{releases:?}\n{MASKED}\n{GENERATORS}\n{FILES:?}\n{UNITS:?}\n{FORMAT}");
+    part("debian-12", &recipe, |new| build(&bare, kernels, new)).map(drop)
 }
 
 /// To be raised when [`build`] leaves something else behind.
 const FORMAT: u32 = 1;
 
-fn build(kernels: &[Unpacked], new: &Path) -> Result<()> {
+/// Most of the time, and nothing that changes with this repository.
+fn bootstrap(new: &Path) -> Result<()> {
     let root = new.join("root");
     let mut debootstrap = Command::new("debootstrap");
     debootstrap.args(["--variant=minbase", &format!("--include={PACKAGES}"), SUITE]).arg(&root).arg(mirror()?);
     run_quietly("debootstrap Debian 12 for guests", &new.join("debootstrap.log"), &mut debootstrap)?;
-    for path in LEFT_OUT {
-        remove(&root.join(path))?;
-    }
+    LEFT_OUT.iter().try_for_each(|path| remove(&root.join(path)))
+}
+
+fn build(bare: &Path, kernels: &[Unpacked], new: &Path) -> Result<()> {
+    let root = new.join("root");
+    run(Command::new("cp").arg("-a").arg(bare.join("root")).arg(&root))?;
     for kernel in kernels {
         let (from, to) = (kernel.dir.join("lib/modules").join(&kernel.release), root.join("lib/modules"));
         fs::create_dir_all(&to).with_context(|| format!("can't make {}", to.display()))?;
@@ -106,8 +102,10 @@ fn settle(root: &Path) -> Result<()> {
     for (name, text) in UNITS {
         write(&units.join(name), text)?;
     }
-    for name in MASKED {
-        let mask = units.join(name);
+    let generators = root.join("etc/systemd/system-generators");
+    fs::create_dir_all(&generators).with_context(|| format!("can't make {}", generators.display()))?;
+    let masks = MASKED.split_whitespace().map(|name| units.join(name));
+    for mask in masks.chain(GENERATORS.split_whitespace().map(|name| generators.join(name))) {
         std::os::unix::fs::symlink("/dev/null", &mask).with_context(|| format!("can't make {}", mask.display()))?;
     }
     let names = UNITS.map(|(name, _)| name);
