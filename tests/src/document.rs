@@ -27,11 +27,11 @@ impl Section {
             if line.starts_with("```") {
                 in_block = line == "```console";
             } else if in_block && continues {
-                let command = commands.last_mut().map(|command| {
+                if let Some(command) = commands.last_mut() {
                     command.push('\n');
                     command.push_str(line);
-                });
-                continues = command.is_some() && line.ends_with('\\');
+                }
+                continues = line.ends_with('\\');
             } else if let Some(command) = line.strip_prefix("# ").filter(|_| in_block) {
                 commands.push(command.to_owned());
                 continues = command.ends_with('\\');

@@ -1,7 +1,13 @@
 //! A server with a kernel of its own, for what this machine's kernel may lack: tunnels that end at a backend. QEMU without KVM, Debian's
 //! kernel (`cargo xtask setup` unpacks both), and an archive of the machine's own programs instead of a disk.
 
-use std::{fmt::Write as _, fs, net::IpAddr, path::PathBuf, time::Duration};
+use std::{
+    fmt::Write as _,
+    fs,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, bail};
 

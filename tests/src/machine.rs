@@ -23,7 +23,6 @@ pub mod disk;
 pub struct Machine {
     running: Running,
     channel: Channel,
-    boots: u32,
     scripts: u32,
 }
 
@@ -72,7 +71,7 @@ impl Machine {
         qemu.args(["-device", &format!("virtio-net-pci,netdev=net,mac=52:54:00:00:00:05,romfile=,{plain}")]);
         let running = Running::start(&format!("Linux {linux}"), &bed.dir().join("console.log"), &mut qemu)?;
         let channel = Channel::open(&socket)?;
-        let mut machine = Self { running, channel, boots: 0, scripts: 0 };
+        let mut machine = Self { running, channel, scripts: 0 };
         machine.wait_booted()?;
         Ok(machine)
     }
@@ -130,7 +129,6 @@ impl Machine {
         let deadline = Instant::now() + BOOT;
         loop {
             if let Message::Ready = self.next(deadline).with_context(|| format!("no boot within {BOOT:?}"))? {
-                self.boots += 1;
                 return Ok(());
             }
         }
