@@ -19,7 +19,8 @@ impl Section {
         Ok(Self { title: title.to_owned(), text: found })
     }
 
-    /// What root is to type, in order: the lines of its ```` ```console ```` blocks that begin with `# `, each with the lines that it continues on.
+    /// What root is to type, in order: the lines of its ```` ```console ```` blocks that begin with
+    /// `# `, each with the lines that it continues on.
     pub fn commands(&self) -> Vec<String> {
         let mut commands: Vec<String> = Vec::new();
         let (mut in_block, mut continues) = (false, false);

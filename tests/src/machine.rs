@@ -1,5 +1,6 @@
-//! A whole machine as the balancer of a bed: Debian with systemd and a kernel of its own, in QEMU without KVM. It is told what to do over a
-//! serial port, so its network is free for what is tested.
+//! A whole machine as the balancer of a bed: Debian with systemd and a kernel of its own, in QEMU
+//! without KVM. It is told what to do over a serial port, so its network is free for what is
+//! tested.
 
 use std::{
     fs,
@@ -40,8 +41,9 @@ const BOOT: Duration = Duration::from_secs(180);
 const PATIENCE: Duration = Duration::from_secs(120);
 
 impl Machine {
-    /// Takes the place of the balancer in a bed with one link ([`crate::bed::Layout::SharedL2`]), with its addresses, and waits until it has booted.
-    /// `linux` is the beginning of a kernel's version, `disk` a file system that it finds as /dev/vdb.
+    /// Takes the place of the balancer in a bed with one link ([`crate::bed::Layout::SharedL2`]),
+    /// with its addresses, and waits until it has booted. `linux` is the beginning of a kernel's
+    /// version, `disk` a file system that it finds as /dev/vdb.
     pub fn boot(bed: &Bed, linux: &str, disk: &Path) -> Result<Self> {
         let cache = guest::cache()?;
         let (kernel, root) = (cache.join(format!("linux-{linux}")), cache.join("debian-12/root.ext4"));
@@ -65,7 +67,8 @@ impl Machine {
             qemu.args(["-device", &format!("virtio-blk-pci,drive=disk{number}")]);
         }
         qemu.args(["-netdev", "tap,id=net,ifname=tap0,script=no,downscript=no"]);
-        // What a driver must be without for XDP: packets are as large as on a wire, with checksums that are whole.
+        // What a driver must be without for XDP: packets are as large as on a wire, with checksums
+        // that are whole.
         let plain =
             "csum=off,guest_csum=off,gso=off,guest_tso4=off,guest_tso6=off,guest_ecn=off,guest_ufo=off,mrg_rxbuf=off";
         qemu.args(["-device", &format!("virtio-net-pci,netdev=net,mac=52:54:00:00:00:05,romfile=,{plain}")]);

@@ -1,5 +1,6 @@
-//! What virtual machines for tests are made of: QEMU, which needs no KVM, kernels of Debian that are unpacked and never installed, and a
-//! Debian with systemd. All of it is kept outside target/, so that `cargo clean` costs no download.
+//! What virtual machines for tests are made of: QEMU, which needs no KVM, kernels of Debian that
+//! are unpacked and never installed, and a Debian with systemd. All of it is kept outside target/,
+//! so that `cargo clean` costs no download.
 
 use std::{
     fs::{self, File},
@@ -14,7 +15,8 @@ mod debian;
 mod initrd;
 mod linux;
 
-/// For guests with no more user space than an archive of this machine's programs: a kernel with the tunnels that end at a backend.
+/// For guests with no more user space than an archive of this machine's programs: a kernel with the
+/// tunnels that end at a backend.
 pub fn setup() -> Result<()> {
     setup::need(
         &[
@@ -29,7 +31,8 @@ pub fn setup() -> Result<()> {
     linux::bring(&linux::NEWEST).map(drop)
 }
 
-/// For guests with systemd: every kernel that is supported and not this machine's, and a root file system.
+/// For guests with systemd: every kernel that is supported and not this machine's, and a root file
+/// system.
 pub fn images() -> Result<()> {
     setup()?;
     setup::need(&[("debootstrap", "debootstrap")], "what makes a guest's root file system")?;
@@ -57,8 +60,9 @@ fn lock() -> Result<File> {
     Ok(file)
 }
 
-/// The directory `name` of the cache, made by `build` unless it was made by this very recipe. It is built beside and renamed at the end, so that an
-/// interrupted run leaves nothing that looks finished.
+/// The directory `name` of the cache, made by `build` unless it was made by this very recipe. It is
+/// built beside and renamed at the end, so that an interrupted run leaves nothing that looks
+/// finished.
 fn part(name: &str, recipe: &str, build: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     let dir = cache()?.join(name);
     if fs::read_to_string(dir.join("recipe")).is_ok_and(|built| built == recipe) {

@@ -1,4 +1,5 @@
-//! The serial port over which a machine is told what to do; its other end is `weir-guest` in xtask/src/guest/files.
+//! The serial port over which a machine is told what to do; its other end is `weir-guest` in
+//! xtask/src/guest/files.
 
 use std::{
     io::{BufRead, BufReader, Write},
@@ -53,7 +54,8 @@ impl Channel {
         self.port.write_all(line.as_bytes()).context("can't write to the serial port")
     }
 
-    /// What comes within this time; lines that mean nothing (a boot loader's, half a line before a reboot) are left out.
+    /// What comes within this time; lines that mean nothing (a boot loader's, half a line before a
+    /// reboot) are left out.
     pub fn next(&mut self, patience: Duration) -> Result<Option<Message>> {
         match self.lines.recv_timeout(patience) {
             Ok(line) => message(&line).with_context(|| format!("the serial port says {line:?}")),

@@ -1,4 +1,5 @@
-//! The disk on which a machine finds what the host has built: a directory that looks like the clone.
+//! The disk on which a machine finds what the host has built: a directory that looks like the
+//! clone.
 
 use std::{
     fs,

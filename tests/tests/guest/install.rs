@@ -1,4 +1,5 @@
-//! Installed, upgraded, rolled back and removed by the commands of docs/operations.md as they stand there.
+//! Installed, upgraded, rolled back and removed by the commands of docs/operations.md as they stand
+//! there.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! What happens to an agent under systemd: restarts, crashes, a hang, somebody who takes its filter away, a reboot.
+//! What happens to an agent under systemd: restarts, crashes, a hang, somebody who takes its filter
+//! away, a reboot.
 
 use std::time::Duration;
 
@@ -51,7 +52,8 @@ pub fn filter(scene: &mut Scene) -> Result<()> {
     Ok(())
 }
 
-/// The unit is enabled, so the machine serves again by itself. No connection lives through a reboot of the only balancer.
+/// The unit is enabled, so the machine serves again by itself. No connection lives through a reboot
+/// of the only balancer.
 pub fn reboot(scene: &mut Scene) -> Result<()> {
     scene.does("reboot", |scene| scene.machine.reboot())?;
     scene.does("after the reboot it serves by itself", |scene| {

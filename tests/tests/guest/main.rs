@@ -1,5 +1,6 @@
-//! Weir where its README says that it runs: installed by the commands of docs/operations.md on Debian 12 with systemd, under the shipped
-//! unit, on the kernels that this machine does not have; traffic in both families through both kinds of modes all the while. Needs root.
+//! Weir where its README says that it runs: installed by the commands of docs/operations.md on
+//! Debian 12 with systemd, under the shipped unit, on the kernels that this machine does not have;
+//! traffic in both families through both kinds of modes all the while. Needs root.
 
 mod install;
 mod life;

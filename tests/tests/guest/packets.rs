@@ -1,4 +1,5 @@
-//! The packet suite on the machine's own kernel: its verifier takes every program, and packets of every mode and family are judged there.
+//! The packet suite on the machine's own kernel: its verifier takes every program, and packets of
+//! every mode and family are judged there.
 
 use std::time::Duration;
 

@@ -1,4 +1,5 @@
-//! A bed whose balancer is a machine with systemd, and the steps of its life, each of which says what it took.
+//! A bed whose balancer is a machine with systemd, and the steps of its life, each of which says
+//! what it took.
 
 use std::{
     fs,
@@ -27,7 +28,8 @@ pub struct Scene {
     failed: Vec<String>,
 }
 
-/// What the machine finds on its disk beside what was built: configurations, and an editor that puts the first of them in place.
+/// What the machine finds on its disk beside what was built: configurations, and an editor that
+/// puts the first of them in place.
 const FILES: [&str; 2] = ["weir.yaml", "weir-more.yaml"];
 const EDITOR: &str = "#!/bin/sh\ncat /root/weir/weir.yaml > \"$1\"\n";
 
@@ -35,7 +37,8 @@ const EDITOR: &str = "#!/bin/sh\ncat /root/weir/weir.yaml > \"$1\"\n";
 const HEALTH: Health =
     Health { interval: Duration::from_secs(3), timeout: Duration::from_millis(2500), fall: 3, rise: 1 };
 
-/// How long the agent may take from its start until everything is in order: the verifier alone takes 20 s.
+/// How long the agent may take from its start until everything is in order: the verifier alone
+/// takes 20 s.
 pub const START: Duration = Duration::from_secs(90);
 
 /// Where the service is that only the second configuration has.
@@ -62,7 +65,8 @@ impl Scene {
         Ok(scene)
     }
 
-    /// Does it and says what it took. Nothing of the traffic that goes on may fail meanwhile, and all of it goes on afterwards.
+    /// Does it and says what it took. Nothing of the traffic that goes on may fail meanwhile, and
+    /// all of it goes on afterwards.
     pub fn does(&mut self, what: &str, work: impl FnOnce(&mut Self) -> Result<()>) -> Result<()> {
         self.step(what, Instant::now(), |scene| {
             work(scene)?;

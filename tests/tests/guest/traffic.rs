@@ -1,4 +1,5 @@
-//! Load through every service: new connections and ones that stay, in both families, each request counted.
+//! Load through every service: new connections and ones that stay, in both families, each request
+//! counted.
 
 use std::{
     net::SocketAddr,
@@ -27,7 +28,8 @@ struct Flow {
 const SERVICES: [(&str, u16); 2] = [("dsr-l2", 80), ("nat", 8080)];
 /// Long connections through each service, in each family.
 const LONG: usize = 3;
-/// A machine under emulation, whose only processor is busy with the verifier, takes its time; what is lost on the way never comes.
+/// A machine under emulation, whose only processor is busy with the verifier, takes its time; what
+/// is lost on the way never comes.
 const PATIENCE: Duration = Duration::from_secs(20);
 
 impl Traffic {

@@ -17,7 +17,8 @@ const SUITE: &str = "bookworm";
 /// Beside what every Debian has.
 const PACKAGES: &str = "systemd-sysv,kmod,iproute2,procps";
 
-/// Units that a test has no use for, each of which takes its time at boot: nobody logs in, no device comes or goes, the disk is thrown away.
+/// Units that a test has no use for, each of which takes its time at boot: nobody logs in, no
+/// device comes or goes, the disk is thrown away.
 const MASKED: &str = "
     apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer
     systemd-tmpfiles-clean.timer

@@ -1,4 +1,5 @@
-//! The file system with which a guest with a disk starts: it loads the disk's drivers, and hands over to systemd.
+//! The file system with which a guest with a disk starts: it loads the disk's drivers, and hands
+//! over to systemd.
 
 use std::{fs, path::Path, process::Command};
 

@@ -29,7 +29,8 @@ pub const OLDEST: Linux = Linux { version: "6.1", metas: &["linux-image-cloud-am
 pub const NEWEST: Linux =
     Linux { version: "6.12", metas: &["linux-image-6.12-cloud-amd64", "linux-image-cloud-amd64"] };
 
-/// What a guest without systemd loads, in this order: a network card, and the tunnels that end at a backend.
+/// What a guest without systemd loads, in this order: a network card, and the tunnels that end at a
+/// backend.
 const TUNNELS: [&str; 4] = ["virtio_net", "ipip", "sit", "ip6_tunnel"];
 
 /// A kernel in the cache.
@@ -39,7 +40,8 @@ pub struct Unpacked {
     pub release: String,
 }
 
-/// `vmlinuz`, `initrd`, `release`, `lib/modules/`, and for guests without systemd `modules/` and `order` (their names, a line each).
+/// `vmlinuz`, `initrd`, `release`, `lib/modules/`, and for guests without systemd `modules/` and
+/// `order` (their names, a line each).
 pub fn bring(linux: &Linux) -> Result<Unpacked> {
     let recipe = format!("{}\n{:?}\n{}\n{}", linux.metas.join(" "), TUNNELS, initrd::recipe(), FORMAT);
     let dir = part(&format!("linux-{}", linux.version), &recipe, |new| build(linux, new))?;
@@ -86,7 +88,8 @@ fn build(linux: &Linux, new: &Path) -> Result<()> {
 /// Which module needs which, as `depmod` has found.
 pub struct Dependencies {
     modules: PathBuf,
-    /// By name: the module's path and those of all that it needs, the one that is loaded last first.
+    /// By name: the module's path and those of all that it needs, the one that is loaded last
+    /// first.
     needed: BTreeMap<String, Vec<String>>,
 }
 
@@ -102,7 +105,8 @@ impl Dependencies {
         Ok(Self { modules: modules.to_owned(), needed: needed.collect() })
     }
 
-    /// Puts these modules and what they need into `to`, decompressed, and their names into `order`; what is built into the kernel is left out.
+    /// Puts these modules and what they need into `to`, decompressed, and their names into `order`;
+    /// what is built into the kernel is left out.
     pub fn unpack(&self, names: &[&str], to: &Path, order: &Path) -> Result<()> {
         fs::create_dir_all(to).with_context(|| format!("can't make {}", to.display()))?;
         let mut written: Vec<String> = Vec::new();
@@ -124,7 +128,8 @@ impl Dependencies {
     }
 }
 
-/// `ip6_tunnel` for `kernel/net/ipv6/ip6_tunnel.ko.xz`; file names may have dashes where module names have underscores.
+/// `ip6_tunnel` for `kernel/net/ipv6/ip6_tunnel.ko.xz`; file names may have dashes where module
+/// names have underscores.
 fn name_of(path: &str) -> String {
     let file = path.rsplit('/').next().unwrap_or(path);
     file.split(".ko").next().unwrap_or(file).replace('-', "_")
