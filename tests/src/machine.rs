@@ -36,9 +36,9 @@ pub struct Output {
 }
 
 /// A boot takes half a minute of a processor's time; two machines and their load share two.
-const BOOT: Duration = Duration::from_secs(180);
+const BOOT: Duration = Duration::from_secs(300);
 /// For a script that has no time-out of its own.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(240);
 
 impl Machine {
     /// Takes the place of the balancer in a bed with one link ([`crate::bed::Layout::SharedL2`]),

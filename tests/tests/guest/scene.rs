@@ -39,7 +39,7 @@ const HEALTH: Health =
 
 /// How long the agent may take from its start until everything is in order: the verifier alone
 /// takes 20 s.
-pub const START: Duration = Duration::from_secs(90);
+pub const START: Duration = Duration::from_secs(180);
 
 /// Where the service is that only the second configuration has.
 pub const MORE_PORT: u16 = 8081;
