@@ -83,6 +83,11 @@ impl Bed {
         Self::in_turn(Layout::Tunnelled, balancers, servers, Some(turn()))
     }
 
+    /// At once with other beds: for tests that count connections and don't time them.
+    pub fn out_of_turn(layout: Layout, servers: u16) -> Result<Self> {
+        Self::in_turn(layout, 1, servers, None)
+    }
+
     /// A second bed, for comparison.
     pub fn beside(other: &Bed, servers: u16) -> Result<Self> {
         Self::in_turn(other.layout, 1, servers, None)

@@ -123,12 +123,18 @@ fn plug(bed: &Bed, tap: &str, place: Place) -> Result<Netns> {
 
 /// What `cargo xtask setup` has unpacked.
 fn parts() -> Result<PathBuf> {
-    let unpacked = || Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/guest");
-    let dir = std::env::var_os("WEIR_GUEST").map_or_else(unpacked, PathBuf::from);
-    if !dir.join("version").exists() {
+    let dir = cache()?.join("linux-6.12");
+    if !dir.join("recipe").exists() {
         bail!("there is no kernel for guests in {}: run `cargo xtask setup`", dir.display());
     }
     Ok(dir)
+}
+
+/// Where xtask keeps what guests are made of.
+pub(crate) fn cache() -> Result<PathBuf> {
+    let usual = || std::env::var_os("HOME").map(|home| PathBuf::from(home).join(".cache/weir/guest"));
+    let set = std::env::var_os("WEIR_GUEST").map(PathBuf::from).or_else(usual);
+    set.context("neither WEIR_GUEST nor HOME says where guests are: `cargo xtask test` does")
 }
 
 fn archive(parts: &Path, name: &str, init: &str) -> Result<Vec<u8>> {

@@ -1,110 +1,117 @@
-//! Virtual machines for tests, where this machine's kernel lacks something: QEMU, which needs no KVM, and a Debian kernel that is
-//! unpacked under target/ and never installed.
+//! What virtual machines for tests are made of: QEMU, which needs no KVM, kernels of Debian that
+//! are unpacked and never installed, and a Debian with systemd. All of it is kept outside target/,
+//! so that `cargo clean` costs no download.
 
 use std::{
-    fs,
+    fs::{self, File},
     path::{Path, PathBuf},
-    process::Command,
 };
 
 use anyhow::{Context, Result, bail};
 
-use crate::{
-    exec::{run, run_quietly, say, target},
-    packages, setup,
-};
+use crate::{exec::say, packages, setup};
 
-/// Packages that name a kernel with the tunnels, the first that is to be had: on bookworm 6.12 is in the security archive, on trixie it is the kernel.
-const KERNELS: [&str; 2] = ["linux-image-6.12-cloud-amd64", "linux-image-cloud-amd64"];
+mod debian;
+mod initrd;
+mod linux;
 
-/// What a guest loads, in this order: a network card, and the tunnels that end at a backend.
-const MODULES: [&str; 9] = [
-    "net/core/failover",
-    "drivers/net/net_failover",
-    "drivers/net/virtio_net",
-    "net/ipv4/tunnel4",
-    "net/ipv4/ip_tunnel",
-    "net/ipv4/ipip",
-    "net/ipv6/tunnel6",
-    "net/ipv6/sit",
-    "net/ipv6/ip6_tunnel",
-];
-
-/// The programs, and `vmlinuz`, `modules/` and `order` (their names, a line each) in target/guest.
+/// For guests with no more user space than an archive of this machine's programs: a kernel with the
+/// tunnels that end at a backend.
 pub fn setup() -> Result<()> {
     setup::need(
-        &[("qemu-system-x86_64", "qemu-system-x86"), ("busybox", "busybox-static")],
+        &[
+            ("qemu-system-x86_64", "qemu-system-x86"),
+            ("busybox", "busybox-static"),
+            ("depmod", "kmod"),
+            ("mke2fs", "e2fsprogs"),
+        ],
         "what guests are made of",
     )?;
-    let dir = target().join("guest");
-    let version = dir.join("version");
-    if !version.exists() {
-        bring(&dir)?;
-    }
-    let version = fs::read_to_string(&version).with_context(|| format!("can't read {}", version.display()))?;
-    say("guest", format_args!("{} in {}", version.trim(), dir.display()));
-    Ok(())
+    let _lock = lock()?;
+    linux::bring(&linux::NEWEST).map(drop)
 }
 
-fn bring(dir: &Path) -> Result<()> {
+/// For guests with systemd: every kernel that is supported and not this machine's, and a root file
+/// system.
+pub fn images() -> Result<()> {
+    setup()?;
+    setup::need(&[("debootstrap", "debootstrap")], "what makes a guest's root file system")?;
+    let _lock = lock()?;
+    let kernels = [linux::bring(&linux::OLDEST)?, linux::bring(&linux::NEWEST)?];
+    debian::bring(&kernels)
+}
+
+/// `$WEIR_CACHE/guest`, else `weir/guest` where the user's caches are.
+pub fn cache() -> Result<PathBuf> {
+    let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let weir = set("WEIR_CACHE")
+        .or_else(|| set("XDG_CACHE_HOME").map(|dir| dir.join("weir")))
+        .or_else(|| set("HOME").map(|dir| dir.join(".cache/weir")));
+    Ok(weir.context("neither WEIR_CACHE nor HOME says where to keep what guests are made of")?.join("guest"))
+}
+
+/// One process at a time works on the cache.
+fn lock() -> Result<File> {
+    let dir = cache()?;
+    fs::create_dir_all(&dir).with_context(|| format!("can't make {}", dir.display()))?;
+    let path = dir.join("lock");
+    let file = File::create(&path).with_context(|| format!("can't write {}", path.display()))?;
+    file.lock().with_context(|| format!("can't lock {}", path.display()))?;
+    Ok(file)
+}
+
+/// The directory `name` of the cache, made by `build` unless it was made by this very recipe. It is
+/// built beside and renamed at the end, so that an interrupted run leaves nothing that looks
+/// finished.
+fn part(name: &str, recipe: &str, build: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
+    let dir = cache()?.join(name);
+    if fs::read_to_string(dir.join("recipe")).is_ok_and(|built| built == recipe) {
+        return Ok(dir);
+    }
     if !packages::is_debian() {
         bail!(
-            "a kernel for guests is missing: the end-to-end suite takes it from Debian's package {}; run that suite on Debian",
-            KERNELS[0]
+            "{name} for guests is missing: it is made of Debian's packages; run the suites `e2e` and `guest` on Debian"
         );
     }
-    // Whatever a run that was interrupted has left.
-    if dir.exists() {
-        fs::remove_dir_all(dir).with_context(|| format!("can't remove {}", dir.display()))?;
-    }
-    let unpacked = dir.join("unpacked");
-    fs::create_dir_all(&unpacked).with_context(|| format!("can't make {}", unpacked.display()))?;
-    let package = packages::dependency_of(&KERNELS)?;
-    let archive = packages::download(&package, dir)?;
-    run_quietly(
-        &format!("unpack {package}"),
-        &dir.join("unpack.log"),
-        Command::new("dpkg-deb").arg("-x").arg(&archive).arg(&unpacked),
-    )?;
-    let release = package.trim_start_matches("linux-image-");
-    take(&unpacked.join(format!("boot/vmlinuz-{release}")), &dir.join("vmlinuz"))?;
-    modules(&unpacked, release, dir)?;
-    for path in [&unpacked, &archive] {
-        let removed = if path.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };
-        removed.with_context(|| format!("can't remove {}", path.display()))?;
-    }
-    // Last: it says that all the rest is there.
-    write(&dir.join("version"), &format!("{package}\n"))
+    let new = cache()?.join(format!("{name}.new"));
+    remove(&new)?;
+    fs::create_dir_all(&new).with_context(|| format!("can't make {}", new.display()))?;
+    build(&new)?;
+    write(&new.join("recipe"), recipe)?;
+    remove(&dir)?;
+    fs::rename(&new, &dir).with_context(|| format!("can't make {}", dir.display()))?;
+    say("guest", format_args!("{}", dir.display()));
+    Ok(dir)
 }
 
-fn modules(unpacked: &Path, release: &str, dir: &Path) -> Result<()> {
-    let to = dir.join("modules");
-    fs::create_dir_all(&to).with_context(|| format!("can't make {}", to.display()))?;
-    // Debian has merged /usr since trixie.
-    let places = ["lib/modules", "usr/lib/modules"].map(|place| unpacked.join(place).join(release).join("kernel"));
-    let from =
-        places.iter().find(|place| place.is_dir()).with_context(|| format!("{release} comes without modules"))?;
-    let mut order = String::new();
-    for module in MODULES {
-        let name = format!("{}.ko", module.rsplit('/').next().unwrap_or(module));
-        let (plain, compressed) = (to.join(&name), from.join(format!("{module}.ko.xz")));
-        if compressed.exists() {
-            let packed = PathBuf::from(format!("{}.xz", plain.display()));
-            take(&compressed, &packed)?;
-            run(Command::new("busybox").arg("unxz").arg(&packed))?;
-        } else {
-            take(&from.join(format!("{module}.ko")), &plain)?;
-        }
-        order += &format!("{name}\n");
-    }
-    write(&dir.join("order"), &order)
+fn remove(path: &Path) -> Result<()> {
+    let removed = if path.is_dir() {
+        fs::remove_dir_all(path)
+    } else if path.exists() {
+        fs::remove_file(path)
+    } else {
+        Ok(())
+    };
+    removed.with_context(|| format!("can't remove {}", path.display()))
 }
 
-fn take(from: &Path, to: &Path) -> Result<()> {
+fn copy(from: &Path, to: &Path) -> Result<()> {
+    if let Some(dir) = to.parent() {
+        fs::create_dir_all(dir).with_context(|| format!("can't make {}", dir.display()))?;
+    }
     fs::copy(from, to).with_context(|| format!("can't copy {} to {}", from.display(), to.display()))?;
     Ok(())
 }
 
 fn write(path: &Path, text: &str) -> Result<()> {
+    if let Some(dir) = path.parent() {
+        fs::create_dir_all(dir).with_context(|| format!("can't make {}", dir.display()))?;
+    }
     fs::write(path, text).with_context(|| format!("can't write {}", path.display()))
+}
+
+fn executable(path: &Path, text: &str) -> Result<()> {
+    write(path, text)?;
+    let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+    fs::set_permissions(path, mode).with_context(|| format!("can't chmod {}", path.display()))
 }

@@ -54,7 +54,7 @@ enum Command {
     /// Measure; prints ratios, judges nothing. Needs root.
     #[command(subcommand)]
     Bench(Bench),
-    /// Run the tests; all suites if none is named. `packet` and `e2e` need root.
+    /// Run the tests; all suites if none is named. All but `unit` need root.
     Test(suites::Arguments),
     /// Leave out one rule of the ring after the other, and look whether the tests notice: minutes for each. Needs root.
     Mutate(mutate::Arguments),

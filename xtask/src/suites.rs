@@ -3,6 +3,7 @@
 use std::{
     fmt,
     io::{BufRead, BufReader, IsTerminal, Write},
+    path::PathBuf,
     process::{Command, Stdio},
     time::{Duration, Instant},
 };
@@ -34,6 +35,8 @@ enum Suite {
     Packet,
     /// Real connections to real servers in network namespaces. Needs root.
     E2e,
+    /// Installed by the documented commands on a Debian with systemd, on each older kernel that is supported, in QEMU. Needs root.
+    Guest,
 }
 
 pub fn run_suites(arguments: &Arguments) -> Result<()> {
@@ -53,6 +56,9 @@ pub fn run_suites(arguments: &Arguments) -> Result<()> {
     if exec::is_root() && suites.contains(&Suite::E2e) {
         guest::setup()?;
     }
+    if exec::is_root() && suites.contains(&Suite::Guest) {
+        guest::images()?;
+    }
     let outcomes = suites.into_iter().map(|suite| run_suite(suite, &arguments.rest)).collect::<Result<Vec<_>>>()?;
     for outcome in &outcomes {
         say("test", outcome);
@@ -70,6 +76,7 @@ impl Suite {
             Suite::Unit => "unit",
             Suite::Packet => "packet",
             Suite::E2e => "e2e",
+            Suite::Guest => "guest",
         }
     }
 
@@ -96,6 +103,7 @@ impl Suite {
                 ])]
             }
             Suite::E2e => vec![host_cargo(["test", "-p", "weir-tests", "--test", "e2e"])],
+            Suite::Guest => vec![host_cargo(["test", "-p", "weir-tests", "--test", "guest"])],
         }
     }
 }
@@ -129,22 +137,30 @@ fn run_suite(suite: Suite, rest: &[String]) -> Result<Outcome> {
         outcome.note = "needs root (network namespaces, BPF): run it as root";
         return Ok(outcome);
     }
-    if suite == Suite::E2e {
+    if matches!(suite, Suite::E2e | Suite::Guest) {
         build_both_layouts()?;
     }
+    let packet_suite = if suite == Suite::Guest { Some(packet_suite()?) } else { None };
 
     outcome.ok = true;
     for mut cargo in suite.cargos() {
         cargo
             .env("WEIR_BIN", exec::target().join("debug/weir"))
             .env("WEIR_OTHER_BIN", exec::target().join("debug/weir-other-layout"))
-            .env("WEIR_GUEST", exec::target().join("guest"))
+            .env("WEIR_GUEST", guest::cache()?)
             .env("PATH", exec::path_with_sbin()?)
             .arg("--")
             .args(rest);
-        if suite != Suite::Unit {
+        match (suite, &packet_suite) {
+            (Suite::Unit, _) => {}
+            // Each guest has one processor, and the tests tell of their steps as they go.
+            (Suite::Guest, Some(packet_suite)) => {
+                cargo.env("WEIR_PACKET_SUITE", packet_suite).args(["--test-threads=2", "--nocapture"]);
+            }
             // One bed at a time: two would share the processors and blur what is counted by time.
-            cargo.arg("--test-threads=1");
+            _ => {
+                cargo.arg("--test-threads=1");
+            }
         }
         if std::io::stdout().is_terminal() {
             cargo.arg("--color=always");
@@ -174,6 +190,22 @@ fn build_both_layouts() -> Result<()> {
     // A hard link to cargo's own file would change with the next build.
     std::fs::copy(&built, &kept).with_context(|| format!("can't copy {} to {}", built.display(), kept.display()))?;
     run(&mut host_cargo(build))
+}
+
+/// Builds the packet suite, which guests run as well; the path of its program.
+fn packet_suite() -> Result<PathBuf> {
+    let mut cargo = host_cargo(["test", "-p", "weir-tests", "--test", "packet", "--no-run"]);
+    cargo.arg("--message-format=json-render-diagnostics").stdin(Stdio::null()).stderr(Stdio::inherit());
+    let output = cargo.output().with_context(|| format!("can't start {}", shown(&cargo)))?;
+    if !output.status.success() {
+        bail!("{} failed ({})", shown(&cargo), output.status);
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    let executables = text.lines().filter_map(|line| {
+        let (_, after) = line.split_once("\"executable\":\"")?;
+        Some(PathBuf::from(after.split('"').next()?))
+    });
+    executables.last().context("cargo does not say where the packet suite's program is")
 }
 
 /// Shows the harness's output as it comes, byte by byte as it was, and adds up its closing lines.

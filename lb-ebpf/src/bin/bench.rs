@@ -2,6 +2,8 @@
 //! measured; the floor, which Weir is compared with; and targets that do nothing, which tell what the wrapper itself costs. And the floods of the
 //! end-to-end suite.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
+#![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch, core_intrinsics))]
+#![cfg_attr(target_arch = "bpf", expect(internal_features, reason = "what packet.rs tells the compiler of its bound"))]
 #![deny(
     clippy::indexing_slicing,
     clippy::arithmetic_side_effects,

@@ -1,0 +1,35 @@
+//! The file system with which a guest with a disk starts: it loads the disk's drivers, and hands
+//! over to systemd.
+
+use std::{fs, path::Path, process::Command};
+
+use anyhow::{Context, Result};
+
+use crate::{
+    exec::run,
+    guest::{copy, executable, linux::Dependencies, remove},
+    toolchain::which,
+};
+
+/// What finds and reads the disk; some of it is built into one kernel or the other.
+const MODULES: [&str; 5] = ["virtio_pci", "virtio_blk", "crc32c_generic", "crc32c_intel", "ext4"];
+const INIT: &str = include_str!("files/init");
+
+pub fn recipe() -> String {
+    format!("{MODULES:?}\n{INIT}")
+}
+
+/// Makes `initrd` in `dir`.
+pub fn build(dependencies: &Dependencies, dir: &Path) -> Result<()> {
+    let root = dir.join("initrd-files");
+    for name in ["proc", "sys", "dev", "root"] {
+        fs::create_dir_all(root.join(name)).with_context(|| format!("can't make {}", root.join(name).display()))?;
+    }
+    let busybox = which("busybox").context("busybox is missing")?;
+    copy(&busybox, &root.join("bin/busybox"))?;
+    dependencies.unpack(&MODULES, &root.join("modules"), &root.join("order"))?;
+    executable(&root.join("init"), INIT)?;
+    let archive = "cd \"$0\" && find . | busybox cpio -o -H newc > ../initrd 2> ../initrd.log";
+    run(Command::new("sh").args(["-c", archive]).arg(&root))?;
+    remove(&root)
+}
