@@ -108,6 +108,7 @@ impl DataPath {
     /// also how a lost hook is found and attached again: call it at start, when interfaces have changed, and now and then.
     /// The interfaces must have been listed just before.
     pub fn sync(&mut self, wanted: &[&Interface], mode: XdpMode) -> Vec<Hook> {
+        self.keep_record();
         self.release_others(wanted);
         let hooks: Vec<Hook> = wanted.iter().map(|interface| self.sync_interface(interface, mode)).collect();
         self.hooks.attached = hooks.iter().map(|hook| (hook.ifindex, hook.clone())).collect();

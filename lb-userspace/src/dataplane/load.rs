@@ -23,7 +23,11 @@ use nix::{
 use super::{
     attach::{Hooks, TcHook},
     maps::MapsError,
-    migrate::{MigrateError, Migration, plan::MapSizes},
+    migrate::{
+        MigrateError, Migration,
+        plan::MapSizes,
+        record::{LAYOUTS, Record},
+    },
     programs,
 };
 
@@ -94,6 +98,7 @@ pub enum BpfLog {
 pub struct DataPath {
     pub(super) pin_dir: PathBuf,
     pub(super) ebpf: Ebpf,
+    record: Record,
     pub(super) hooks: Hooks,
     /// How its programs are attached at TC.
     pub(super) tc: TcHook,
@@ -115,8 +120,22 @@ impl DataPath {
         if opened.is_err() && is_new {
             remove_empty(pin_dir);
         }
+        let (ebpf, record) = opened?;
         let (hooks, tc) = (Hooks::default(), TcHook::of_kernel());
-        Ok(Self { pin_dir: pin_dir.to_owned(), ebpf: opened?, hooks, tc, _lock: lock })
+        Ok(Self { pin_dir: pin_dir.to_owned(), ebpf, record, hooks, tc, _lock: lock })
+    }
+
+    /// Writes the record of the layouts again if somebody has deleted its pin: without it the next start would need CAP_SYS_ADMIN.
+    pub(super) fn keep_record(&self) {
+        if self.pin_dir.join(LAYOUTS).exists() {
+            return;
+        }
+        match self.record.write(&self.pin_dir) {
+            Ok(()) => {
+                tracing::warn!(pin_dir = %self.pin_dir.display(), "the pin of {LAYOUTS} was gone; it is written again")
+            }
+            Err(error) => tracing::error!(%error, "the pin of {LAYOUTS} is gone, and cannot be written again"),
+        }
     }
 
     /// Attaches at TC by filters of clsact, as on kernels without tcx links; for tests of that on others.
@@ -145,21 +164,21 @@ impl DataPath {
     }
 }
 
-fn open_locked(pin_dir: &Path, log: BpfLog, sizes: &MapSizes) -> Result<Ebpf, LoadError> {
+fn open_locked(pin_dir: &Path, log: BpfLog, sizes: &MapSizes) -> Result<(Ebpf, Record), LoadError> {
     let object = Object::parse(OBJECT).map_err(|error| LoadError::Object(error.to_string()))?;
     let mut migration = Migration::begin(pin_dir, &object, sizes)?;
     let opened = load_all(&migration, log, sizes).and_then(|mut ebpf| {
-        migration.record(&ebpf)?;
+        let record = migration.record(&ebpf)?;
         migration.run(&mut ebpf)?;
-        Ok(ebpf)
+        Ok((ebpf, record))
     });
     if opened.is_err() {
         migration.abandon();
     }
-    let mut ebpf = opened?;
+    let (mut ebpf, record) = opened?;
     let pinned = programs::pin(&mut ebpf, pin_dir);
     pinned.map_err(|source| LoadError::PinPrograms { pin_dir: pin_dir.to_owned(), source })?;
-    Ok(ebpf)
+    Ok((ebpf, record))
 }
 
 /// What a first start that failed had made.

@@ -103,7 +103,7 @@ impl Migration {
 
     /// Writes down what the pinned maps hold, old and new, and which of them the programs of `ebpf` and those on the hooks use: all that
     /// the next start must know whenever this one is interrupted.
-    pub fn record(&self, ebpf: &Ebpf) -> Result<(), MigrateError> {
+    pub fn record(&self, ebpf: &Ebpf) -> Result<Record, MigrateError> {
         let in_use = leftovers::programs_in_use(&self.pin_dir)?;
         let mut record = Record { maps: self.plan.pinned.clone(), programs: self.record.programs.clone() };
         record.programs.retain(|program, _| in_use.contains(program));
@@ -119,7 +119,8 @@ impl Migration {
         for id in programs::ids(ebpf).map_err(MigrateError::Programs)? {
             record.programs.insert(id, maps.clone());
         }
-        record.write(&self.pin_dir).map_err(|error| PlanError::from(error).into())
+        record.write(&self.pin_dir).map_err(PlanError::from)?;
+        Ok(record)
     }
 
     /// Takes the new maps away, unless hooks use them already; the old data path goes on as it was.

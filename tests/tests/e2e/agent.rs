@@ -106,6 +106,32 @@ fn programs_that_the_kernel_refuses_leave_no_pin_and_say_why_in_a_few_lines() ->
 }
 
 #[test]
+fn record_of_layouts_is_written_again_by_a_running_agent_and_else_takes_one_start_with_more_capabilities() -> Result<()>
+{
+    let mut scene = Scene::new(Layout::Routed, 2, 2)?;
+    let load = scene.load()?;
+    let record = scene.agent.pin_dir.join("LAYOUTS");
+    fs::remove_file(&record).context("can't delete the record")?;
+    wait_for("the record is written again", Duration::from_secs(15), || Ok(record.exists()))?;
+    scene.agent.stop()?;
+    scene.agent.start_again()?;
+
+    scene.agent.stop()?;
+    fs::remove_file(&record).context("can't delete the record")?;
+    let said = scene.agent.start_refused()?;
+    assert!(said.contains("is not recorded") && said.contains("CAP_SYS_ADMIN"), "{said}");
+    assert!(said.contains("docs/operations.md"), "{said}");
+    let granted = scene.agent.capabilities.clone();
+    scene.agent.capabilities.push_str(",+sys_admin");
+    scene.agent.start_again()?;
+    scene.agent.stop()?;
+    scene.agent.capabilities = granted;
+    scene.agent.start_again()?;
+    seconds(1.0);
+    stop_without_failure(load)
+}
+
+#[test]
 fn bad_configuration_changes_nothing_and_shows_in_status_and_metrics() -> Result<()> {
     let scene = Scene::new(Layout::Routed, 2, 2)?;
     let load = scene.load()?;

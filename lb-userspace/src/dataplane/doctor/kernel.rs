@@ -6,7 +6,10 @@ use aya::util::KernelVersion;
 use lb_common::limits::map;
 
 use super::{error, ok, sysctl, warning};
-use crate::{api::types::Finding, dataplane::load};
+use crate::{
+    api::types::Finding,
+    dataplane::{load, migrate::record::LAYOUTS},
+};
 
 pub(super) fn findings(pin_dir: &Path) -> Vec<Finding> {
     let mut findings = vec![bpffs(pin_dir), version(), btf(), jit()];
@@ -19,6 +22,13 @@ fn pins(pin_dir: &Path) -> Option<Finding> {
     let (there, gone): (Vec<&str>, Vec<&str>) = map::PINNED.iter().partition(|name| pin_dir.join(name).exists());
     if there.is_empty() {
         return None;
+    }
+    if gone.is_empty() && !pin_dir.join(LAYOUTS).exists() {
+        return Some(warning(
+            "pins",
+            format!("{LAYOUTS} is gone from {}: the next start of the agent needs CAP_SYS_ADMIN", pin_dir.display()),
+            "a running agent writes it again within seconds; if none runs, see docs/operations.md, \"An agent without a record of the layouts\"",
+        ));
     }
     if gone.is_empty() {
         return Some(ok("pins", format!("every map is pinned in {}", pin_dir.display())));
@@ -109,6 +119,8 @@ mod tests {
         for name in map::PINNED {
             std::fs::write(directory.path().join(name), "").unwrap();
         }
+        assert_eq!(pins(directory.path()).unwrap().severity, Severity::Warning);
+        std::fs::write(directory.path().join(LAYOUTS), "").unwrap();
         assert_eq!(pins(directory.path()).unwrap().severity, Severity::Ok);
         std::fs::remove_file(directory.path().join(map::BACKENDS)).unwrap();
         let found = pins(directory.path()).unwrap();
