@@ -201,11 +201,11 @@ fn packet_suite() -> Result<PathBuf> {
         bail!("{} failed ({})", shown(&cargo), output.status);
     }
     let text = String::from_utf8_lossy(&output.stdout);
-    let executables = text.lines().filter_map(|line| {
+    let mut executables = text.lines().filter_map(|line| {
         let (_, after) = line.split_once("\"executable\":\"")?;
         Some(PathBuf::from(after.split('"').next()?))
     });
-    executables.last().context("cargo does not say where the packet suite's program is")
+    executables.next_back().context("cargo does not say where the packet suite's program is")
 }
 
 /// Shows the harness's output as it comes, byte by byte as it was, and adds up its closing lines.
