@@ -56,9 +56,6 @@ pub fn run_suites(arguments: &Arguments) -> Result<()> {
     if exec::is_root() && suites.contains(&Suite::E2e) {
         guest::setup()?;
     }
-    if exec::is_root() && suites.contains(&Suite::Guest) {
-        guest::images()?;
-    }
     let outcomes = suites.into_iter().map(|suite| run_suite(suite, &arguments.rest)).collect::<Result<Vec<_>>>()?;
     for outcome in &outcomes {
         say("test", outcome);
@@ -136,6 +133,9 @@ fn run_suite(suite: Suite, rest: &[String]) -> Result<Outcome> {
     if suite != Suite::Unit && !exec::is_root() {
         outcome.note = "needs root (network namespaces, BPF): run it as root";
         return Ok(outcome);
+    }
+    if suite == Suite::Guest {
+        guest::images()?;
     }
     if matches!(suite, Suite::E2e | Suite::Guest) {
         build_both_layouts()?;

@@ -64,6 +64,9 @@ pub struct Status {
     pub tables: Vec<TableView>,
     pub nat: NatStatus,
     pub sync: SyncStatus,
+    /// Hooks that were gone without the agent's doing, and attached again, since it started.
+    #[serde(default)]
+    pub lost_hooks: u64,
     /// What `weir doctor` found at start: see [`Finding`].
     pub findings: Vec<Finding>,
 }

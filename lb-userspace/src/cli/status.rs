@@ -237,6 +237,7 @@ mod tests {
                 last_duration_seconds: 0.0021,
                 ..SyncStatus::default()
             },
+            lost_hooks: 0,
             findings: vec![
                 Finding {
                     severity: Severity::Ok,

@@ -13,7 +13,7 @@ use aya::{
     programs::{
         LinkOrder, ProgramError, ProgramInfo, SchedClassifier, TcAttachType, Xdp,
         links::{FdLink, LinkError, PinnedLink},
-        tc::{self, NlOptions, SchedClassifierLink, TcAttachOptions, TcHandle},
+        tc::{self, NlOptions, SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions, TcHandle},
         xdp::{XdpLink, XdpMode as AttachMode},
     },
     util::KernelVersion,
@@ -21,6 +21,7 @@ use aya::{
 use lb_common::limits::program;
 
 use super::{
+    clsact,
     interfaces::{HookMode, Interface, XdpHook},
     load::DataPath,
     pins::{self, Pin, PinKind},
@@ -356,8 +357,7 @@ fn create_xdp(program: &mut Xdp, interface: &Interface, mode: AttachMode) -> Res
         .map_err(|_| AttachError::NoLinks { interface: interface.name.clone(), kernel: kernel_version() })
 }
 
-/// A filter of clsact, replaced in place if it is there. It has no link, so the pinned program stands as the mark that it is ours, and
-/// another one as the mark that the qdisc is.
+/// A filter of clsact, replaced in place if it is there. It has no link, so the pinned program stands as the mark that it is ours.
 pub(super) fn attach_filter(
     program: &mut SchedClassifier,
     interface: &str,
@@ -372,44 +372,69 @@ pub(super) fn attach_filter(
     let replaced = if was_ours {
         // Made only to be given away: dropping it would detach the filter.
         let filter = SchedClassifierLink::attached(interface, direction, FILTER_PRIORITY, FILTER_HANDLE, None);
-        program.attach_to_link(filter.map_err(|error| failed(error.into()))?)
+        match program.attach_to_link(filter.map_err(|error| failed(error.into()))?) {
+            Ok(id) => Some(id),
+            // No such filter, or no qdisc that it could be in.
+            Err(error) if matches!(errno(&error), Some(libc::ENOENT | libc::EINVAL)) => None,
+            Err(error) => return Err(failed(error)),
+        }
     } else {
-        Err(ProgramError::NotAttached)
+        None
     };
     let (id, pinned) = match replaced {
-        Ok(id) => (id, Pinned::Alive),
-        Err(_) => {
-            // The mark comes first: a filter without one would be a stranger's to the next agent.
-            mark(program, interface, &path)?;
-            // If the qdisc is there already this fails, and the filter goes into it.
-            match tc::qdisc_add_clsact(interface) {
-                Ok(()) => mark(program, interface, &Pin::new(PinKind::Clsact, pin.ifindex).path(pin_dir))?,
-                Err(error) => tracing::debug!(interface, %error, "no new clsact qdisc"),
-            }
-            let options = NlOptions { priority: FILTER_PRIORITY, handle: FILTER_HANDLE, classid: None };
-            let attached = program.attach_with_options(interface, direction, TcAttachOptions::Netlink(options));
-            let id = match attached {
-                Ok(id) => id,
-                Err(error) => {
-                    unpin(&path)?;
-                    return Err(failed(error));
-                }
-            };
+        Some(id) => (id, Pinned::Alive),
+        None => {
+            let id = add_filter(program, interface, direction, pin, pin_dir).map_err(failed)?;
             tracing::info!(interface, hook = name, "TC filter attached");
             (id, if was_ours { Pinned::Lost } else { Pinned::None })
         }
     };
     // Dropping it would detach the filter.
     std::mem::forget(program.take_link(id).map_err(failed)?);
-    if pinned == Pinned::Alive {
-        mark(program, interface, &path)?;
-    }
+    programs::pin_over(&path, |path| program.pin(path)).map_err(|source| AttachError::Pin {
+        interface: interface.to_owned(),
+        path,
+        source,
+    })?;
     Ok(pinned)
+}
+
+fn add_filter(
+    program: &mut SchedClassifier,
+    interface: &str,
+    direction: TcAttachType,
+    pin: Pin,
+    pin_dir: &Path,
+) -> Result<SchedClassifierLinkId, ProgramError> {
+    // If the qdisc is there already this fails, and the filter goes into it.
+    match tc::qdisc_add_clsact(interface) {
+        Ok(()) => {
+            let mark = Pin::new(PinKind::Clsact, pin.ifindex).path(pin_dir);
+            if let Err(error) = clsact::mark(&mark) {
+                tracing::warn!(interface, %error, "no later `weir cleanup` knows that the clsact qdisc is Weir's, and it will stay");
+            }
+        }
+        Err(error) => tracing::debug!(interface, %error, "no new clsact qdisc"),
+    }
+    let attach = |program: &mut SchedClassifier| {
+        let options = NlOptions { priority: FILTER_PRIORITY, handle: FILTER_HANDLE, classid: None };
+        program.attach_with_options(interface, direction, TcAttachOptions::Netlink(options))
+    };
+    match attach(program) {
+        Err(error) if errno(&error) == Some(libc::EEXIST) => {
+            // One of ours whose mark is missing, because the agent was killed between the two? It is known by its name.
+            match tc::qdisc_detach_program(interface, direction, pin.kind.hook()) {
+                Ok(()) => attach(program),
+                Err(_) => Err(error),
+            }
+        }
+        result => result,
+    }
 }
 
 fn filter_failed(interface: &str, hook: &'static str, error: &ProgramError) -> AttachError {
     let mut reason = causes(error);
-    if reason.contains("File exists") {
+    if errno(error) == Some(libc::EEXIST) {
         reason = format!(
             "another filter has priority {FILTER_PRIORITY} and handle 1 in clsact, and stays: see \
              `tc filter show dev {interface} ingress` and `egress`, and remove it by the tool that owns it"
@@ -418,10 +443,10 @@ fn filter_failed(interface: &str, hook: &'static str, error: &ProgramError) -> A
     AttachError::Attach { interface: interface.to_owned(), hook, reason }
 }
 
-/// Pins the program as a mark, in place of an older one.
-fn mark(program: &mut SchedClassifier, interface: &str, path: &Path) -> Result<(), AttachError> {
-    let pinned = programs::pin_over(path, |path| program.pin(path));
-    pinned.map_err(|source| AttachError::Pin { interface: interface.to_owned(), path: path.to_owned(), source })
+/// The kernel's error number at the bottom of an error.
+fn errno(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+    let number = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+    number.or_else(|| errno(error.source()?))
 }
 
 fn pin_link(link: FdLink, interface: &Interface, path: &Path) -> Result<(), AttachError> {
@@ -433,10 +458,6 @@ fn pin_link(link: FdLink, interface: &Interface, path: &Path) -> Result<(), Atta
 
 fn remove_link(path: &Path) -> Result<(), AttachError> {
     pins::remove_link(path).map_err(|source| AttachError::Unpin { path: path.to_owned(), source })
-}
-
-fn unpin(path: &Path) -> Result<(), AttachError> {
-    std::fs::remove_file(path).map_err(|source| AttachError::Unpin { path: path.to_owned(), source })
 }
 
 fn xdp<'a>(ebpf: &'a mut Ebpf, interface: &Interface) -> Result<&'a mut Xdp, AttachError> {

@@ -1,9 +1,21 @@
 //! The clsact qdisc, in which TC filters are where the kernel has no tcx links.
 
-use std::{io, thread};
+use std::{io, path::Path, thread};
 
+use aya::maps::{MapData, MapType};
 use futures_util::TryStreamExt;
 use rtnetlink::{Handle, packet_route::tc::TcHandle};
+
+/// Pins the mark that Weir has added the qdisc: an array without use, because a program would keep its maps.
+pub fn mark(path: &Path) -> io::Result<()> {
+    if path.exists() {
+        return Ok(());
+    }
+    let word = size_of::<u32>() as u32;
+    let definition = aya_obj::Map::new_from_params(MapType::Array as u32, word, word, 1, 0);
+    let map = MapData::create(definition, "weir_clsact", None).map_err(io::Error::other)?;
+    map.pin(path).map_err(io::Error::other)
+}
 
 /// Removes the qdisc from an interface if no filter is in it; whether it was removed, or gone already.
 pub fn remove_if_empty(ifindex: u32) -> io::Result<bool> {

@@ -10,7 +10,6 @@ use std::{
 
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    pin::PinError,
     programs::{ProgramError, SchedClassifier, Xdp},
 };
 use aya_obj::Object;
@@ -58,8 +57,6 @@ pub enum LoadError {
     Load(#[from] EbpfError),
     #[error("the kernel refuses the program {program}: {reason} (`weir doctor` says what is missing)")]
     Program { program: &'static str, reason: String },
-    #[error("cannot pin the programs in {}: {source}", .pin_dir.display())]
-    PinPrograms { pin_dir: PathBuf, source: PinError },
 }
 
 impl LoadError {
@@ -176,8 +173,10 @@ fn open_locked(pin_dir: &Path, log: BpfLog, sizes: &MapSizes) -> Result<(Ebpf, R
         migration.abandon();
     }
     let (mut ebpf, record) = opened?;
-    let pinned = programs::pin(&mut ebpf, pin_dir);
-    pinned.map_err(|source| LoadError::PinPrograms { pin_dir: pin_dir.to_owned(), source })?;
+    if let Err(error) = programs::pin(&mut ebpf, pin_dir) {
+        // They are for the next build, should the kernel refuse it a hook.
+        tracing::error!(pin_dir = %pin_dir.display(), %error, "cannot pin the programs");
+    }
     Ok((ebpf, record))
 }
 

@@ -84,7 +84,7 @@ impl Migration {
         let record = match Record::read(pin_dir) {
             Ok(record) => record.unwrap_or_default(),
             // What it said can still be asked of the kernel, with one capability more.
-            Err(error @ RecordError::Damaged { .. }) => {
+            Err(error @ (RecordError::Damaged { .. } | RecordError::Read { .. })) => {
                 tracing::warn!(%error, "the record of layouts is made anew");
                 Record::default()
             }
@@ -206,8 +206,10 @@ impl Migration {
         catch_up(pairs, Content::Counted)?;
         let begun = Instant::now();
         be_patient(true)?;
-        let switched = catch_up(pairs, Content::Remembered).and_then(|()| Ok(hooks.switch(ebpf)?));
+        let switched = catch_up(pairs, Content::Remembered).and_then(|()| Ok(hooks.switch(ebpf, &self.record)?));
         if let Err(error) = switched {
+            // A hook that keeps the new program needs the new maps: the next start does the rest.
+            self.is_past = matches!(&error, MigrateError::Switch(error) if error.is_half_done);
             be_patient(false)?;
             return Err(error);
         }

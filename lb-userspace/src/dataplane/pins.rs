@@ -19,6 +19,7 @@ use super::{
     migrate::{
         MigrateError,
         leftovers::{self, map_pins},
+        record::LAYOUTS,
     },
     programs,
     raw::objects::Link,
@@ -40,7 +41,7 @@ pub enum PinKind {
     /// A program, pinned as the mark of a filter of clsact: filters can't be pinned.
     FilterIngress,
     FilterEgress,
-    /// A program, pinned as the mark of a clsact qdisc that Weir has added.
+    /// An array without use, pinned as the mark of a clsact qdisc that Weir has added.
     Clsact,
 }
 
@@ -144,6 +145,9 @@ impl Pin {
                 format!("detached {}", self.kind.hook())
             }
             PinKind::Clsact if interface.is_none() => "forgot the clsact qdisc".to_owned(),
+            PinKind::Clsact if self.has_filters(pin_dir) => {
+                return Err(failed(io::Error::other("Weir's own filters are still in the qdisc")));
+            }
             PinKind::Clsact => match clsact::remove_if_empty(self.ifindex).map_err(failed)? {
                 true => "removed the clsact qdisc".to_owned(),
                 false => "left the clsact qdisc, in which others have filters,".to_owned(),
@@ -152,6 +156,12 @@ impl Pin {
         fs::remove_file(&path).map_err(failed)?;
         let from = interface.unwrap_or_else(|| format!("interface {} (gone, or of another namespace)", self.ifindex));
         Ok(format!("{done} from {from}"))
+    }
+
+    /// Whether filters of Weir's are left on its interface.
+    fn has_filters(self, pin_dir: &Path) -> bool {
+        let filters = [PinKind::FilterIngress, PinKind::FilterEgress];
+        filters.iter().any(|kind| Pin::new(*kind, self.ifindex).path(pin_dir).exists())
     }
 
     fn detach_filter(self, interface: &str) -> io::Result<()> {
@@ -181,10 +191,25 @@ pub fn cleanup(pin_dir: &Path) -> Result<Vec<String>, LoadError> {
     }
     let _lock = load::lock(pin_dir)?;
     let mut done = Vec::new();
+    leftovers::clear_marks(pin_dir).map_err(MigrateError::from)?;
+    let mut refused = None;
     for pin in Pin::list(pin_dir).map_err(failed)? {
-        done.push(pin.release(pin_dir)?);
+        match pin.release(pin_dir) {
+            Ok(what) => done.push(what),
+            Err(error) => {
+                tracing::error!("{error}");
+                refused = refused.or(Some(error));
+            }
+        }
     }
-    for name in map_pins(pin_dir).map_err(MigrateError::from)? {
+    // The maps stay as long as a hook may use them.
+    if let Some(error) = refused {
+        return Err(error);
+    }
+    let mut maps = map_pins(pin_dir).map_err(MigrateError::from)?;
+    // Last, so that a start after an interruption still knows what the others hold.
+    maps.sort_by_key(|name| name == LAYOUTS);
+    for name in maps {
         leftovers::remove(pin_dir.join(&name)).map_err(MigrateError::from)?;
         done.push(format!("removed map {name}"));
     }

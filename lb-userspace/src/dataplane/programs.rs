@@ -48,16 +48,22 @@ pub fn pin(ebpf: &mut Ebpf, pin_dir: &Path) -> Result<(), PinError> {
 /// Pins at `path`, over what is pinned there: an interruption leaves one or the other.
 pub fn pin_over(path: &Path, pin: impl FnOnce(&Path) -> Result<(), PinError>) -> Result<(), PinError> {
     let new = new_path(path);
+    let failed = |call| move |io_error| PinError::SyscallError(SyscallError { call, io_error });
+    match fs::remove_file(&new) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        result => result.map_err(failed("unlink"))?,
+    }
     pin(&new)?;
-    let renamed = fs::rename(&new, path);
-    renamed.map_err(|io_error| PinError::SyscallError(SyscallError { call: "rename", io_error }))
+    fs::rename(&new, path).map_err(failed("rename"))
 }
 
-/// The program of this name that was loaded before.
-pub fn pinned(pin_dir: &Path, name: &str) -> io::Result<OwnedFd> {
+/// The program of this name that was loaded before, and its id.
+pub fn pinned(pin_dir: &Path, name: &str) -> io::Result<(u32, OwnedFd)> {
     let pin = PROGRAMS.into_iter().zip(PINS).find(|(program, _)| *program == name);
     let (_, pin) = pin.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
-    objects::open_pinned(&pin_dir.join(pin))
+    let path = pin_dir.join(pin);
+    let id = ProgramInfo::from_pin(&path).map_err(io::Error::other)?.id();
+    Ok((id, objects::open_pinned(&path)?))
 }
 
 /// The pins of programs in `pin_dir`.
@@ -82,7 +88,8 @@ pub fn name_by_id(id: u32) -> Name {
             _ => Name::None,
         },
         Ok(None) => Name::None,
-        Err(_) => Name::Forbidden,
+        Err(error) if error.raw_os_error() == Some(libc::EPERM) => Name::Forbidden,
+        Err(_) => Name::None,
     }
 }
 

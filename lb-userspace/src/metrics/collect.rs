@@ -114,6 +114,8 @@ fn verdicts(encoder: &mut DescriptorEncoder, snapshot: &Snapshot) -> fmt::Result
     });
     let help = "1 if the XDP program is attached, in this mode; 0 in mode none: the hook is lost.";
     gauges(encoder, "xdp_attached", help, attached)?;
+    let help = "Hooks that were gone without the agent's doing, and attached again.";
+    counters(encoder, "hooks_lost", help, alone(snapshot.status.lost_hooks))?;
 
     let kinds = [
         (Kind::Drop, "drops", "reason", "Packets dropped, by reason; weir get drops explains each."),

@@ -170,6 +170,7 @@ fn snapshot() -> Snapshot {
     let mut status = Status { version: "1.2.3".to_owned(), ..Status::default() };
     status.config.last_reload_ok = true;
     status.config.loaded_at = 1.0;
+    status.lost_hooks = 55;
     status.sync = SyncStatus { last_success_at: 51.5, errors: 52, ..SyncStatus::default() };
     status.nat = NatStatus { ports_used: 53, ports_max: 54, ..NatStatus::default() };
     status.tables =
@@ -374,6 +375,7 @@ fn agent_tells_of_its_configuration_its_maps_and_its_work() {
     assert_eq!(text.value("weir_nat_ports_used", &[]), Some(53.0));
     assert_eq!(text.value("weir_nat_ports_max", &[]), Some(54.0));
     assert_eq!(text.value("weir_sync_last_success_timestamp_seconds", &[]), Some(51.5));
+    assert_eq!(text.value("weir_hooks_lost_total", &[]), Some(55.0));
     assert_eq!(text.value("weir_sync_errors_total", &[("reason", "maps")]), Some(52.0));
     assert_eq!(text.value("weir_sync_duration_seconds_count", &[]), Some(1.0));
     let refused = [("map", "BACKENDS"), ("errno", "E2BIG")];

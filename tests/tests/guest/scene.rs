@@ -137,8 +137,18 @@ impl Scene {
 
     /// What no run may leave in the journal of this boot, and what a person should see of it.
     pub fn expect_clean_journal(&mut self) -> Result<()> {
-        let journal = self.machine.run("journalctl -u weir -b --no-pager -o cat")?;
-        let forbidden = ["Operation not permitted", "ermission denied", "panicked", "Start request repeated"];
+        // The kernel's lines as well: what seccomp or an LSM refuses stands there.
+        let journal =
+            self.machine.run("journalctl -u weir -b --no-pager -o cat; journalctl -k -b --no-pager -o cat")?;
+        let forbidden = [
+            "Operation not permitted",
+            "ermission denied",
+            "panicked",
+            "Start request repeated",
+            "audit: type=1326",
+            "apparmor=\"DENIED\"",
+            "Out of memory",
+        ];
         let found: Vec<&str> =
             journal.lines().filter(|line| forbidden.iter().any(|words| line.contains(words))).take(10).collect();
         ensure!(found.is_empty(), "the journal has: {}", found.join("\n"));

@@ -48,6 +48,7 @@ impl Agent {
             tables,
             nat,
             sync: self.sync.clone(),
+            lost_hooks: self.node.borrow().lost_hooks,
             findings: self.examination.findings.borrow().clone(),
         }
     }

@@ -11,7 +11,10 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::maps::{MapData, MapError, MapInfo};
+use aya::{
+    maps::{MapData, MapError, MapInfo},
+    programs::ProgramInfo,
+};
 
 use super::{
     plan::PlanError,
@@ -78,14 +81,9 @@ fn is_map_name(name: &str) -> bool {
 
 /// Puts right what an interrupted migration has left; true if hooks may be on either side of it.
 pub fn clear(pin_dir: &Path, record: &Record) -> Result<bool, PlanError> {
+    clear_marks(pin_dir)?;
     let left = pinned(pin_dir)?.into_iter().filter_map(|name| name.strip_suffix(NEW).map(str::to_owned));
-    let (left, marks): (Vec<String>, Vec<String>) = left.partition(|name| is_map_name(name) && name != LAYOUTS);
-    // Nothing depends on these: what is pinned under the name itself counts.
-    for mark in
-        marks.iter().filter(|name| *name == LAYOUTS || programs::PINS.contains(&name.as_str()) || Pin::is_name(name))
-    {
-        abandon(pin_dir, mark)?;
-    }
+    let left: Vec<String> = left.filter(|name| is_map_name(name)).collect();
     if left.is_empty() {
         return Ok(false);
     }
@@ -112,6 +110,15 @@ pub fn clear(pin_dir: &Path, record: &Record) -> Result<bool, PlanError> {
         tracing::warn!(maps = left.len(), "a start was interrupted before the switch: its new maps are thrown away");
     }
     Ok(is_past)
+}
+
+/// Removes the new pins of the record, of programs and of hooks that were interrupted before they were renamed. Nothing depends on them: what is
+/// pinned under the name itself counts.
+pub fn clear_marks(pin_dir: &Path) -> Result<(), PlanError> {
+    let is_mark = |name: &str| name == LAYOUTS || programs::PINS.contains(&name) || Pin::is_name(name);
+    let marks = pinned(pin_dir)?;
+    let marks = marks.iter().filter_map(|name| name.strip_suffix(NEW)).filter(|name| is_mark(name));
+    marks.into_iter().try_for_each(|name| abandon(pin_dir, name))
 }
 
 /// What is new takes the place of what is old.
@@ -150,9 +157,11 @@ fn maps_in_use(pin_dir: &Path, record: &Record) -> Result<BTreeSet<u32>, PlanErr
     Ok(maps)
 }
 
-/// The programs on our hooks, by their ids.
+/// The programs that are pinned, and those on our hooks, by their ids; without those of pins that stand for something else.
 pub fn programs_in_use(pin_dir: &Path) -> Result<BTreeSet<u32>, PlanError> {
-    hooks(pin_dir)?.into_iter().map(|pin| program_of(pin_dir, pin)).collect()
+    let on_hooks = hooks(pin_dir)?.into_iter().filter_map(|pin| program_of(pin_dir, pin).ok());
+    let pinned = programs::pins(pin_dir).into_iter().filter_map(|path| Some(ProgramInfo::from_pin(path).ok()?.id()));
+    Ok(on_hooks.chain(pinned).collect())
 }
 
 fn hooks(pin_dir: &Path) -> Result<Vec<Pin>, PlanError> {

@@ -142,6 +142,13 @@ impl Plan {
             };
             plan.consider(name, map, &new, pin_dir, record)?;
         }
+        // Whatever happens before they are removed, the build that made them must find them as it left them.
+        for map in pinned.values() {
+            if let Some((id, layout)) = map.info().ok().and_then(|info| Some((info.id(), record.maps.get(&info.id())?)))
+            {
+                plan.pinned.insert(id, layout.clone());
+            }
+        }
         plan.unknown = pinned.into_keys().collect();
         Ok(plan)
     }

@@ -7,7 +7,6 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    fs, io,
     path::{Path, PathBuf},
 };
 
@@ -18,8 +17,11 @@ use aya::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest, Sha256};
 
-use super::{layout::Layout, leftovers::new_path};
-use crate::dataplane::raw::bytes::{Bytes, Put};
+use super::layout::Layout;
+use crate::dataplane::{
+    programs,
+    raw::bytes::{Bytes, Put},
+};
 
 /// The name of the map, and of its pin.
 pub const LAYOUTS: &str = "LAYOUTS";
@@ -47,8 +49,6 @@ pub enum RecordError {
     Make(MapError),
     #[error("cannot pin the map {LAYOUTS}: {0}")]
     Pin(PinError),
-    #[error("cannot rename the pin {}: {source}", .path.display())]
-    Rename { path: PathBuf, source: io::Error },
 }
 
 impl Record {
@@ -72,9 +72,7 @@ impl Record {
         bytes
             .put(&0_u32.to_ne_bytes(), &text, Put::Any)
             .map_err(|error| RecordError::Make(MapError::IoError(error)))?;
-        let (path, new) = (pin_dir.join(LAYOUTS), new_path(&pin_dir.join(LAYOUTS)));
-        map.pin(&new).map_err(RecordError::Pin)?;
-        fs::rename(&new, &path).map_err(|source| RecordError::Rename { path, source })
+        programs::pin_over(&pin_dir.join(LAYOUTS), |path| map.pin(path)).map_err(RecordError::Pin)
     }
 
     /// The heading with the digest of the rest, a line; then JSON, filled up with spaces to whole words.

@@ -12,6 +12,7 @@ use aya::{
 };
 use nix::net::if_::if_indextoname;
 
+use super::record::Record;
 use crate::dataplane::{
     attach,
     pins::{Pin, PinKind},
@@ -20,17 +21,23 @@ use crate::dataplane::{
 };
 
 #[derive(Debug, thiserror::Error)]
-#[error("cannot give {hook} of interface {ifindex} the new program: {source}")]
+#[error(
+    "cannot give {hook} of interface {ifindex} the new program: {source}{}",
+    if *.is_half_done { "; but other hooks keep theirs, and the next start does the rest" } else { "" }
+)]
 pub struct SwitchError {
     hook: &'static str,
     ifindex: u32,
     source: ProgramError,
+    /// A hook that was switched before does not get its old program again.
+    pub is_half_done: bool,
 }
 
-/// A hook that has a link.
+/// A hook that has a link, and the id of the program that it runs now.
 struct Hook {
     pin: Pin,
     link: Link,
+    program: u32,
 }
 
 /// The hooks that are pinned, held open so that switching them takes no time.
@@ -45,7 +52,9 @@ impl Hooks {
     pub fn open(pin_dir: &Path) -> io::Result<Self> {
         let hooks = Pin::list(pin_dir)?.into_iter().filter(|pin| pin.kind.is_hook());
         let (links, filters): (Vec<Pin>, Vec<Pin>) = hooks.partition(|pin| pin.kind.is_link());
-        let open = |pin: Pin| Some(Hook { pin, link: Link::open(&pin.path(pin_dir)).ok()? });
+        let open = |pin: Pin| {
+            Some(Hook { pin, link: Link::open(&pin.path(pin_dir)).ok()?, program: pin.program(pin_dir).ok()? })
+        };
         Ok(Self { pin_dir: pin_dir.to_owned(), links: links.into_iter().filter_map(open).collect(), filters })
     }
 
@@ -54,17 +63,19 @@ impl Hooks {
     }
 
     /// Switches all of them. If the kernel refuses one link, those before get their old programs again.
-    pub fn switch(&self, ebpf: &mut Ebpf) -> Result<(), SwitchError> {
+    pub fn switch(&self, ebpf: &mut Ebpf, record: &Record) -> Result<(), SwitchError> {
         for (number, hook) in self.links.iter().enumerate() {
-            let failed = |source| SwitchError { hook: hook.pin.kind.hook(), ifindex: hook.pin.ifindex, source };
+            let (name, ifindex) = (hook.pin.kind.hook(), hook.pin.ifindex);
+            let failed = |source, is_half_done| SwitchError { hook: name, ifindex, source, is_half_done };
             let program = ebpf.program(hook.pin.kind.hook()).ok_or(ProgramError::NotLoaded);
             let updated = program.and_then(|program| Ok(hook.link.update(program.fd()?.as_fd())?));
             match updated {
                 // Its interface is gone: attaching sees that too.
                 Err(ProgramError::IOError(error)) if error.raw_os_error() == Some(libc::ENOLINK) => {}
                 Err(error) => {
-                    self.links.iter().take(number).for_each(|hook| hook.switch_back(&self.pin_dir));
-                    return Err(failed(error));
+                    let back = self.links.iter().take(number).map(|hook| hook.switch_back(&self.pin_dir, record));
+                    let is_half_done = back.fold(false, |before, is_back| before || !is_back);
+                    return Err(failed(error, is_half_done));
                 }
                 Ok(()) => {}
             }
@@ -80,14 +91,21 @@ impl Hooks {
 }
 
 impl Hook {
-    /// Gives it the program that is pinned from before. That may have been loaded a moment after the one that it had, by a start that was
-    /// interrupted, but both are of one build and use the same maps.
-    fn switch_back(&self, pin_dir: &Path) {
+    /// Gives it the program that is pinned from before, if that is the one that it had, or one of the same maps that was loaded after it by a
+    /// start that was interrupted; whether it has it.
+    fn switch_back(&self, pin_dir: &Path, record: &Record) -> bool {
         let name = self.pin.kind.hook();
-        let switched = programs::pinned(pin_dir, name).and_then(|program| self.link.update(program.as_fd()));
-        if let Err(error) = switched {
+        let maps = |program: u32| record.programs.get(&program);
+        let switched = programs::pinned(pin_dir, name).and_then(|(id, program)| {
+            if id != self.program && (maps(id).is_none() || maps(id) != maps(self.program)) {
+                return Err(io::Error::other("the one that is pinned uses other maps"));
+            }
+            self.link.update(program.as_fd())
+        });
+        if let Err(error) = &switched {
             tracing::error!(hook = name, ifindex = self.pin.ifindex, %error, "the hook does not get its old program again");
         }
+        switched.is_ok()
     }
 }
 
