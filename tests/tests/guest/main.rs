@@ -33,7 +33,7 @@ fn runs_where_it_was_installed(linux: &'static str) -> Result<()> {
     reload::good_and_bad(&mut scene)?;
     reload::drain(&mut scene)?;
     life::filter(&mut scene)?;
-    install::upgrade_and_back(&mut scene)?;
+    install::upgrade(&mut scene)?;
     scene.end_traffic()?;
     life::reboot(&mut scene)?;
     install::remove(&mut scene)?;

@@ -8,23 +8,33 @@ use weir_tests::machine::disk::{OBJECT, PACKET_SUITE};
 
 use crate::scene::Scene;
 
-/// Tests that can't hold on a kernel, each with the reason; they are named in the output.
-const NOT_THERE: [(&str, &str, &str); 0] = [];
+/// Parts of the names of the tests that are run: every mode (`handshake`, `keep`: nat; `every_packet_...`: dsr-l2 and dsr-ipip;
+/// `decap`), each of them in both families, XDP and TC, and every verdict. The host runs all of the suite; here each costs ten times as much.
+const RUN: [&str; 11] = [
+    "verifier::",
+    "handshake::",
+    "keep::",
+    "next_hop::",
+    "vip::",
+    "tc::",
+    "decap::",
+    "reasons::",
+    "every_packet_goes_to_its_slots_owner",
+    "tc_sends_in_the_same_tunnel",
+    "partial_checksums_and_super_packets",
+];
+/// These load the programs a second time or try hundreds of headers.
+const NOT_RUN: [&str; 2] = ["flow_that_finds_no_room", "congestion_marks_on_the_way"];
 
-/// Properties over thousands of random packets are for the host, whose processor is not emulated.
 const PATIENCE: Duration = Duration::from_secs(300);
 
 pub fn judge_every_packet(scene: &mut Scene) -> Result<()> {
     scene.does("packet suite by BPF_PROG_TEST_RUN", |scene| {
-        let mut arguments = String::new();
-        for (linux, test, reason) in NOT_THERE {
-            if linux == scene.linux {
-                println!("  Linux {linux:<5} not run: {test}: {reason}");
-                arguments += &format!(" --skip {test}");
-            }
-        }
-        let script =
-            format!("export WEIR_BPF_OBJECT=/root/weir/{OBJECT}\n./{PACKET_SUITE} --test-threads=1{arguments}");
+        let skipped = NOT_RUN.map(|test| format!("--skip {test}")).join(" ");
+        let script = format!(
+            "export WEIR_BPF_OBJECT=/root/weir/{OBJECT}\n./{PACKET_SUITE} --test-threads=1 {skipped} {}",
+            RUN.join(" ")
+        );
         let output = scene.machine.try_run(&script, PATIENCE)?;
         let result = output.stdout.lines().find(|line| line.starts_with("test result:"));
         println!("  Linux {:<5} {}", scene.linux, result.unwrap_or("the packet suite gives no result"));
@@ -32,7 +42,7 @@ pub fn judge_every_packet(scene: &mut Scene) -> Result<()> {
         let tail: String = tail.iter().rev().map(|line| format!("{line}\n")).collect();
         ensure!(output.status == 0, "it failed ({}):\n{tail}{}", output.status, output.stderr);
         let passed = result.and_then(|line| line.split_once("ok. ")?.1.split(' ').next()?.parse::<u32>().ok());
-        ensure!(passed.context("no count")? > 50, "only {passed:?} tests were run");
+        ensure!(passed.context("no count")? > 45, "only {passed:?} tests were run");
         Ok(())
     })
 }

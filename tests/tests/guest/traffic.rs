@@ -38,7 +38,7 @@ impl Traffic {
         for (service, port) in SERVICES {
             for vip in VIPS {
                 let target = SocketAddr::new(vip, port);
-                for (mode, what, workers, pause) in [(Mode::Short, "new", 1, 250), (Mode::Long, "long", LONG, 700)] {
+                for (mode, what, workers, pause) in [(Mode::Short, "new", 1, 500), (Mode::Long, "long", LONG, 1500)] {
                     let spec = Spec { target, mode, workers, pause: Duration::from_millis(pause), timeout: PATIENCE };
                     let name = format!("{what} connections to {service} {target}");
                     flows.push(Flow { name, target, mode, load: Load::start(&bed.client, spec)? });
