@@ -1,12 +1,17 @@
 use std::path::Path;
 
-use aya::programs::{SchedClassifier, TcAttachType};
+use aya::{
+    maps::{MapInfo, loaded_maps},
+    programs::{SchedClassifier, TcAttachType},
+};
+use lb_common::limits::map;
 use lb_userspace::{
     config::model::XdpMode,
     dataplane::{
         attach::{Hook, TcHook},
         interfaces::{HookMode, Interface, Netlink, matching, watch},
         load::{BpfLog, DataPath, LoadError},
+        migrate::plan::MapSizes,
         pins,
     },
 };
@@ -295,5 +300,53 @@ fn clsact_goes_with_weir_only_if_weir_made_it_and_nobody_else_uses_it() {
         let mut data_path = open_with_clsact(sandbox, &netlink).await;
         sync(&mut data_path, &netlink, &["two"], XdpMode::Auto).await;
         assert_eq!((clsact(sandbox, "one").1, clsact(sandbox, "two").1), (false, true));
+    });
+}
+
+#[test]
+fn filter_without_its_mark_is_known_by_its_name_and_a_strangers_stays() {
+    sandbox(async |sandbox| {
+        sandbox.veth("one", "two");
+        let netlink = Netlink::connect().unwrap();
+        drop(open_with_clsact(sandbox, &netlink).await);
+        // As after a kill between the filter and its mark.
+        let index = interface(&netlink, "one").await.index;
+        std::fs::remove_file(sandbox.pin_dir().join(format!("filter-ingress-{index}"))).unwrap();
+        assert_eq!(open_with_clsact(sandbox, &netlink).await.lost_hooks(), 0);
+        assert_eq!(clsact(sandbox, "one").0, BOTH);
+        pins::cleanup(&sandbox.pin_dir()).unwrap();
+
+        let bytecode = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(bytecode.path(), "1,6 0 0 0").unwrap();
+        sandbox.run("tc qdisc add dev one clsact");
+        let theirs = format!("prio 1 handle 1 bpf bytecode-file {}", bytecode.path().display());
+        sandbox.run(&format!("tc filter add dev one ingress {theirs}"));
+        let mut data_path = open(sandbox);
+        data_path.use_clsact();
+        for _ in 0..2 {
+            let hooks = sync(&mut data_path, &netlink, &["one"], XdpMode::Auto).await;
+            assert!(hooks[0].problem.contains("another filter has priority 1"), "{}", hooks[0].problem);
+            assert!(sandbox.run("tc filter show dev one ingress").contains("bytecode"));
+        }
+    });
+}
+
+#[test]
+fn qdisc_that_weir_added_does_not_keep_the_maps_of_the_build_that_added_it() {
+    sandbox(async |sandbox| {
+        sandbox.veth("one", "two");
+        let netlink = Netlink::connect().unwrap();
+        drop(open_with_clsact(sandbox, &netlink).await);
+        let old = MapInfo::from_pin(sandbox.pin_dir().join(map::NAT_ESTABLISHED_V4)).unwrap().id();
+        let sizes = MapSizes::from([(map::NAT_ESTABLISHED_V4, 1000)]);
+        let mut data_path = DataPath::open_sized(&sandbox.pin_dir(), BpfLog::Off, &sizes).unwrap();
+        data_path.use_clsact();
+        sync(&mut data_path, &netlink, &["one"], XdpMode::Auto).await;
+        let begun = std::time::Instant::now();
+        // The kernel frees it a moment after its last program.
+        while loaded_maps().filter_map(Result::ok).any(|map| map.id() == old) {
+            assert!(begun.elapsed().as_secs() < 10, "map {old} of the build before is still there");
+            std::thread::sleep(std::time::Duration::from_millis(20));
+        }
     });
 }

@@ -326,3 +326,44 @@ fn damaged_or_missing_record_of_layouts_is_made_anew_and_a_foreign_map_is_none_o
         assert_eq!(services.get(&VipKey::tcp(0x0a02_00c0, 0x5000), 0).unwrap().ring_len, 101);
     });
 }
+
+#[test]
+fn refused_roll_back_leaves_the_record_of_maps_that_only_the_other_build_knows() {
+    sandbox(async |sandbox| {
+        drop(open(sandbox));
+        // As after a start of a newer build: its map is pinned, and recorded.
+        ByHand { name: "FROM_THE_FUTURE", ..SERVICES }.pin(&place(sandbox, "FROM_THE_FUTURE"), &[ONE]);
+        let future = id(&sandbox.pin_dir().join("FROM_THE_FUTURE"));
+        let mut record = Record::read(&sandbox.pin_dir()).unwrap().unwrap();
+        let layout = record.maps[&id(&sandbox.pin_dir().join(map::SERVICES_V4))].clone();
+        record.maps.insert(future, layout.clone());
+        record.write(&sandbox.pin_dir()).unwrap();
+        fill(sandbox);
+        let said = refused(open_sized(sandbox, &[(map::NAT_ESTABLISHED_V6, 499)]));
+        assert!(said.contains(map::NAT_ESTABLISHED_V6), "{said}");
+        assert!(pins(sandbox).contains("FROM_THE_FUTURE"));
+        let record = Record::read(&sandbox.pin_dir()).unwrap().unwrap();
+        assert_eq!(record.maps.get(&future), Some(&layout));
+    });
+}
+
+#[test]
+fn half_made_pins_are_removed_by_the_next_start_and_by_cleanup() {
+    sandbox(async |sandbox| {
+        let half_made = ["LAYOUTS-new", "program-weir_xdp-new", "filter-ingress-7-new", "clsact-7-new"];
+        drop(open(sandbox));
+        let expected = pins(sandbox);
+        for next in ["a start", "cleanup"] {
+            for name in half_made {
+                SERVICES.pin(&sandbox.pin_dir().join(name), &[]);
+            }
+            if next == "cleanup" {
+                let done = pins::cleanup(&sandbox.pin_dir()).unwrap().join("\n");
+                assert!(!sandbox.pin_dir().exists(), "{done}");
+            } else {
+                drop(open(sandbox));
+                assert_eq!(pins(sandbox), expected);
+            }
+        }
+    });
+}
