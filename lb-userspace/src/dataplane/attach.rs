@@ -1,6 +1,8 @@
 //! The hooks on each interface: an XDP link, and a TC link (or filter) each way. Links are pinned; a restarted agent takes them over and
 //! replaces their programs in place, so that no packet meets an interface without one.
 
+mod filter;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
@@ -13,15 +15,15 @@ use aya::{
     programs::{
         LinkOrder, ProgramError, ProgramInfo, SchedClassifier, TcAttachType, Xdp,
         links::{FdLink, LinkError, PinnedLink},
-        tc::{self, NlOptions, SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions, TcHandle},
+        tc::{SchedClassifierLink, TcAttachOptions},
         xdp::{XdpLink, XdpMode as AttachMode},
     },
     util::KernelVersion,
 };
 use lb_common::limits::program;
 
+pub(super) use self::filter::attach_filter;
 use super::{
-    clsact,
     interfaces::{HookMode, Interface, XdpHook},
     load::DataPath,
     pins::{self, Pin, PinKind},
@@ -99,10 +101,6 @@ const DIRECTIONS: [(&str, TcAttachType, PinKind, PinKind); 2] = [
     (program::INGRESS, TcAttachType::Ingress, PinKind::LinkIngress, PinKind::FilterIngress),
     (program::EGRESS, TcAttachType::Egress, PinKind::LinkEgress, PinKind::FilterEgress),
 ];
-
-/// Where our filter is among those of clsact, where there are no tcx links.
-const FILTER_PRIORITY: u16 = 1;
-const FILTER_HANDLE: TcHandle = TcHandle::new(0, 1);
 
 impl DataPath {
     /// Makes the hooks of `wanted` ours and gives up those of all other interfaces. What is in order already is not touched, so it is
@@ -355,98 +353,6 @@ fn create_xdp(program: &mut Xdp, interface: &Interface, mode: AttachMode) -> Res
     let link = program.take_link(id).map_err(failed)?;
     FdLink::try_from(link)
         .map_err(|_| AttachError::NoLinks { interface: interface.name.clone(), kernel: kernel_version() })
-}
-
-/// A filter of clsact, replaced in place if it is there. It has no link, so the pinned program stands as the mark that it is ours.
-pub(super) fn attach_filter(
-    program: &mut SchedClassifier,
-    interface: &str,
-    direction: TcAttachType,
-    pin: Pin,
-    pin_dir: &Path,
-) -> Result<Pinned, AttachError> {
-    let name = pin.kind.hook();
-    let failed = |error: ProgramError| filter_failed(interface, name, &error);
-    let path = pin.path(pin_dir);
-    let was_ours = path.exists();
-    let replaced = if was_ours {
-        // Made only to be given away: dropping it would detach the filter.
-        let filter = SchedClassifierLink::attached(interface, direction, FILTER_PRIORITY, FILTER_HANDLE, None);
-        match program.attach_to_link(filter.map_err(|error| failed(error.into()))?) {
-            Ok(id) => Some(id),
-            // No such filter, or no qdisc that it could be in.
-            Err(error) if matches!(errno(&error), Some(libc::ENOENT | libc::EINVAL)) => None,
-            Err(error) => return Err(failed(error)),
-        }
-    } else {
-        None
-    };
-    let (id, pinned) = match replaced {
-        Some(id) => (id, Pinned::Alive),
-        None => {
-            let id = add_filter(program, interface, direction, pin, pin_dir).map_err(failed)?;
-            tracing::info!(interface, hook = name, "TC filter attached");
-            (id, if was_ours { Pinned::Lost } else { Pinned::None })
-        }
-    };
-    // Dropping it would detach the filter.
-    std::mem::forget(program.take_link(id).map_err(failed)?);
-    programs::pin_over(&path, |path| program.pin(path)).map_err(|source| AttachError::Pin {
-        interface: interface.to_owned(),
-        path,
-        source,
-    })?;
-    Ok(pinned)
-}
-
-fn add_filter(
-    program: &mut SchedClassifier,
-    interface: &str,
-    direction: TcAttachType,
-    pin: Pin,
-    pin_dir: &Path,
-) -> Result<SchedClassifierLinkId, ProgramError> {
-    // If the qdisc is there already this fails, and the filter goes into it.
-    match tc::qdisc_add_clsact(interface) {
-        Ok(()) => {
-            let mark = Pin::new(PinKind::Clsact, pin.ifindex).path(pin_dir);
-            if let Err(error) = clsact::mark(&mark) {
-                tracing::warn!(interface, %error, "no later `weir cleanup` knows that the clsact qdisc is Weir's, and it will stay");
-            }
-        }
-        Err(error) => tracing::debug!(interface, %error, "no new clsact qdisc"),
-    }
-    let attach = |program: &mut SchedClassifier| {
-        let options = NlOptions { priority: FILTER_PRIORITY, handle: FILTER_HANDLE, classid: None };
-        program.attach_with_options(interface, direction, TcAttachOptions::Netlink(options))
-    };
-    match attach(program) {
-        Err(error) if errno(&error) == Some(libc::EEXIST) => {
-            // One of ours whose mark is missing, because the agent was killed between the two? It is known by its name.
-            match tc::qdisc_detach_program(interface, direction, pin.kind.hook()) {
-                Ok(()) => attach(program),
-                Err(_) => Err(error),
-            }
-        }
-        result => result,
-    }
-}
-
-fn filter_failed(interface: &str, hook: &'static str, error: &ProgramError) -> AttachError {
-    let mut reason = causes(error);
-    if errno(error) == Some(libc::EEXIST) {
-        reason = format!(
-            "another filter has priority {FILTER_PRIORITY} and handle 1 in clsact, and stays: see \
-             `tc filter show dev {interface} ingress` and `egress`, and remove it by the tool that owns it"
-        );
-    }
-    AttachError::Attach { interface: interface.to_owned(), hook, reason }
-}
-
-/// The kernel's error number at the bottom of an error.
-fn errno(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
-    let number = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
-    number.or_else(|| errno(error.source()?))
 }
 
 fn pin_link(link: FdLink, interface: &Interface, path: &Path) -> Result<(), AttachError> {

@@ -73,8 +73,9 @@ impl Hooks {
                 // Its interface is gone: attaching sees that too.
                 Err(ProgramError::IOError(error)) if error.raw_os_error() == Some(libc::ENOLINK) => {}
                 Err(error) => {
+                    // Every one of them, whether or not one before fails.
                     let back = self.links.iter().take(number).map(|hook| hook.switch_back(&self.pin_dir, record));
-                    let is_half_done = back.fold(false, |before, is_back| before || !is_back);
+                    let is_half_done = back.collect::<Vec<_>>().contains(&false);
                     return Err(failed(error, is_half_done));
                 }
                 Ok(()) => {}
