@@ -29,3 +29,8 @@ pub mod tally;
 pub mod tools;
 mod wiring;
 pub mod witness;
+
+/// Whether the long form of a run is wanted: `cargo xtask test --long`.
+pub fn is_long() -> bool {
+    std::env::var_os("WEIR_LONG").is_some()
+}

@@ -22,6 +22,9 @@ pub struct Arguments {
     /// The suites to run; all if none is named.
     #[arg(value_enum)]
     suites: Vec<Suite>,
+    /// The long runs as well: five million packets of each flood, and what is nearly the same again.
+    #[arg(long)]
+    long: bool,
     /// Handed on to the tests: a part of a test's name, `--nocapture`, ...
     #[arg(last = true)]
     rest: Vec<String>,
@@ -56,7 +59,7 @@ pub fn run_suites(arguments: &Arguments) -> Result<()> {
     if exec::is_root() && suites.contains(&Suite::E2e) {
         guest::setup()?;
     }
-    let outcomes = suites.into_iter().map(|suite| run_suite(suite, &arguments.rest)).collect::<Result<Vec<_>>>()?;
+    let outcomes = suites.into_iter().map(|suite| run_suite(suite, arguments)).collect::<Result<Vec<_>>>()?;
     for outcome in &outcomes {
         say("test", outcome);
     }
@@ -127,7 +130,8 @@ impl fmt::Display for Outcome {
     }
 }
 
-fn run_suite(suite: Suite, rest: &[String]) -> Result<Outcome> {
+fn run_suite(suite: Suite, arguments: &Arguments) -> Result<Outcome> {
+    let rest = &arguments.rest;
     let started = Instant::now();
     let mut outcome = Outcome { suite, ok: false, passed: 0, failed: 0, time: Duration::ZERO, note: "" };
     if suite != Suite::Unit && !exec::is_root() {
@@ -151,6 +155,9 @@ fn run_suite(suite: Suite, rest: &[String]) -> Result<Outcome> {
             .env("PATH", exec::path_with_sbin()?)
             .arg("--")
             .args(rest);
+        if arguments.long {
+            cargo.env("WEIR_LONG", "1").arg("--include-ignored");
+        }
         match (suite, &packet_suite) {
             (Suite::Unit, _) => {}
             // Each guest has one processor, and the tests tell of their steps as they go.
