@@ -37,10 +37,10 @@ use tracing::{error, info, warn};
 use self::core::{Agent, Parts};
 use crate::{
     api::{HttpServer, SocketServer, handle::AgentHandle, types::Severity},
+    clock::boottime_ns,
     config::{Config, model::FlowTables},
     dataplane::{
         doctor::Subject,
-        flows::boottime_ns,
         load::{BpfLog, DataPath, LoadError},
         maps::Maps,
         migrate::plan::MapSizes,

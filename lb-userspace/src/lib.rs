@@ -6,6 +6,7 @@ pub mod agent;
 pub mod api;
 pub mod balance;
 pub mod cli;
+pub mod clock;
 pub mod config;
 pub mod dataplane;
 pub mod health;

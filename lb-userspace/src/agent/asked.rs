@@ -19,9 +19,10 @@ use crate::{
         handle::Answer,
         types::{ApiError, BackendSelector, FlowFilter, FlowView, LookupQuery, LookupView},
     },
+    clock::boottime_ns,
     dataplane::{
         exceptions::{Exceptions, RawException},
-        flows::{FlowQuery, FlowTables, RawFlow, boottime_ns},
+        flows::{FlowQuery, FlowTables, RawFlow},
         image::Image,
         maps::MapsError,
         plan::address,

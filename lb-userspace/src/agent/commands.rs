@@ -10,8 +10,9 @@ use crate::{
         handle::Command,
         types::{ApiError, BackendSelector, Changed, DiffView, ErrorCode},
     },
+    clock::boottime_ns,
     config::model::MAX_WEIGHT,
-    dataplane::{flows::boottime_ns, maps::MapsError, plan::plan},
+    dataplane::{maps::MapsError, plan::plan},
     overrides::{Effective, Overrides, effective, weightless_family},
     state::{AdminState, BackendId, Origin},
 };

@@ -3,7 +3,7 @@
 use std::{
     collections::BTreeMap,
     sync::Arc,
-    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
+    time::{Duration, Instant},
 };
 
 use lb_common::nat::NatTimeouts;
@@ -34,9 +34,9 @@ use crate::{
         handle::Command,
         types::{ConfigStatus, Overall, SyncStatus},
     },
+    clock::{boottime_ns, unix_now, unix_ns},
     config::{Config, model::Service, seed::Seed},
     dataplane::{
-        flows::boottime_ns,
         image::Image,
         maps::Maps,
         plan::{Memo, Plan, Wanted, recover},
@@ -323,8 +323,7 @@ impl Agent {
         }
         events.retain(|event| self.is_probed(&event.id));
         for event in &events {
-            let since = event.at.duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-            self.health.insert(event.id.clone(), (event.health, u64::try_from(since).unwrap_or(u64::MAX)));
+            self.health.insert(event.id.clone(), (event.health, unix_ns(event.at)));
         }
         if events.is_empty() {
             return;
@@ -402,14 +401,6 @@ impl Agent {
 pub(super) fn startup_time<'a>(services: impl IntoIterator<Item = &'a Service>) -> Duration {
     let checks = services.into_iter().filter_map(|service| service.health.as_ref());
     checks.map(|check| check.interval * check.fall + check.timeout).max().unwrap_or_default()
-}
-
-pub(super) fn unix_now() -> f64 {
-    unix(SystemTime::now())
-}
-
-pub(super) fn unix(time: SystemTime) -> f64 {
-    time.duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 async fn next(interval: &mut Option<tokio::time::Interval>) {

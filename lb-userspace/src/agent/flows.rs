@@ -11,10 +11,13 @@ use tokio::{
 use tracing::error;
 
 use super::stopped;
-use crate::dataplane::{
-    flows::{Census, FlowTables, boottime_ns},
-    maps::MapsError,
-    plan::FlowUse,
+use crate::{
+    clock::boottime_ns,
+    dataplane::{
+        flows::{Census, FlowTables},
+        maps::MapsError,
+        plan::FlowUse,
+    },
 };
 
 /// What the last whole pass found.

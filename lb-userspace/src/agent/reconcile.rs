@@ -6,14 +6,10 @@ use lb_common::service::address::SNAT;
 use tokio::task::block_in_place;
 use tracing::{debug, error, info, warn};
 
-use super::{
-    core::{Agent, unix_now},
-    trace::Names,
-    wanted::nat_timeouts,
-};
+use super::{core::Agent, trace::Names, wanted::nat_timeouts};
 use crate::{
+    clock::{boottime_ns, unix_now},
     dataplane::{
-        flows::boottime_ns,
         image::{Image, Write},
         maps::MapsError,
         plan::{Leaving, Plan, PlanError, plan_again},

@@ -5,15 +5,16 @@ use std::{sync::Arc, time::SystemTime};
 use tracing::{debug, error, info, warn};
 
 use super::{
-    core::{Agent, unix_now},
+    core::Agent,
     node::NodeWanted,
     reconcile::Read,
     report::counted,
     wanted::{Desired, wanted},
 };
 use crate::{
+    clock::{boottime_ns, unix_now},
     config::{Config, incompatible, seed::Seed},
-    dataplane::{flows::boottime_ns, plan::plan},
+    dataplane::plan::plan,
     source::file::Loaded,
     state::{BackendId, Health},
 };

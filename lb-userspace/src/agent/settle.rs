@@ -10,10 +10,12 @@ use tokio::{
 use tracing::{debug, error, info, warn};
 
 use super::stopped;
-use crate::dataplane::{
-    flows::boottime_ns,
-    maps::MapsError,
-    settle::{census::Census, scope::Scope, settler::Settler},
+use crate::{
+    clock::boottime_ns,
+    dataplane::{
+        maps::MapsError,
+        settle::{census::Census, scope::Scope, settler::Settler},
+    },
 };
 
 /// What the last pass has found.

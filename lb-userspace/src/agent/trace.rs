@@ -21,7 +21,8 @@ use crate::{
         trace::{TraceQuery, TraceView},
         types::{ApiError, ErrorCode},
     },
-    dataplane::{flows::boottime_ns, maps::MapsError, trace::Trace},
+    clock::boottime_ns,
+    dataplane::{maps::MapsError, trace::Trace},
 };
 
 /// The way to the task that reads the events.

@@ -2,7 +2,7 @@
 
 use std::{
     io::{self, IsTerminal, Write},
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use anyhow::Context as _;
@@ -10,6 +10,7 @@ use clap::{Args, ValueEnum, builder::FalseyValueParser};
 use serde::Serialize;
 
 use super::client::Failure;
+use crate::clock::unix_now;
 
 /// The flags of every command that shows something.
 #[derive(Args, Clone, Debug)]
@@ -63,7 +64,7 @@ impl View {
     }
 
     fn style(&self) -> Style {
-        Style { wide: self.output == Format::Wide, headers: !self.no_headers, now: now() }
+        Style { wide: self.output == Format::Wide, headers: !self.no_headers, now: unix_now() }
     }
 }
 
@@ -110,11 +111,6 @@ pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error
         .chain()
         .any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe))
-}
-
-/// Seconds since 1970.
-pub fn now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
 /// `2s`, `500ms`, `1m30s`, or a bare number of seconds.

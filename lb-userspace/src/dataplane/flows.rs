@@ -17,7 +17,6 @@ use lb_common::{
     limits::map,
     nat::{NAT_ESTABLISHED, NAT_FORWARD, NatEntry, NatTimeouts, is_closing},
 };
-use nix::time::{ClockId, clock_gettime};
 
 use super::maps::{self, MapsError, scan_hash, unread};
 
@@ -139,13 +138,6 @@ pub struct FlowQuery {
 /// A closed connection on which nothing has passed for so long has lost nothing that would still be sent again.
 const STRAGGLERS_NS: u64 = 5_000_000_000;
 
-/// Nanoseconds of CLOCK_BOOTTIME, the clock of the tables.
-pub fn boottime_ns() -> u64 {
-    clock_gettime(ClockId::CLOCK_BOOTTIME)
-        .map(|time| time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
-        .unwrap_or(0)
-}
-
 impl FlowTables {
     /// Opens what [`super::load::DataPath::open`] has pinned.
     pub fn open(pin_dir: &Path) -> Result<Self, MapsError> {
@@ -165,7 +157,7 @@ impl FlowTables {
     }
 
     /// Counts the flows, and removes the entries that are over: idle in both directions for longer than their time-out, or of a backend that
-    /// no longer serves. `now_ns` is [`boottime_ns`].
+    /// no longer serves. `now_ns` is [`crate::clock::boottime_ns`].
     pub fn collect(&mut self, now_ns: u64, timeouts: &NatTimeouts) -> Result<Census, MapsError> {
         let mut census = Census::default();
         self.v4.collect(&self.backends, now_ns, timeouts, &mut census)?;

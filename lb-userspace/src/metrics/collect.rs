@@ -3,11 +3,7 @@
 mod backends;
 mod services;
 
-use std::{
-    collections::BTreeMap,
-    fmt,
-    time::{SystemTime, UNIX_EPOCH},
-};
+use std::{collections::BTreeMap, fmt};
 
 use lb_common::verdict::Kind;
 use prometheus_client::{
@@ -16,7 +12,7 @@ use prometheus_client::{
     metrics::{MetricType, exemplar::Exemplar},
 };
 
-use crate::api::types::Snapshot;
+use crate::{api::types::Snapshot, clock::unix_now};
 
 pub(super) type Labels = Vec<(&'static str, String)>;
 
@@ -95,10 +91,6 @@ fn agent(encoder: &mut DescriptorEncoder, snapshot: &Snapshot) -> fmt::Result {
     let reason = vec![("reason", "maps".to_owned())];
     let failures = "Attempts to bring the BPF maps in step that failed.";
     counters(encoder, "sync_errors", failures, [(reason, status.sync.errors)])
-}
-
-fn unix_now() -> f64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0.0, |since| since.as_secs_f64())
 }
 
 fn verdicts(encoder: &mut DescriptorEncoder, snapshot: &Snapshot) -> fmt::Result {

@@ -11,12 +11,15 @@ use lb_common::{
     service::Stats,
     verdict::{EVENTS, Reason, verdict_index},
 };
-use lb_userspace::dataplane::{
-    flows::{Census, FlowCounts, FlowQuery, FlowState, FlowTables, boottime_ns},
-    image::Write,
-    load::{BpfLog, DataPath},
-    maps::Maps,
-    stats::Counters,
+use lb_userspace::{
+    clock::boottime_ns,
+    dataplane::{
+        flows::{Census, FlowCounts, FlowQuery, FlowState, FlowTables},
+        image::Write,
+        load::{BpfLog, DataPath},
+        maps::Maps,
+        stats::Counters,
+    },
 };
 
 use crate::sandbox::{Sandbox, sandbox};

@@ -18,7 +18,7 @@ use lb_common::{
     slot::Slot,
     syn::Syn,
 };
-use lb_userspace::dataplane::flows::boottime_ns;
+use lb_userspace::clock::boottime_ns;
 use weir_tests::model::{BACKENDS, FLOWS, Kind, Outcome, Packet, SETTLE_TIME, SLOTS, System, World};
 
 use crate::{

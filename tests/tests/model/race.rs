@@ -15,7 +15,10 @@ use lb_common::{
     flow::Family,
     slot::{REJECT, Slot},
 };
-use lb_userspace::dataplane::{flows::boottime_ns, image::Write, settle::settler::Settler};
+use lb_userspace::{
+    clock::boottime_ns,
+    dataplane::{image::Write, settle::settler::Settler},
+};
 use weir_tests::model::{Health, OnDead, Outcome, World};
 
 use crate::{

@@ -2,12 +2,12 @@
 
 use lb_common::backend::{Backend, WAY_NAT};
 
-use super::super::core::{Agent, unix};
+use super::super::core::Agent;
 use crate::{
     api::types::BackendView,
+    clock::{boottime_ns, unix},
     config::model::{self, Service},
     dataplane::{
-        flows::boottime_ns,
         plan::{Leaving, Wanted, WantedBackend},
         stats::Sample,
     },

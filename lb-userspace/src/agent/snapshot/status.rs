@@ -8,9 +8,10 @@ use lb_common::{
     verdict::{EVENT_ESTABLISHED_FULL, EVENT_EXCEPTIONS_FULL, EVENT_HALF_OPEN_FULL, EVENT_SEEN_FULL, Reason},
 };
 
-use super::super::core::{Agent, unix_now};
+use super::super::core::Agent;
 use crate::{
     api::types::{BackendTotals, BackendView, InterfaceView, NatStatus, Overall, ServiceView, Status, TableView},
+    clock::unix_now,
     dataplane::stats::Sample,
     state::{AdminState, Health},
 };

@@ -11,10 +11,10 @@ use lb_common::{
     verdict::Reason,
 };
 
-use super::super::core::unix_now;
 use crate::{
     api::trace::{Ends, SlotView, TraceView},
-    dataplane::{flows::boottime_ns, image::Image, interfaces::Interface, plan::address},
+    clock::{boottime_ns, unix_now},
+    dataplane::{image::Image, interfaces::Interface, plan::address},
 };
 
 /// What the numbers of an event are called.
