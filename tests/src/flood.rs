@@ -16,8 +16,9 @@ use nix::{
 
 use crate::netns::Netns;
 
-/// Sends `flows` SYNs to `target`, each from another address and port (198.18.0.0/15, fd99::/64); with `guess_ack` each is followed by an ACK whose
-/// numbers are guessed. Returns how many packets a second that were.
+/// Sends `flows` SYNs to `target`, each from another address and port (198.18.0.0/15, fd99::/64);
+/// with `guess_ack` each is followed by an ACK whose numbers are guessed. At most `per_second`
+/// packets a second, and at most half of one processor. Returns the packets sent per second.
 pub fn syn_flood(client: &Netns, target: SocketAddr, flows: u32, guess_ack: bool, per_second: u32) -> Result<f64> {
     client.run(move || flood(target, flows, guess_ack, per_second))?
 }
@@ -29,6 +30,7 @@ fn flood(target: SocketAddr, flows: u32, guess_ack: bool, per_second: u32) -> Re
         socket(family, SockType::Raw, SockFlag::empty(), SockProtocol::Raw).context("can't open a raw socket")?;
     let started = Instant::now();
     let mut sent = 0_u32;
+    let mut burst = Burst { began: started, sent: 0 };
     for number in 0..flows {
         let guessed_ack = number.wrapping_mul(0x9e37_79b9);
         let syn = packet(target, number, None)?;
@@ -36,12 +38,30 @@ fn flood(target: SocketAddr, flows: u32, guess_ack: bool, per_second: u32) -> Re
         if guess_ack {
             sent += send(socket.as_raw_fd(), target, &packet(target, number, Some(guessed_ack))?)?;
         }
-        let due = started + Duration::from_secs_f64(f64::from(sent) / f64::from(per_second));
-        if number % 256 == 0 {
-            std::thread::sleep(due.saturating_duration_since(Instant::now()));
+        if number % 64 == 63 {
+            std::thread::sleep(burst.rest(sent, per_second, Instant::now()));
+            burst = Burst { began: Instant::now(), sent };
         }
     }
     Ok(f64::from(sent) / started.elapsed().as_secs_f64())
+}
+
+/// Packets sent without a rest.
+struct Burst {
+    began: Instant,
+    /// Packets sent before it.
+    sent: u32,
+}
+
+impl Burst {
+    /// How long the flood pauses after the burst. It never catches up: on a slow or busy machine a
+    /// flood that did would take a whole processor, overflow the backlog queues of veth, and so
+    /// lose packets of established connections before any balancer sees them.
+    fn rest(&self, sent: u32, per_second: u32, now: Instant) -> Duration {
+        let took = now.saturating_duration_since(self.began);
+        let wanted = Duration::from_secs_f64(f64::from(sent - self.sent) / f64::from(per_second));
+        wanted.saturating_sub(took).max(took)
+    }
 }
 
 /// A SYN, or with `ack` the packet that would end the handshake.
@@ -88,6 +108,16 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+
+    #[test]
+    fn flood_keeps_its_rate_and_leaves_half_of_a_processor() {
+        let began = Instant::now();
+        let burst = Burst { began, sent: 1000 };
+        let rest = |took| burst.rest(1060, 30_000, began + Duration::from_micros(took));
+        assert_eq!(rest(500), Duration::from_micros(1500));
+        // Slower than the rate allows: as long as it took, and nothing is made up for.
+        assert_eq!(rest(5000), Duration::from_micros(5000));
+    }
 
     #[test]
     fn every_packet_of_a_flood_has_another_source() {
