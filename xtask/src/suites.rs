@@ -1,21 +1,23 @@
-//! The tests, by suite, with a summary at the end.
+//! The tests, by suite, with an account at the end.
 
 use std::{
     fmt,
-    io::{BufRead, BufReader, IsTerminal, Write},
-    path::PathBuf,
-    process::{Command, Stdio},
+    process::Command,
     time::{Duration, Instant},
 };
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 
+use self::{build::Binary, harness::Account};
 use crate::{
     ebpf,
-    exec::{self, host_cargo, run, say, shown},
+    exec::{self, say},
     guest, setup,
 };
+
+mod build;
+mod harness;
 
 #[derive(Args)]
 pub struct Arguments {
@@ -42,26 +44,38 @@ enum Suite {
     Guest,
 }
 
+/// How many of its slowest tests a suite names.
+const SLOWEST: usize = 10;
+
 pub fn run_suites(arguments: &Arguments) -> Result<()> {
     let mut suites =
         if arguments.suites.is_empty() { Suite::value_variants().to_vec() } else { arguments.suites.clone() };
     suites.sort();
     suites.dedup();
+    let needs_root = suites.iter().any(|suite| suite.needs_root());
+    let upgrades = suites.iter().any(|suite| suite.upgrades());
 
+    let mut binaries = Vec::new();
     if exec::is_root() || suites.contains(&Suite::Unit) {
         ebpf::build()?;
+        if exec::is_root() && needs_root {
+            setup::programs()?;
+            // Its wrapper makes the floods of the end-to-end suite, too.
+            ebpf::build_bench()?;
+        }
+        if exec::is_root() && upgrades {
+            guest::setup()?;
+            build::other_layout()?;
+        }
+        binaries = build::tests()?;
     }
-    if exec::is_root() && suites != [Suite::Unit] {
-        setup::programs()?;
-        // Its wrapper makes the floods of the end-to-end suite, too.
-        ebpf::build_bench()?;
-    }
-    if exec::is_root() && suites.contains(&Suite::E2e) {
-        guest::setup()?;
-    }
-    let outcomes = suites.into_iter().map(|suite| run_suite(suite, arguments)).collect::<Result<Vec<_>>>()?;
+    let outcomes =
+        suites.into_iter().map(|suite| run_suite(suite, &binaries, arguments)).collect::<Result<Vec<_>>>()?;
     for outcome in &outcomes {
         say("test", outcome);
+        for (name, time) in outcome.account.slowest(SLOWEST) {
+            say("", format_args!("{:>7.1} s  {name}", time.as_secs_f32()));
+        }
     }
     let failed: Vec<&str> = outcomes.iter().filter(|outcome| !outcome.ok).map(|outcome| outcome.suite.name()).collect();
     if !failed.is_empty() {
@@ -80,30 +94,38 @@ impl Suite {
         }
     }
 
-    fn cargos(self) -> Vec<Command> {
+    fn needs_root(self) -> bool {
+        self != Suite::Unit
+    }
+
+    /// Whether its tests upgrade to another layout of maps; they boot guests, too.
+    const fn upgrades(self) -> bool {
+        matches!(self, Suite::E2e | Suite::Guest)
+    }
+
+    /// Whether this program's tests are of the suite.
+    fn has(self, binary: &Binary) -> bool {
+        let is_one_of = |names: &[&str]| binary.is_integration && names.contains(&binary.target.as_str());
+        match (self, binary.package()) {
+            (Suite::Unit, package) => package != "tests" || !binary.is_integration,
+            (Suite::Packet, "tests") => is_one_of(&["packet", "model", "dataplane", "bench"]),
+            (Suite::E2e, "tests") => is_one_of(&["e2e"]),
+            (Suite::Guest, "tests") => is_one_of(&["guest"]),
+            _ => false,
+        }
+    }
+
+    /// The arguments of each run of its programs.
+    fn runs(self) -> &'static [&'static [&'static str]] {
         match self {
-            Suite::Unit => vec![
-                host_cargo(["test", "--workspace", "--exclude", "weir-tests", "--no-fail-fast"]),
-                host_cargo(["test", "-p", "weir-tests", "--lib", "--bins", "--no-fail-fast"]),
-            ],
-            Suite::Packet => {
-                vec![host_cargo([
-                    "test",
-                    "-p",
-                    "weir-tests",
-                    "--test",
-                    "packet",
-                    "--test",
-                    "model",
-                    "--test",
-                    "dataplane",
-                    "--test",
-                    "bench",
-                    "--no-fail-fast",
-                ])]
-            }
-            Suite::E2e => vec![host_cargo(["test", "-p", "weir-tests", "--test", "e2e"])],
-            Suite::Guest => vec![host_cargo(["test", "-p", "weir-tests", "--test", "guest"])],
+            Suite::Unit => &[&[]],
+            // Most of its time is the processor's.
+            Suite::Packet => &[&["--test-threads=1"]],
+            // Most of its time is spent waiting, so beds stand side by side; then those whose load
+            // fills the processors, or that time what they see, one after the other.
+            Suite::E2e => &[&["--test-threads=3", "--skip=alone::"], &["--test-threads=1", "alone::"]],
+            // Each guest has one processor, and the tests tell of their steps as they go.
+            Suite::Guest => &[&["--test-threads=2", "--nocapture"]],
         }
     }
 }
@@ -111,157 +133,67 @@ impl Suite {
 struct Outcome {
     suite: Suite,
     ok: bool,
-    passed: u64,
-    failed: u64,
+    account: Account,
     time: Duration,
     note: &'static str,
 }
 
 impl fmt::Display for Outcome {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self { suite, ok, passed, failed, time, note } = self;
+        let Self { suite, ok, account, time, note } = self;
         let verdict = if *ok { "ok" } else { "FAILED" };
         write!(f, "{:<6} {verdict}", suite.name())?;
         if note.is_empty() {
-            write!(f, ", {passed} passed, {failed} failed, {:.0} s", time.as_secs_f32())
+            write!(f, ", {} passed, {} failed, {:.0} s", account.passed, account.failed, time.as_secs_f32())
         } else {
             write!(f, ": {note}")
         }
     }
 }
 
-fn run_suite(suite: Suite, arguments: &Arguments) -> Result<Outcome> {
+fn run_suite(suite: Suite, binaries: &[Binary], arguments: &Arguments) -> Result<Outcome> {
     let rest = &arguments.rest;
     let started = Instant::now();
-    let mut outcome = Outcome { suite, ok: false, passed: 0, failed: 0, time: Duration::ZERO, note: "" };
-    if suite != Suite::Unit && !exec::is_root() {
+    let mut outcome = Outcome { suite, ok: false, account: Account::default(), time: Duration::ZERO, note: "" };
+    if suite.needs_root() && !exec::is_root() {
         outcome.note = "needs root (network namespaces, BPF): run it as root";
         return Ok(outcome);
     }
     if suite == Suite::Guest {
         guest::images()?;
     }
-    if matches!(suite, Suite::E2e | Suite::Guest) {
-        build_both_layouts()?;
-    }
-    let packet_suite = if suite == Suite::Guest { Some(packet_suite()?) } else { None };
-
     outcome.ok = true;
-    for mut cargo in suite.cargos() {
-        cargo
-            .env("WEIR_BIN", exec::target().join("debug/weir"))
-            .env("WEIR_OTHER_BIN", exec::target().join("debug/weir-other-layout"))
-            .env("WEIR_GUEST", guest::cache()?)
-            .env("PATH", exec::path_with_sbin()?)
-            .arg("--")
-            .args(rest);
-        if arguments.long {
-            cargo.env("WEIR_LONG", "1").arg("--include-ignored");
-        }
-        match (suite, &packet_suite) {
-            (Suite::Unit, _) => {}
-            // Each guest has one processor, and the tests tell of their steps as they go.
-            (Suite::Guest, Some(packet_suite)) => {
-                cargo.env("WEIR_PACKET_SUITE", packet_suite).args(["--test-threads=2", "--nocapture"]);
+    for binary in binaries.iter().filter(|binary| suite.has(binary)) {
+        for run in suite.runs() {
+            let mut command = Command::new(&binary.path);
+            command.args(*run).args(rest).current_dir(&binary.dir);
+            set_environment(&mut command, binary, binaries)?;
+            if arguments.long {
+                command.env("WEIR_LONG", "1").arg("--include-ignored");
             }
-            // One bed at a time: two would share the processors and blur what is counted by time.
-            _ => {
-                cargo.arg("--test-threads=1");
-            }
+            say("test", format_args!("{} {}: {}", suite.name(), binary.target, exec::shown(&command)));
+            outcome.ok &= harness::run(&mut command, &mut outcome.account)?;
         }
-        if std::io::stdout().is_terminal() {
-            cargo.arg("--color=always");
-        }
-        cargo.stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut child = cargo.spawn().with_context(|| format!("can't start {}", shown(&cargo)))?;
-        let output = child.stdout.take().context("cargo's output is gone")?;
-        copy_and_count(output, &mut outcome)?;
-        let status = child.wait().with_context(|| format!("can't wait for {}", shown(&cargo)))?;
-        outcome.ok &= status.success() && outcome.failed == 0;
     }
     outcome.time = started.elapsed();
-    if outcome.ok && outcome.passed == 0 && rest.is_empty() {
+    if outcome.ok && outcome.account.passed == 0 && rest.is_empty() {
         outcome.ok = false;
         outcome.note = "no test was run";
     }
     Ok(outcome)
 }
 
-/// Builds `weir`, and beside it the one with the other layout of maps, to and from which a test upgrades.
-fn build_both_layouts() -> Result<()> {
-    ebpf::build_other_layout()?;
-    let build = ["build", "-p", "lb-userspace", "--bin", "weir"];
-    run(host_cargo(build).args(["--features", "other-layout"]))?;
-    let dir = exec::target().join("debug");
-    let (built, kept) = (dir.join("weir"), dir.join("weir-other-layout"));
-    // A hard link to cargo's own file would change with the next build.
-    std::fs::copy(&built, &kept).with_context(|| format!("can't copy {} to {}", built.display(), kept.display()))?;
-    run(&mut host_cargo(build))
-}
-
-/// Builds the packet suite, which guests run as well; the path of its program.
-fn packet_suite() -> Result<PathBuf> {
-    let mut cargo = host_cargo(["test", "-p", "weir-tests", "--test", "packet", "--no-run"]);
-    cargo.arg("--message-format=json-render-diagnostics").stdin(Stdio::null()).stderr(Stdio::inherit());
-    let output = cargo.output().with_context(|| format!("can't start {}", shown(&cargo)))?;
-    if !output.status.success() {
-        bail!("{} failed ({})", shown(&cargo), output.status);
-    }
-    let text = String::from_utf8_lossy(&output.stdout);
-    let mut executables = text.lines().filter_map(|line| {
-        let (_, after) = line.split_once("\"executable\":\"")?;
-        Some(PathBuf::from(after.split('"').next()?))
-    });
-    executables.next_back().context("cargo does not say where the packet suite's program is")
-}
-
-/// Shows the harness's output as it comes, byte by byte as it was, and adds up its closing lines.
-fn copy_and_count(output: impl std::io::Read, outcome: &mut Outcome) -> Result<()> {
-    let mut stdout = std::io::stdout().lock();
-    let mut output = BufReader::new(output);
-    let mut line = Vec::new();
-    loop {
-        // By chunks and not by lines: `test name ... ` is shown before its verdict comes.
-        let chunk = output.fill_buf().context("can't read the tests' output")?;
-        if chunk.is_empty() {
-            return Ok(());
-        }
-        stdout.write_all(chunk).and_then(|()| stdout.flush()).context("can't write to stdout")?;
-        for byte in chunk {
-            if *byte == b'\n' {
-                let (passed, failed) = totals(&String::from_utf8_lossy(&line));
-                outcome.passed += passed;
-                outcome.failed += failed;
-                line.clear();
-            } else {
-                line.push(*byte);
-            }
-        }
-        let read = chunk.len();
-        output.consume(read);
-    }
-}
-
-/// Passed and failed of a line like `test result: ok. 12 passed; 0 failed; 0 ignored; ...`; zeros for any other line.
-fn totals(line: &str) -> (u64, u64) {
-    let Some((_, line)) = line.split_once("test result: ") else { return (0, 0) };
-    let count = |what: &str| {
-        let before = line.split_once(what)?.0.trim_end();
-        before.rsplit(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
-    };
-    (count(" passed;").unwrap_or(0), count(" failed;").unwrap_or(0))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::totals;
-
-    #[test]
-    fn adds_up_only_the_closing_lines_of_the_harness() {
-        let closing =
-            "test result: FAILED. 12 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s";
-        assert_eq!(totals(closing), (12, 3));
-        assert_eq!(totals("test result: \u{1b}[32mok\u{1b}[m. 1 passed; 0 failed; 0 ignored"), (1, 0));
-        assert_eq!(totals("12 passed; 3 failed;"), (0, 0));
-    }
+/// Where the tests find what they run: both builds of `weir`, the guests, the packet suite for them.
+fn set_environment(command: &mut Command, binary: &Binary, binaries: &[Binary]) -> Result<()> {
+    let packet = binaries.iter().find(|other| other.is_integration && other.target == "packet");
+    command
+        .env("CARGO_MANIFEST_DIR", &binary.dir)
+        .env("WEIR_BIN", exec::target().join("debug/weir"))
+        .env("WEIR_OTHER_BIN", exec::target().join("debug/weir-other-layout"))
+        .env("WEIR_GUEST", guest::cache()?)
+        .env("WEIR_PACKET_SUITE", &packet.context("cargo built no packet suite")?.path)
+        .env("PATH", exec::path_with_sbin()?)
+        // The object is the one that xtask builds, whatever the shell says.
+        .env_remove("WEIR_BPF_OBJECT");
+    Ok(())
 }

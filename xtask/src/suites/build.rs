@@ -1,0 +1,141 @@
+//! The programs of the tests. They are built once, all together: cargo chooses the features of
+//! dependencies for everything that one command builds, so a command for each suite would build
+//! lb-userspace again for each.
+
+use std::{
+    path::PathBuf,
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+use anyhow::{Context, Result, bail};
+use serde::Deserialize;
+
+use crate::{
+    ebpf,
+    exec::{self, host_cargo, say, shown},
+};
+
+/// One program of tests.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Binary {
+    /// The package's directory, in which cargo would run it.
+    pub dir: PathBuf,
+    /// The name of the library, binary or integration test.
+    pub target: String,
+    /// Whether it is an integration test: one under `tests/` of its package.
+    pub is_integration: bool,
+    pub path: PathBuf,
+}
+
+impl Binary {
+    /// The last part of its package's directory.
+    pub fn package(&self) -> &str {
+        self.dir.file_name().and_then(|name| name.to_str()).unwrap_or_default()
+    }
+}
+
+/// Every program of tests in the workspace, and `weir` itself.
+pub fn tests() -> Result<Vec<Binary>> {
+    let began = Instant::now();
+    let mut cargo = host_cargo(["test", "--workspace", "--no-run"]);
+    cargo.arg("--message-format=json-render-diagnostics");
+    let binaries = binaries(&output(&mut cargo)?)?;
+    if binaries.is_empty() {
+        bail!("{} names no program of tests", shown(&cargo));
+    }
+    let (count, took) = (binaries.len(), began.elapsed().as_secs_f32());
+    say("build", format_args!("{count} programs of tests in {took:.0} s"));
+    Ok(binaries)
+}
+
+/// The `weir` with the other layout of maps, to and from which tests upgrade; it is kept beside the
+/// usual one, which the next build of the workspace puts back in its place.
+pub fn other_layout() -> Result<()> {
+    let began = Instant::now();
+    ebpf::build_other_layout()?;
+    // The tests are named so that dependencies get the features with which `tests` builds them.
+    let mut cargo = host_cargo(["build", "--workspace", "--bin", "weir", "--test", "admin"]);
+    exec::run(cargo.args(["--features", "lb-userspace/other-layout"]))?;
+    let dir = exec::target().join("debug");
+    let (built, kept) = (dir.join("weir"), dir.join("weir-other-layout"));
+    // A hard link to cargo's own file would change with the next build.
+    std::fs::copy(&built, &kept).with_context(|| format!("can't copy {} to {}", built.display(), kept.display()))?;
+    say("build", format_args!("{} in {:.0} s", kept.display(), began.elapsed().as_secs_f32()));
+    Ok(())
+}
+
+/// What the command writes to stdout; its progress goes to our own terminal.
+fn output(command: &mut Command) -> Result<String> {
+    let command = command.stdin(Stdio::null()).stderr(Stdio::inherit());
+    let output = command.output().with_context(|| format!("can't start {}", shown(command)))?;
+    if !output.status.success() {
+        bail!("{} failed ({})", shown(command), output.status);
+    }
+    String::from_utf8(output.stdout).with_context(|| format!("{} writes no UTF-8", shown(command)))
+}
+
+/// A line of `--message-format=json`, as far as it matters here.
+#[derive(Deserialize)]
+struct Message {
+    reason: String,
+    manifest_path: Option<PathBuf>,
+    target: Option<Target>,
+    profile: Option<Profile>,
+    executable: Option<PathBuf>,
+}
+
+#[derive(Deserialize)]
+struct Target {
+    name: String,
+    kind: Vec<String>,
+}
+
+#[derive(Deserialize)]
+struct Profile {
+    /// Whether it is a program of tests; an integration test makes cargo build plain binaries, too.
+    test: bool,
+}
+
+/// The programs of tests that cargo's messages name, in the order of their packages and names.
+fn binaries(messages: &str) -> Result<Vec<Binary>> {
+    let mut binaries = Vec::new();
+    for line in messages.lines().filter(|line| line.starts_with('{')) {
+        let message: Message = serde_json::from_str(line).with_context(|| format!("cargo says {line}"))?;
+        let Message { manifest_path: Some(manifest), target: Some(target), profile: Some(profile), .. } = message
+        else {
+            continue;
+        };
+        let (Some(path), Some(dir)) = (message.executable, manifest.parent()) else { continue };
+        if message.reason == "compiler-artifact" && profile.test {
+            let is_integration = target.kind.iter().any(|kind| kind == "test");
+            binaries.push(Binary { dir: dir.to_owned(), target: target.name, is_integration, path });
+        }
+    }
+    binaries.sort_by(|one, other| (&one.dir, &one.target).cmp(&(&other.dir, &other.target)));
+    Ok(binaries)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_programs_of_tests_are_taken_from_cargos_messages() {
+        let artifact = |name: &str, kind: &str, test: bool| {
+            format!(
+                r#"{{"reason":"compiler-artifact","manifest_path":"/w/tests/Cargo.toml","target":{{"name":"{name}","kind":["{kind}"],"test":true}},"profile":{{"test":{test},"opt_level":"0"}},"executable":"/w/target/debug/{name}","fresh":true}}"#
+            )
+        };
+        let messages = [
+            artifact("packet", "test", true),
+            artifact("bench", "bin", false),
+            artifact("bench", "bin", true),
+            r#"{"reason":"compiler-artifact","manifest_path":"/w/tests/Cargo.toml","target":{"name":"weir_tests","kind":["lib"]},"profile":{"test":false},"executable":null}"#.to_owned(),
+            r#"{"reason":"build-finished","success":true}"#.to_owned(),
+        ];
+        let found = binaries(&messages.join("\n")).unwrap();
+        let found: Vec<_> = found.iter().map(|one| (one.package(), one.target.as_str(), one.is_integration)).collect();
+        assert_eq!(found, [("tests", "bench", false), ("tests", "packet", true)]);
+    }
+}

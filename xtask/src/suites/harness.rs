@@ -1,0 +1,133 @@
+//! Runs a program of tests, shows what it writes as it comes, and keeps the account.
+
+use std::{
+    io::{BufRead, BufReader, IsTerminal, Write},
+    process::{Command, Stdio},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+
+use crate::exec::shown;
+
+/// What became of the tests.
+#[derive(Debug, Default)]
+pub struct Account {
+    pub passed: u64,
+    pub failed: u64,
+    /// Each test's name and what it took.
+    pub times: Vec<(String, Duration)>,
+}
+
+impl Account {
+    /// The tests that took longest, the longest first.
+    pub fn slowest(&self, count: usize) -> Vec<(String, Duration)> {
+        let mut times = self.times.clone();
+        times.sort_by_key(|(_, time)| std::cmp::Reverse(*time));
+        times.truncate(count);
+        times
+    }
+
+    /// Takes down a line of the harness.
+    fn note(&mut self, line: &str) {
+        if let Some((passed, failed)) = totals(line) {
+            self.passed += passed;
+            self.failed += failed;
+        }
+        self.times.extend(timed(line));
+    }
+}
+
+/// Runs it; whether it succeeded.
+pub fn run(command: &mut Command, account: &mut Account) -> Result<bool> {
+    // The times of tests are unstable in libtest; this variable is its own way to ask for them.
+    command.env("RUSTC_BOOTSTRAP", "1").args(["-Zunstable-options", "--report-time"]);
+    if std::io::stdout().is_terminal() {
+        command.arg("--color=always");
+    }
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = command.spawn().with_context(|| format!("can't start {}", shown(command)))?;
+    let output = child.stdout.take().context("the tests' output is gone")?;
+    let failed_before = account.failed;
+    copy_and_count(output, account)?;
+    let status = child.wait().with_context(|| format!("can't wait for {}", shown(command)))?;
+    Ok(status.success() && account.failed == failed_before)
+}
+
+/// Shows the output as it comes, byte by byte as it was.
+fn copy_and_count(output: impl std::io::Read, account: &mut Account) -> Result<()> {
+    let mut stdout = std::io::stdout().lock();
+    let mut output = BufReader::new(output);
+    let mut line = Vec::new();
+    loop {
+        // By chunks and not by lines: `test name ... ` is shown before its verdict comes.
+        let chunk = output.fill_buf().context("can't read the tests' output")?;
+        if chunk.is_empty() {
+            return Ok(());
+        }
+        stdout.write_all(chunk).and_then(|()| stdout.flush()).context("can't write to stdout")?;
+        for byte in chunk {
+            if *byte == b'\n' {
+                account.note(&String::from_utf8_lossy(&line));
+                line.clear();
+            } else {
+                line.push(*byte);
+            }
+        }
+        let read = chunk.len();
+        output.consume(read);
+    }
+}
+
+/// Passed and failed of a line like `test result: ok. 12 passed; 0 failed; 0 ignored; ...`.
+fn totals(line: &str) -> Option<(u64, u64)> {
+    let (_, line) = line.split_once("test result: ")?;
+    let count = |what: &str| {
+        let before = line.split_once(what)?.0.trim_end();
+        before.rsplit(|c: char| !c.is_ascii_digit()).next()?.parse().ok()
+    };
+    Some((count(" passed;").unwrap_or(0), count(" failed;").unwrap_or(0)))
+}
+
+/// The name and the time of a line like `test a::b ... ok <1.234s>`.
+fn timed(line: &str) -> Option<(String, Duration)> {
+    let (name, rest) = line.strip_prefix("test ")?.split_once(" ... ")?;
+    let (_, time) = rest.rsplit_once('<')?;
+    let seconds = time.split_once("s>")?.0.parse().ok()?;
+    // `test name - should panic ...`
+    let name = name.split_once(" - ").map_or(name, |(name, _)| name);
+    Some((name.to_owned(), Duration::try_from_secs_f64(seconds).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn adds_up_only_the_closing_lines_of_the_harness() {
+        let closing =
+            "test result: FAILED. 12 passed; 3 failed; 0 ignored; 0 measured; 0 filtered out; finished in 0.01s";
+        assert_eq!(totals(closing), Some((12, 3)));
+        assert_eq!(totals("test result: \u{1b}[32mok\u{1b}[m. 1 passed; 0 failed; 0 ignored"), Some((1, 0)));
+        assert_eq!(totals("12 passed; 3 failed;"), None);
+    }
+
+    #[test]
+    fn slowest_tests_come_first() {
+        let mut account = Account::default();
+        for line in [
+            "test quick ... ok <0.001s>",
+            "test a::slow ... \u{1b}[32mok\u{1b}(B\u{1b}[m <12.500s>",
+            "test a::broken ... FAILED <3.000s>",
+            "test a::left_out ... ignored",
+            "a line of a test itself",
+            "test result: FAILED. 2 passed; 1 failed; 1 ignored; 0 measured; 0 filtered out; finished in 15.60s",
+        ] {
+            account.note(line);
+        }
+        assert_eq!((account.passed, account.failed), (2, 1));
+        let slowest = account.slowest(2);
+        let named = |name: &str, millis| (name.to_owned(), Duration::from_millis(millis));
+        assert_eq!(slowest, [named("a::slow", 12_500), named("a::broken", 3000)]);
+    }
+}
