@@ -24,7 +24,7 @@ use std::{path::PathBuf, process::ExitCode};
 use anyhow::Context as _;
 use clap::{Parser, Subcommand};
 
-use crate::api::DEFAULT_SOCKET;
+use crate::serve::DEFAULT_SOCKET;
 use client::Client;
 
 /// Runs the command that the process was started with.

@@ -3,7 +3,7 @@
 #![deny(unsafe_code)]
 
 pub mod agent;
-pub mod api;
+pub mod assembly;
 pub mod balance;
 pub mod cli;
 pub mod clock;
@@ -12,5 +12,8 @@ pub mod dataplane;
 pub mod health;
 pub mod metrics;
 pub mod overrides;
+pub mod serve;
 pub mod source;
 pub mod state;
+mod supervisor;
+pub mod view;

@@ -8,7 +8,7 @@ mod process;
 use prometheus_client::{encoding::text, registry::Registry};
 
 pub use self::measured::{CheckDurations, MapUpdateErrors, SyncDurations};
-use crate::api::types::Snapshot;
+use crate::view::types::Snapshot;
 
 /// The content type of [`Metrics::encode`]'s text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";

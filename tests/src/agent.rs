@@ -11,8 +11,8 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use lb_userspace::{
-    api::types::{BackendView, FlowView, ServiceView, Status},
     state::Health,
+    view::types::{BackendView, FlowView, ServiceView, Status},
 };
 use nix::sys::signal::Signal;
 use serde::de::DeserializeOwned;

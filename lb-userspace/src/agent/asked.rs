@@ -9,16 +9,13 @@ use lb_common::exception::Exception;
 use tokio::task::spawn_blocking;
 use tracing::warn;
 
+use super::handle::Answer;
 use super::{
     commands::failed,
     core::Agent,
     lookup::{self, lookup},
 };
 use crate::{
-    api::{
-        handle::Answer,
-        types::{ApiError, BackendSelector, FlowFilter, FlowView, LookupQuery, LookupView},
-    },
     clock::boottime_ns,
     dataplane::{
         exceptions::{Exceptions, RawException},
@@ -27,6 +24,7 @@ use crate::{
         maps::MapsError,
         plan::address,
     },
+    view::types::{ApiError, BackendSelector, FlowFilter, FlowView, LookupQuery, LookupView},
 };
 
 const DEFAULT_FLOWS: usize = 1000;

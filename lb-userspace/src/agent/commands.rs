@@ -4,17 +4,15 @@ use std::net::SocketAddr;
 
 use tracing::info;
 
+use super::handle::Command;
 use super::{core::Agent, diff::diff, reconcile::Read, select::select};
 use crate::{
-    api::{
-        handle::Command,
-        types::{ApiError, BackendSelector, Changed, DiffView, ErrorCode},
-    },
     clock::boottime_ns,
     config::model::MAX_WEIGHT,
     dataplane::{maps::MapsError, plan::plan},
     overrides::{Effective, Overrides, effective, weightless_family},
     state::{AdminState, BackendId, Origin},
+    view::types::{ApiError, BackendSelector, Changed, DiffView, ErrorCode},
 };
 
 impl Agent {

@@ -14,6 +14,7 @@ use tokio::{
 };
 use tracing::{info, warn};
 
+use super::handle::Command;
 use super::{
     AgentOptions,
     beginning::Beginning,
@@ -25,15 +26,10 @@ use super::{
     reload::Judged,
     settle::Settled,
     stopped,
-    supervisor::{self, Report},
     trace::Tracer,
     wanted::{Desired, HealthOf, Rings, wanted},
 };
 use crate::{
-    api::{
-        handle::Command,
-        types::{ConfigStatus, Overall, SyncStatus},
-    },
     clock::{boottime_ns, unix_now, unix_ns},
     config::{Config, model::Service, seed::Seed},
     dataplane::{
@@ -48,6 +44,8 @@ use crate::{
     overrides::{Overrides, StateDir},
     source::file::{FileSource, Loaded},
     state::{BackendId, Health},
+    supervisor::{self, Report},
+    view::types::{ConfigStatus, Overall, SyncStatus},
 };
 
 /// What the agent is made of.

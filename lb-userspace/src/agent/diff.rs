@@ -6,11 +6,11 @@ use lb_common::{backend::Backend, limits::map, service::Service, slot::Slot};
 
 use super::reconcile::map_of;
 use crate::{
-    api::types::DiffView,
     dataplane::{
         image::{Image, Write},
         plan::{Plan, address},
     },
+    view::types::DiffView,
 };
 
 /// One line for each write that would be needed, but one for each ring.

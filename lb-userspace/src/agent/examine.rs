@@ -7,9 +7,9 @@ use tracing::{error, warn};
 
 use super::stopped;
 use crate::{
-    api::types::{Finding, Severity},
     config::Config,
     dataplane::doctor::{Subject, findings},
+    view::types::{Finding, Severity},
 };
 
 /// What is found, and where the configuration goes that is to be looked at.

@@ -17,15 +17,15 @@ use lb_common::{
 use self::rules::{Outcome, Rules};
 use super::trace::slot_state;
 use crate::{
-    api::{
-        trace::SlotView,
-        types::{Choice, LookupQuery, LookupView},
-    },
     dataplane::{
         exceptions::Found,
         flows::{FlowState, RawFlow},
         image::Image,
         plan::address,
+    },
+    view::{
+        trace::SlotView,
+        types::{Choice, LookupQuery, LookupView},
     },
 };
 

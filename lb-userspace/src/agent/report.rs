@@ -7,12 +7,12 @@ use std::{
 
 use tracing::info;
 
-use super::{
-    core::Agent,
+use super::{core::Agent, wanted::is_judged};
+use crate::{
+    serve::http::not_ready,
     supervisor::{self, Report},
-    wanted::is_judged,
+    view::types::Snapshot,
 };
-use crate::api::{http::not_ready, types::Snapshot};
 
 /// How much longer systemd is asked to wait, each time, while backends have no first verdict.
 /// It is asked every few seconds.
@@ -120,7 +120,7 @@ pub(super) fn counted(count: usize, noun: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::types::{BackendTotals, InterfaceView, Overall, ServiceView, Status, SyncStatus};
+    use crate::view::types::{BackendTotals, InterfaceView, Overall, ServiceView, Status, SyncStatus};
 
     fn service(name: &str, vip: &str) -> ServiceView {
         ServiceView {

@@ -3,8 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::{
-    api::types::{ApiError, BackendSelector, ErrorCode},
     state::BackendId,
+    view::types::{ApiError, BackendSelector, ErrorCode},
 };
 
 /// All of `known` that fit; an error that lists near names if none does.

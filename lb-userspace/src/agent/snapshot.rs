@@ -13,10 +13,10 @@ use lb_common::{
 
 use super::core::Agent;
 use crate::{
-    api::types::{ExceptionsView, InterfaceView, ServiceView, Snapshot},
     config::model::{Affinity, Mode, Service},
     dataplane::{attach::Hook, plan::Wanted, stats::Sample},
     state::Health,
+    view::types::{ExceptionsView, InterfaceView, ServiceView, Snapshot},
 };
 
 impl Agent {

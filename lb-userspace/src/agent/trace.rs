@@ -14,15 +14,15 @@ use tokio::{
 use tracing::{info, warn};
 
 pub use self::view::{Names, slot_state};
+use super::handle::Answer;
 use super::stopped;
 use crate::{
-    api::{
-        handle::Answer,
+    clock::boottime_ns,
+    dataplane::{maps::MapsError, trace::Trace},
+    view::{
         trace::{TraceQuery, TraceView},
         types::{ApiError, ErrorCode},
     },
-    clock::boottime_ns,
-    dataplane::{maps::MapsError, trace::Trace},
 };
 
 /// The way to the task that reads the events.
@@ -43,7 +43,7 @@ struct Ask {
 const MAX_LISTENERS: usize = 16;
 /// Events that wait for a listener's reader.
 const BACKLOG: usize = 4096;
-/// How often events are taken while somebody listens: the buffer holds more than [`MAX_RATE`](crate::api::trace::MAX_RATE) brings in this time, and
+/// How often events are taken while somebody listens: the buffer holds more than [`MAX_RATE`](crate::view::trace::MAX_RATE) brings in this time, and
 /// the programs need not wake anybody.
 const TAKE_EVERY: Duration = Duration::from_millis(10);
 /// Events taken before the task looks at anything else: as many as the buffer holds.
@@ -213,7 +213,7 @@ fn unavailable(message: &str) -> ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::trace::tests::view;
+    use crate::view::trace::tests::view;
 
     #[tokio::test]
     async fn slow_reader_loses_events_and_is_told_how_many() {

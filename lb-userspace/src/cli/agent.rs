@@ -7,7 +7,8 @@ use clap::Args;
 
 use super::{config::DEFAULT_CONFIG, logging::Logging};
 use crate::{
-    agent::{self, AgentOptions},
+    agent::AgentOptions,
+    assembly,
     dataplane::load::{BpfLog, PIN_DIR},
 };
 
@@ -50,7 +51,7 @@ impl Agent {
             .enable_all()
             .build()
             .context("cannot start the agent's event loop")?;
-        runtime.block_on(agent::run(options))?;
+        runtime.block_on(assembly::run(options))?;
         Ok(ExitCode::SUCCESS)
     }
 }

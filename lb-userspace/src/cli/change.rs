@@ -11,7 +11,7 @@ use super::{
     process,
     wait::{self, Goal},
 };
-use crate::api::types::{Changed, ErrorCode};
+use crate::view::types::{Changed, ErrorCode};
 
 const SELECTOR: &str = "SERVICE/ADDRESS:PORT, ADDRESS:PORT or ADDRESS; all that fit are meant";
 

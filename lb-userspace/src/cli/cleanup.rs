@@ -9,8 +9,8 @@ use super::{
     output,
 };
 use crate::{
-    api::types::Status,
     dataplane::{self, interfaces::Netlink},
+    view::types::Status,
 };
 
 /// Detach the programs and remove the maps; every connection through Weir ends

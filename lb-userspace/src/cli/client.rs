@@ -9,7 +9,7 @@ use hyper_util::rt::TokioIo;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::net::UnixStream;
 
-use crate::api::types::{ApiError, ErrorCode};
+use crate::view::types::{ApiError, ErrorCode};
 
 /// An agent that takes longer does not answer at all.
 const PATIENCE: Duration = Duration::from_secs(15);

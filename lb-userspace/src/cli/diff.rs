@@ -9,7 +9,7 @@ use super::{
     output::{self, View, Watch},
     table::{self, Column},
 };
-use crate::api::types::DiffView;
+use crate::view::types::DiffView;
 
 /// Show how the kernel's maps differ from what is wanted
 ///

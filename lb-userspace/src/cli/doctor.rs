@@ -11,9 +11,9 @@ use super::{
     table,
 };
 use crate::{
-    api::types::{Finding, Overall, Severity, Status},
     config::{self, Config},
     dataplane::{self, doctor::Subject},
+    view::types::{Finding, Overall, Severity, Status},
 };
 
 /// Say what is wrong on this machine, and how to mend it

@@ -13,7 +13,7 @@ use super::{
     table, text,
     trace::slot_words,
 };
-use crate::api::types::{FlowView, LookupQuery, LookupView};
+use crate::view::types::{FlowView, LookupQuery, LookupView};
 
 /// Say which backend the program would choose for a client, and why
 ///
@@ -95,7 +95,7 @@ fn vip_address(text: &str) -> Result<SocketAddr, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::{trace::SlotView, types::Choice};
+    use crate::view::{trace::SlotView, types::Choice};
 
     fn found() -> LookupView {
         LookupView {

@@ -9,7 +9,7 @@ use super::{
     output::{self, Style, View, Watch},
     table, text,
 };
-use crate::api::types::{BackendTotals, Overall, Severity, Snapshot, Status as Document};
+use crate::view::types::{BackendTotals, Overall, Severity, Snapshot, Status as Document};
 
 /// Summarise how the agent and its data path are
 ///
@@ -199,7 +199,7 @@ mod tests {
     use std::net::IpAddr;
 
     use super::*;
-    use crate::api::types::{ConfigStatus, Finding, InterfaceView, NatStatus, SyncStatus, TableView};
+    use crate::view::types::{ConfigStatus, Finding, InterfaceView, NatStatus, SyncStatus, TableView};
 
     fn status() -> Document {
         Document {

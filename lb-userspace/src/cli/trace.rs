@@ -11,7 +11,7 @@ use super::{
     output::{self, Format},
     text,
 };
-use crate::api::trace::{DEFAULT_RATE, End, SlotView, TraceQuery, TraceView};
+use crate::view::trace::{DEFAULT_RATE, End, SlotView, TraceQuery, TraceView};
 
 /// Show what becomes of packets, one line each, as the programs decide it
 ///
@@ -171,7 +171,7 @@ pub(super) fn slot_words(slot: &SlotView, is_wide: bool) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::trace::{Ends, tests::view};
+    use crate::view::trace::{Ends, tests::view};
 
     #[test]
     fn line_says_packet_service_slot_backend_why_and_what_became_of_it() {

@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::{client::Client, text};
-use crate::{api::types::BackendView, state::AdminState};
+use crate::{state::AdminState, view::types::BackendView};
 
 const PACE: Duration = Duration::from_millis(500);
 /// What a drain that has run out is given to end the connections that are left.

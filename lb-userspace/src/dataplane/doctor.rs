@@ -12,8 +12,8 @@ pub use capabilities::Subject;
 
 use super::{genl::Genl, interfaces::Netlink};
 use crate::{
-    api::types::{Finding, Severity},
     config::Config,
+    view::types::{Finding, Severity},
 };
 
 /// Looks at everything that Weir needs: the capabilities of `subject`, the kernel, and with a configuration also its interfaces and the ways to its backends. Worst first.

@@ -12,7 +12,7 @@ use prometheus_client::{
     metrics::{MetricType, exemplar::Exemplar},
 };
 
-use crate::{api::types::Snapshot, clock::unix_now};
+use crate::{clock::unix_now, view::types::Snapshot};
 
 pub(super) type Labels = Vec<(&'static str, String)>;
 

@@ -7,11 +7,11 @@ use std::{
 
 use super::*;
 use crate::{
-    api::types::{
-        BackendView, ExceptionsView, InterfaceView, NatStatus, ReasonView, ServiceView, Status, SyncStatus, TableView,
-    },
     balance::{Declared, digest::digest},
     state::{AdminState, Health, Origin},
+    view::types::{
+        BackendView, ExceptionsView, InterfaceView, NatStatus, ReasonView, ServiceView, Status, SyncStatus, TableView,
+    },
 };
 
 type Sample = (String, BTreeMap<String, String>);

@@ -4,16 +4,16 @@
 use std::{net::SocketAddr, path::PathBuf};
 
 use lb_userspace::{
-    api::{
-        HttpServer, SocketServer,
-        handle::{AgentHandle, Command},
+    agent::handle::{AgentHandle, Command},
+    serve::{HttpServer, SocketServer},
+    state::{AdminState, Health, Origin},
+    view::{
         trace::{SlotView, TraceQuery, TraceView},
         types::{
             ApiError, BackendTotals, BackendView, Changed, Choice, ErrorCode, FlowView, InterfaceView, LookupView,
             Overall, ReasonView, ServiceView, Snapshot,
         },
     },
-    state::{AdminState, Health, Origin},
 };
 use tempfile::TempDir;
 use tokio::{

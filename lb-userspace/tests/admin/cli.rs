@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::agent::{FakeAgent, snapshot};
-use lb_userspace::api::types::Overall;
+use lb_userspace::view::types::Overall;
 
 fn command(socket: &Path, arguments: &[&str]) -> Command {
     let mut command = Command::new(env!("CARGO_BIN_EXE_weir"));

@@ -5,7 +5,6 @@ use crate::{
     sandbox::{Sandbox, sandbox},
 };
 use lb_userspace::{
-    api::types::{Finding, Severity},
     config::model::{
         Admin, Affinity, Backend, Config, FlowTables, Mode, OnDead, Service, Snat, SourceAddress, Timeouts, Tunnel,
         XdpMode,
@@ -16,6 +15,7 @@ use lb_userspace::{
         load::{BpfLog, DataPath},
     },
     state::AdminState,
+    view::types::{Finding, Severity},
 };
 
 fn service(name: &str, vip: &str, mode: Mode, source: SourceAddress, backends: &[&str]) -> Service {

@@ -9,8 +9,8 @@ use std::{
 
 use anyhow::{Context, Result};
 use lb_userspace::{
-    api::types::Overall,
     state::{AdminState, Health, Origin},
+    view::types::Overall,
 };
 use weir_tests::{
     bed::{Layout, VIPS},
@@ -237,7 +237,7 @@ fn lookup_names_the_server_that_a_connection_then_meets() -> Result<()> {
             let client = if record.local.is_ipv4() { "10.1.0.2" } else { "fd01::2" };
             let client = SocketAddr::new(client.parse()?, record.local.port());
             let text = scene.agent.cli(&["lookup", &client.to_string(), &record.target.to_string(), "-o", "json"])?;
-            let view: lb_userspace::api::types::LookupView = serde_json::from_str(&text)?;
+            let view: lb_userspace::view::types::LookupView = serde_json::from_str(&text)?;
             let number: u16 = record.server.as_deref().unwrap_or_default().trim_start_matches('s').parse()?;
             assert_eq!(view.backend, Some(scene.bed.backend(number, family_vip(record.target))), "{view:?}");
         }

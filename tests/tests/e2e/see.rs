@@ -9,11 +9,11 @@ use std::{
 use anyhow::{Context, Result, bail};
 use lb_common::settings::Settings;
 use lb_userspace::{
-    api::{
+    dataplane::maps::Maps,
+    view::{
         trace::TraceView,
         types::{FlowView, LookupView, ReasonView},
     },
-    dataplane::maps::Maps,
 };
 use weir_tests::{
     agent::Agent,

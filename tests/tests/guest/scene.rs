@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use lb_userspace::api::types::BackendView;
+use lb_userspace::view::types::BackendView;
 use weir_tests::{
     bed::{Bed, Layout, VIPS},
     config::{AgentConfig, Backend, Health, Service},

@@ -4,7 +4,6 @@ use lb_common::backend::{Backend, WAY_NAT};
 
 use super::super::core::Agent;
 use crate::{
-    api::types::BackendView,
     clock::{boottime_ns, unix},
     config::model::{self, Service},
     dataplane::{
@@ -14,6 +13,7 @@ use crate::{
     health::HealthView,
     overrides::{Effective, effective},
     state::{AdminState, BackendId, Health, Origin},
+    view::types::BackendView,
 };
 
 impl Agent {

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use lb_common::verdict::Reason;
 
 use super::super::core::Agent;
-use crate::{api::types::ReasonView, dataplane::stats::Sample};
+use crate::{dataplane::stats::Sample, view::types::ReasonView};
 
 impl Agent {
     pub(super) fn reasons_by_interface(&self, sample: Option<&Sample>) -> Vec<ReasonView> {

@@ -10,10 +10,10 @@ use lb_common::{
 
 use super::super::core::Agent;
 use crate::{
-    api::types::{BackendTotals, BackendView, InterfaceView, NatStatus, Overall, ServiceView, Status, TableView},
     clock::unix_now,
     dataplane::stats::Sample,
     state::{AdminState, Health},
+    view::types::{BackendTotals, BackendView, InterfaceView, NatStatus, Overall, ServiceView, Status, TableView},
 };
 
 impl Agent {

@@ -7,7 +7,7 @@ use lb_common::{
     trace::TraceFilter,
 };
 
-use crate::api::trace::{End, TraceQuery};
+use crate::view::trace::{End, TraceQuery};
 
 /// The narrowest filter that lets through what any of `queries` wants; `number` is that of the trace.
 pub fn common<'a>(number: u32, queries: impl Iterator<Item = &'a TraceQuery> + Clone) -> TraceFilter {

@@ -12,9 +12,9 @@ use lb_common::{
 };
 
 use crate::{
-    api::trace::{Ends, SlotView, TraceView},
     clock::{boottime_ns, unix_now},
     dataplane::{image::Image, interfaces::Interface, plan::address},
+    view::trace::{Ends, SlotView, TraceView},
 };
 
 /// What the numbers of an event are called.

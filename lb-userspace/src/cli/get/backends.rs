@@ -5,7 +5,7 @@ use super::{
     super::{client::Client, table::Column, text},
     Listing,
 };
-use crate::{api::types::BackendView, state::AdminState};
+use crate::{state::AdminState, view::types::BackendView};
 
 /// List backends
 ///

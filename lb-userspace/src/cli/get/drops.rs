@@ -6,7 +6,7 @@ use super::{
     super::{client::Client, table::Column, text},
     Listing,
 };
-use crate::api::types::{DropsBy, ReasonView};
+use crate::view::types::{DropsBy, ReasonView};
 
 /// List why packets were dropped, rejected, passed or forwarded, and how many, by service
 ///

@@ -6,7 +6,7 @@ use super::{
     super::{client::Client, table::Column, text},
     Listing,
 };
-use crate::api::types::{BackendSelector, FlowFilter, FlowView};
+use crate::view::types::{BackendSelector, FlowFilter, FlowView};
 
 /// List flows that have an entry of their own
 ///

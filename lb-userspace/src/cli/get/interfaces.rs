@@ -4,7 +4,7 @@ use super::{
     super::{client::Client, table::Column, text},
     Listing,
 };
-use crate::api::types::InterfaceView;
+use crate::view::types::InterfaceView;
 
 /// List the interfaces that Weir is attached to
 ///

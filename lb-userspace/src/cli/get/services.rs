@@ -4,7 +4,7 @@ use super::{
     super::{client::Client, table::Column, text},
     Listing,
 };
-use crate::{api::types::ServiceView, config::model::Mode};
+use crate::{config::model::Mode, view::types::ServiceView};
 
 /// List services, a line for each VIP and port
 ///
@@ -67,7 +67,7 @@ mod tests {
         super::super::{output::Style, table::table},
         *,
     };
-    use crate::api::types::ExceptionsView;
+    use crate::view::types::ExceptionsView;
 
     #[test]
     fn services_have_the_columns_that_are_promised() {

@@ -7,7 +7,6 @@ use std::{
 
 use super::{error, ok, warning};
 use crate::{
-    api::types::Finding,
     config::{
         Config,
         model::{Mode, Service, SourceAddress},
@@ -16,6 +15,7 @@ use crate::{
         interfaces::{Interface, Netlink, NetlinkError, matching},
         neighbours::NextHop,
     },
+    view::types::Finding,
 };
 
 pub(super) async fn findings(

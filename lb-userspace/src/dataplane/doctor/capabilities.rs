@@ -8,7 +8,7 @@ use super::{
     unit::{self, Unit},
     warning,
 };
-use crate::api::types::Finding;
+use crate::view::types::Finding;
 
 /// Whose capabilities are judged.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -99,7 +99,7 @@ fn effective(status: &str) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::types::Severity;
+    use crate::view::types::Severity;
 
     #[test]
     fn capabilities_that_are_missing_are_named() {

@@ -7,8 +7,8 @@ use lb_common::limits::map;
 
 use super::{error, ok, sysctl, warning};
 use crate::{
-    api::types::Finding,
     dataplane::{load, migrate::record::LAYOUTS},
+    view::types::Finding,
 };
 
 pub(super) fn findings(pin_dir: &Path) -> Vec<Finding> {
@@ -110,7 +110,7 @@ fn jit() -> Finding {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::types::Severity;
+    use crate::view::types::Severity;
 
     #[test]
     fn deleted_pin_beside_others_is_an_error_and_none_at_all_is_nothing() {

@@ -11,7 +11,6 @@ use lb_common::flow::Family;
 
 use super::{error, ok, sysctl, warning};
 use crate::{
-    api::types::Finding,
     config::{
         Config,
         model::{Mode, SourceAddress, XdpMode},
@@ -22,6 +21,7 @@ use crate::{
         interfaces::{HookMode, Interface, matching},
         pins::{Pin, PinKind},
     },
+    view::types::Finding,
 };
 
 pub(super) fn findings(

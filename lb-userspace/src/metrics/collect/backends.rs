@@ -7,8 +7,8 @@ use prometheus_client::encoding::DescriptorEncoder;
 
 use super::{Labels, counters, gauges};
 use crate::{
-    api::types::{BackendView, Snapshot},
     state::{AdminState, Health},
+    view::types::{BackendView, Snapshot},
 };
 
 /// What results of admin state and health, in a word.

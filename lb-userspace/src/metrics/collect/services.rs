@@ -15,8 +15,8 @@ use super::{
     counters, gauges,
 };
 use crate::{
-    api::types::{ExceptionsView, ReasonView, ServiceView, Snapshot},
     config::model::Mode,
+    view::types::{ExceptionsView, ReasonView, ServiceView, Snapshot},
 };
 
 pub(super) fn encode(encoder: &mut DescriptorEncoder, snapshot: &Snapshot) -> fmt::Result {

@@ -29,23 +29,11 @@ use nix::{
 };
 use tokio::{net::UnixListener, sync::watch};
 
-use super::{
-    ServeError,
-    handle::AgentHandle,
-    routes,
-    types::{ApiError, ErrorCode},
-    until_shutdown,
+use super::{ServeError, routes, until_shutdown};
+use crate::{
+    agent::handle::AgentHandle,
+    view::types::{ApiError, ErrorCode},
 };
-
-/// Binds `path` and answers there until `shutdown` is true. Whoever wants to know of a failed bind before anything else
-/// starts binds first: [`SocketServer::bind`].
-pub async fn serve_socket(
-    path: impl AsRef<Path>,
-    agent: AgentHandle,
-    shutdown: watch::Receiver<bool>,
-) -> Result<(), ServeError> {
-    SocketServer::bind(path.as_ref())?.serve(agent, shutdown).await
-}
 
 /// The socket, bound; removed when dropped.
 #[derive(Debug)]

@@ -2,7 +2,7 @@
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::{
+use crate::view::{
     trace::{TraceQuery, TraceView},
     types::{
         ApiError, BackendSelector, Changed, DiffView, ErrorCode, FlowFilter, FlowView, LookupQuery, LookupView,

@@ -1,15 +1,12 @@
 //! The admin API: JSON over HTTP on a unix socket, and metrics over TCP (docs/api.md).
 
 mod answer;
-pub mod handle;
 pub mod http;
 mod routes;
 pub mod socket;
-pub mod trace;
-pub mod types;
 
-pub use http::{HttpServer, serve_http};
-pub use socket::{SocketServer, serve_socket};
+pub use http::HttpServer;
+pub use socket::SocketServer;
 
 use std::path::PathBuf;
 

@@ -9,13 +9,15 @@ use axum::{
 };
 use serde::Deserialize;
 
-use super::{
-    answer::{Body, Lines, invalid, not_found, parameters},
-    handle::{AgentHandle, Command},
-    trace::{TraceQuery, TraceView},
-    types::{
-        ApiError, BackendSelector, BackendView, Changed, DiffView, DropsBy, FlowFilter, FlowView, InterfaceView,
-        LookupQuery, LookupView, ReasonView, ServiceView, Snapshot, Status,
+use super::answer::{Body, Lines, invalid, not_found, parameters};
+use crate::{
+    agent::handle::{AgentHandle, Command},
+    view::{
+        trace::{TraceQuery, TraceView},
+        types::{
+            ApiError, BackendSelector, BackendView, Changed, DiffView, DropsBy, FlowFilter, FlowView, InterfaceView,
+            LookupQuery, LookupView, ReasonView, ServiceView, Snapshot, Status,
+        },
     },
 };
 

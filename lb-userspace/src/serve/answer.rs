@@ -14,7 +14,7 @@ use futures_util::stream;
 use serde::{Serialize, de::DeserializeOwned};
 use tokio::sync::mpsc;
 
-use super::types::{ApiError, ErrorCode};
+use crate::view::types::{ApiError, ErrorCode};
 
 impl ErrorCode {
     fn status(self) -> StatusCode {

@@ -11,27 +11,15 @@ use axum::{
 };
 use tokio::{net::TcpListener, sync::watch, time::timeout};
 
-use super::{
-    ServeError,
-    handle::AgentHandle,
-    types::{ApiError, ErrorCode, Snapshot},
-    until_shutdown,
+use super::{ServeError, until_shutdown};
+use crate::{
+    agent::handle::AgentHandle,
+    metrics::CONTENT_TYPE,
+    view::types::{ApiError, ErrorCode, Snapshot},
 };
-use crate::metrics::CONTENT_TYPE;
 
 /// An agent that needs longer for a snapshot is not healthy.
 const PATIENCE: Duration = Duration::from_secs(3);
-
-/// Listens on `address` and answers `/metrics`, `/healthz` and `/readyz` until `shutdown` is true. `encode` makes the
-/// text of the metrics (`metrics::Metrics::encode`). Whoever wants to know of a failed bind first: [`HttpServer::bind`].
-pub async fn serve_http(
-    address: SocketAddr,
-    agent: AgentHandle,
-    encode: impl Fn(&Snapshot) -> String + Send + Sync + 'static,
-    shutdown: watch::Receiver<bool>,
-) -> Result<(), ServeError> {
-    HttpServer::bind(address).await?.serve(agent, encode, shutdown).await
-}
 
 /// The listener, bound.
 #[derive(Debug)]
@@ -49,6 +37,8 @@ impl HttpServer {
         Ok(Self { listener, address })
     }
 
+    /// Answers `/metrics`, `/healthz` and `/readyz` until `shutdown` is true. `encode` makes the text of
+    /// the metrics (`metrics::Metrics::encode`).
     pub async fn serve(
         self,
         agent: AgentHandle,
@@ -127,7 +117,7 @@ pub fn not_ready(snapshot: &Snapshot) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::api::types::InterfaceView;
+    use crate::view::types::InterfaceView;
 
     fn interface(xdp_mode: &str) -> InterfaceView {
         InterfaceView {

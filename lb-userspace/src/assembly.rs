@@ -1,0 +1,237 @@
+//! The running agent, put together: everything that can fail is opened before anything is changed,
+//! then the owner of the maps is started, and the tasks beside it.
+
+use std::{path::Path, sync::Arc};
+
+use anyhow::Context as _;
+use lb_common::limits::map;
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::{mpsc, watch},
+    task::JoinSet,
+};
+use tracing::{error, info, warn};
+
+use crate::{
+    agent::{
+        AgentOptions,
+        core::{Agent, Parts},
+        examine, flows,
+        handle::AgentHandle,
+        node, settle, trace,
+    },
+    clock::boottime_ns,
+    config::{Config, model::FlowTables},
+    dataplane::{
+        doctor::Subject,
+        load::{BpfLog, DataPath, LoadError},
+        maps::Maps,
+        migrate::plan::MapSizes,
+        stats::Counters,
+    },
+    health,
+    metrics::Metrics,
+    overrides::StateDir,
+    serve::{HttpServer, SocketServer},
+    source::file::{FileSource, Loaded},
+    supervisor,
+    view::types::Severity,
+};
+
+/// Runs until SIGTERM or SIGINT; the data path goes on. Fails with every mistake if the file is bad, and leaves a pinned data path as it is.
+pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
+    let outcome = serve(options).await;
+    outcome.inspect_err(supervisor::failed)
+}
+
+async fn serve(options: AgentOptions) -> anyhow::Result<()> {
+    supervisor::starting("reading the configuration");
+    let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
+    let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
+    let hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
+    let (stop, shutdown) = watch::channel(false);
+    let (source, _follower) = FileSource::start(&options.config, shutdown.clone()).await;
+    let loaded = source.loaded();
+    let first = loaded.borrow().clone();
+    let config = match &first.result {
+        Ok(config) => Arc::new(config.clone()),
+        Err(error) => {
+            let messages = error.messages();
+            anyhow::bail!(
+                "the configuration is refused, nothing was changed:\n  {}\n(`weir config check {}` says the same)",
+                messages.join("\n  "),
+                options.config.display()
+            );
+        }
+    };
+    let mut tasks = Tasks::default();
+    let agent = prepare(&options, &config, first, source, &mut tasks, &shutdown).await?;
+    let mut agent_task = tokio::spawn(agent.run(hangup, shutdown));
+    let outcome = tokio::select! {
+        biased;
+        _ = terminate.recv() => { info!(signal = "SIGTERM", "stopping; the data path goes on"); Ok(()) }
+        _ = interrupt.recv() => { info!(signal = "SIGINT", "stopping; the data path goes on"); Ok(()) }
+        ended = &mut agent_task => Err(match ended {
+            Ok(()) => anyhow::anyhow!("the agent's task has ended by itself"),
+            Err(error) => anyhow::Error::new(error).context("the agent's task has failed"),
+        }),
+        failed = tasks.first_failure() => Err(failed),
+    };
+    supervisor::stopping();
+    if stop.send(true).is_err() {
+        warn!("nobody was left to be told to stop");
+    }
+    if outcome.is_ok()
+        && let Err(error) = agent_task.await
+    {
+        error!(%error, "the agent's task has failed while it stopped");
+    }
+    tasks.0.shutdown().await;
+    outcome
+}
+
+/// Opens everything that can fail before anything is changed, then starts the tasks beside the agent's own.
+async fn prepare(
+    options: &AgentOptions,
+    config: &Arc<Config>,
+    first: Arc<Loaded>,
+    source: FileSource,
+    tasks: &mut Tasks,
+    shutdown: &watch::Receiver<bool>,
+) -> anyhow::Result<Agent> {
+    let state_dir = StateDir::open(&options.state_dir)?;
+    let (overrides, damaged) = state_dir.overrides()?;
+    if let Some(damaged) = damaged {
+        warn!(error = %damaged, "what was set by the CLI before");
+    }
+    let seed = match config.hash_seed {
+        Some(seed) => seed,
+        None => state_dir.hash_seed()?,
+    };
+    let socket = SocketServer::bind(&config.admin.socket)?;
+    let http = match config.admin.http {
+        Some(address) => Some(HttpServer::bind(address).await?),
+        None => None,
+    };
+    supervisor::starting("loading the programs, opening the maps");
+    let sizes = map_sizes(&config.flow_tables);
+    let mut data_path = match DataPath::open_sized(&options.pin_dir, options.bpf_log, &sizes) {
+        Ok(data_path) => data_path,
+        Err(error) => return Err(explained(&error, config, &options.pin_dir).await),
+    };
+    if options.bpf_log != BpfLog::Off {
+        data_path.forward_log();
+    }
+    let maps = Maps::open(&options.pin_dir)?;
+    let counters = Counters::open(&options.pin_dir)?;
+    let examination = examine::start(config.clone(), options.pin_dir.clone(), shutdown.clone()).await;
+
+    let (handle, commands) = AgentHandle::new();
+    let metrics = Metrics::new();
+    let (targets, probed) = watch::channel(Vec::new());
+    let (health_events, health) = mpsc::channel(1024);
+    let durations = metrics.check_durations();
+    let probe_options = health::Options::new(Arc::new(move |id, duration| durations.observe(&id.service, duration)));
+    let runner = health::Runner::new(probed, health_events, probe_options);
+    let views = runner.views();
+    let (node_wanted, node) = node::start(data_path, config, shutdown.clone())?;
+    let (census, flow_timeouts) = flows::start(&options.pin_dir, shutdown.clone())?;
+    let (settled, settle_scope) = settle::start(&options.pin_dir, shutdown.clone())?;
+    let tracer = trace::start(&options.pin_dir, shutdown.clone())?;
+
+    tasks.spawn("health", runner.run(shutdown.clone()));
+    tasks.spawn_fallible("socket", socket.serve(handle.clone(), shutdown.clone()));
+    if let Some(http) = http {
+        let encode = metrics.clone();
+        tasks.spawn_fallible("http", http.serve(handle, move |snapshot| encode.encode(snapshot), shutdown.clone()));
+    }
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        config = %options.config.display(),
+        pins = %options.pin_dir.display(),
+        socket = %config.admin.socket.display(),
+        http = config.admin.http.map_or_else(|| "off".to_owned(), |address| address.to_string()),
+        services = config.services.len(),
+        backends = config.services.iter().map(|service| service.backends.len()).sum::<usize>(),
+        "the agent starts"
+    );
+    let parts = Parts {
+        options: options.clone(),
+        config: config.clone(),
+        first,
+        seed,
+        overrides,
+        state_dir,
+        source,
+        commands,
+        health,
+        views,
+        targets,
+        node,
+        node_wanted,
+        census,
+        flow_timeouts,
+        settled,
+        settle_scope,
+        maps,
+        counters,
+        metrics,
+        examination,
+        tracer,
+        now_ns: boottime_ns(),
+    };
+    Ok(Agent::new(parts))
+}
+
+/// The sizes of maps that are not this build's.
+fn map_sizes(tables: &FlowTables) -> MapSizes {
+    MapSizes::from([
+        (map::ESTABLISHED_V4, tables.established),
+        (map::ESTABLISHED_V6, tables.established),
+        (map::HALF_OPEN_V4, tables.half_open),
+        (map::HALF_OPEN_V6, tables.half_open),
+        (map::SEEN_V4, tables.seen),
+        (map::SEEN_V6, tables.seen),
+    ])
+}
+
+/// The error with what is wrong on the machine, which may be its cause: a missing capability reaches us as a mere "not permitted".
+async fn explained(error: &LoadError, config: &Config, pin_dir: &Path) -> anyhow::Error {
+    let mut text = error.to_string();
+    for finding in crate::dataplane::doctor::findings(Some(config), pin_dir, &Subject::Process).await {
+        if finding.severity == Severity::Error {
+            text.push_str(&format!("\n  {}: {}; {}", finding.check, finding.message, finding.remedy));
+        }
+    }
+    anyhow::anyhow!(text)
+}
+
+/// The tasks beside the agent's own; one that ends before it is told to takes the agent with it.
+#[derive(Default)]
+struct Tasks(JoinSet<(&'static str, anyhow::Result<()>)>);
+
+impl Tasks {
+    fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
+        self.0.spawn(async move {
+            task.await;
+            (name, Ok(()))
+        });
+    }
+
+    fn spawn_fallible<E: Into<anyhow::Error> + Send + 'static>(
+        &mut self,
+        name: &'static str,
+        task: impl Future<Output = Result<(), E>> + Send + 'static,
+    ) {
+        self.0.spawn(async move { (name, task.await.map_err(Into::into)) });
+    }
+
+    async fn first_failure(&mut self) -> anyhow::Error {
+        match self.0.join_next().await {
+            Some(Ok((name, Ok(())))) => anyhow::anyhow!("the task {name} has ended by itself"),
+            Some(Ok((name, Err(error)))) => error.context(format!("the task {name} has failed")),
+            Some(Err(error)) => anyhow::Error::new(error).context("a task of the agent has failed"),
+            None => std::future::pending().await,
+        }
+    }
+}
