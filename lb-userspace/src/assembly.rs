@@ -23,12 +23,12 @@ use crate::{
     clock::boottime_ns,
     config::{Config, model::FlowTables},
     dataplane::{
-        doctor::Subject,
         load::{BpfLog, DataPath, LoadError},
         maps::Maps,
         migrate::plan::MapSizes,
         stats::Counters,
     },
+    doctor::Subject,
     health,
     metrics::Metrics,
     overrides::StateDir,
@@ -198,7 +198,7 @@ fn map_sizes(tables: &FlowTables) -> MapSizes {
 /// The error with what is wrong on the machine, which may be its cause: a missing capability reaches us as a mere "not permitted".
 async fn explained(error: &LoadError, config: &Config, pin_dir: &Path) -> anyhow::Error {
     let mut text = error.to_string();
-    for finding in crate::dataplane::doctor::findings(Some(config), pin_dir, &Subject::Process).await {
+    for finding in crate::doctor::findings(Some(config), pin_dir, &Subject::Process).await {
         if finding.severity == Severity::Error {
             text.push_str(&format!("\n  {}: {}; {}", finding.check, finding.message, finding.remedy));
         }

@@ -8,7 +8,7 @@ use tracing::{error, warn};
 use super::stopped;
 use crate::{
     config::Config,
-    dataplane::doctor::{Subject, findings},
+    doctor::{Subject, findings},
     view::types::{Finding, Severity},
 };
 

@@ -14,11 +14,10 @@ use tracing::{error, info, warn};
 use super::stopped;
 use crate::{
     config::{Config, model::XdpMode},
-    dataplane::{
-        attach::Hook,
+    dataplane::{attach::Hook, load::DataPath},
+    node::{
         genl::Genl,
-        interfaces::{self, Interface, Netlink, matching},
-        load::DataPath,
+        interfaces::{self, HookMode, Interface, Netlink, matching},
         neighbours::NextHop,
         routes::Route,
         ways_out::ways_out,
@@ -141,7 +140,9 @@ impl Keeper {
         let hooks =
             if wanted.attach { block_in_place(|| self.data_path.sync(&listed, wanted.xdp_mode)) } else { Vec::new() };
         log_changes(&self.node.hooks, &hooks);
-        let ways_out = ways_out(&self.genl, &all, &hooks).context("cannot ask what the interfaces can do")?;
+        let is_native = |hook: &&Hook| hook.xdp == Some(HookMode::Native);
+        let native = hooks.iter().filter(is_native).map(|hook| hook.ifindex).collect();
+        let ways_out = ways_out(&self.genl, &all, &native).context("cannot ask what the interfaces can do")?;
         let mut routes = BTreeMap::new();
         for address in &wanted.backends {
             match self.netlink.route_to(*address).await? {

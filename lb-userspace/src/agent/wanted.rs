@@ -206,7 +206,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::dataplane::routes::Route;
+    use crate::node::routes::Route;
 
     fn desired(service: &str) -> Desired {
         let text = format!(

@@ -9,7 +9,8 @@ use super::{
     output,
 };
 use crate::{
-    dataplane::{self, interfaces::Netlink},
+    dataplane::{self},
+    node::interfaces::Netlink,
     view::types::Status,
 };
 

@@ -12,7 +12,8 @@ use super::{
 };
 use crate::{
     config::{self, Config},
-    dataplane::{self, doctor::Subject},
+    dataplane,
+    doctor::{self, Subject},
     view::types::{Finding, Overall, Severity, Status},
 };
 
@@ -52,7 +53,7 @@ impl Doctor {
             Err(_) => Subject::find(None),
         };
         let (config, of_config) = configuration(&path);
-        let mut findings = dataplane::doctor::findings(config.as_ref(), &self.pin_dir, &subject).await;
+        let mut findings = doctor::findings(config.as_ref(), &self.pin_dir, &subject).await;
         findings.extend(of_config);
         findings.push(of_agent(agent));
         output::print(&self.view.text(&findings, |findings, style| render(findings, style))?)?;

@@ -24,12 +24,14 @@ use lb_common::limits::program;
 
 pub(super) use self::filter::attach_filter;
 use super::{
-    interfaces::{HookMode, Interface, XdpHook},
     load::DataPath,
     pins::{self, Pin, PinKind},
     programs::{self, Name},
 };
-use crate::config::model::XdpMode;
+use crate::{
+    config::model::XdpMode,
+    node::interfaces::{HookMode, Interface, XdpHook},
+};
 
 /// What is attached to one interface.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -384,7 +386,7 @@ fn program_info(info: Result<ProgramInfo, ProgramError>, interface: &Interface) 
     info.map_err(|error| failed(interface, "the program", error))
 }
 
-pub(super) fn taken(interface: &Interface, found: XdpHook) -> AttachError {
+pub(crate) fn taken(interface: &Interface, found: XdpHook) -> AttachError {
     let program = match programs::name_by_id(found.program) {
         Name::Known(name) => format!("program {name}"),
         Name::None => "a program without a name".to_owned(),

@@ -9,11 +9,9 @@ use lb_userspace::{
         Admin, Affinity, Backend, Config, FlowTables, Mode, OnDead, Service, Snat, SourceAddress, Timeouts, Tunnel,
         XdpMode,
     },
-    dataplane::{
-        doctor,
-        interfaces::{Netlink, matching},
-        load::{BpfLog, DataPath},
-    },
+    dataplane::load::{BpfLog, DataPath},
+    doctor,
+    node::interfaces::{Netlink, matching},
     state::AdminState,
     view::types::{Finding, Severity},
 };

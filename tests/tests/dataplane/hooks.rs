@@ -9,11 +9,11 @@ use lb_userspace::{
     config::model::XdpMode,
     dataplane::{
         attach::{Hook, TcHook},
-        interfaces::{HookMode, Interface, Netlink, matching, watch},
         load::{BpfLog, DataPath, LoadError},
         migrate::plan::MapSizes,
         pins,
     },
+    node::interfaces::{HookMode, Interface, Netlink, matching, watch},
 };
 
 use crate::sandbox::{Sandbox, sandbox};

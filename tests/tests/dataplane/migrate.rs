@@ -17,7 +17,6 @@ use lb_common::{
 use lb_userspace::{
     config::model::XdpMode,
     dataplane::{
-        interfaces::{Netlink, matching},
         load::{BpfLog, DataPath, LoadError},
         migrate::{
             plan::MapSizes,
@@ -25,6 +24,7 @@ use lb_userspace::{
         },
         pins,
     },
+    node::interfaces::{Netlink, matching},
 };
 
 use crate::{

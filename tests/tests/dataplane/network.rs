@@ -9,9 +9,11 @@ use lb_userspace::{
     config::model::XdpMode,
     dataplane::{
         attach::Hook,
+        load::{BpfLog, DataPath},
+    },
+    node::{
         genl::Genl,
         interfaces::{self, Interface, Netlink, matching},
-        load::{BpfLog, DataPath},
         neighbours::{Neighbourhood, NextHop},
         ways_out::ways_out,
     },

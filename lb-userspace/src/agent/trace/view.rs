@@ -13,7 +13,8 @@ use lb_common::{
 
 use crate::{
     clock::{boottime_ns, unix_now},
-    dataplane::{image::Image, interfaces::Interface, plan::address},
+    dataplane::{image::Image, plan::address},
+    node::interfaces::Interface,
     view::trace::{Ends, SlotView, TraceView},
 };
 

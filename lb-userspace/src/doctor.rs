@@ -10,9 +10,9 @@ use std::path::Path;
 
 pub use capabilities::Subject;
 
-use super::{genl::Genl, interfaces::Netlink};
 use crate::{
     config::Config,
+    node::{genl::Genl, interfaces::Netlink},
     view::types::{Finding, Severity},
 };
 

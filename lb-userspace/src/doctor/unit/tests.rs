@@ -15,7 +15,7 @@ fn of(lines: &str) -> u64 {
 
 #[test]
 fn shipped_unit_gives_exactly_the_four_capabilities() {
-    let text = include_str!("../../../../../deploy/systemd/weir.service");
+    let text = include_str!("../../../../deploy/systemd/weir.service");
     assert_eq!(effective(&[text]), FOUR);
 }
 

@@ -17,9 +17,11 @@ use crate::{
     },
     dataplane::{
         attach,
+        pins::{Pin, PinKind},
+    },
+    node::{
         genl::Genl,
         interfaces::{HookMode, Interface, matching},
-        pins::{Pin, PinKind},
     },
     view::types::Finding,
 };

@@ -11,7 +11,7 @@ use crate::{
         Config,
         model::{Mode, Service, SourceAddress},
     },
-    dataplane::{
+    node::{
         interfaces::{Interface, Netlink, NetlinkError, matching},
         neighbours::NextHop,
     },

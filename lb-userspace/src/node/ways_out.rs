@@ -1,21 +1,26 @@
 //! How XDP may send through each interface. The kernel drops what is sent another way, without a word.
 
-use std::{collections::BTreeMap, fs, io};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+};
 
 use lb_common::limits::{MAX_INTERFACES, WAY_OUT_NO_TX, WAY_OUT_REDIRECT};
 
-use super::{
-    attach::Hook,
-    genl::Genl,
-    interfaces::{HookMode, Interface},
-};
+use super::{genl::Genl, interfaces::Interface};
 
-/// For `Image::ways_out`: every interface that takes redirected packets as it is now, and every one that doesn't take `XDP_TX`. It can change with the interface's offloads and
-/// with the program at the other end of a veth, so ask again now and then.
-pub fn ways_out(genl: &Genl, interfaces: &BTreeMap<u32, Interface>, hooks: &[Hook]) -> io::Result<BTreeMap<u32, u32>> {
+/// The entries of `WAYS_OUT`: for each interface index the bits `WAY_OUT_*`, where there are any.
+/// `native` are the interfaces on which Weir's program runs in native XDP. The answer can change
+/// with an interface's offloads and with the program at the other end of a veth, so it is asked for
+/// again now and then.
+pub fn ways_out(
+    genl: &Genl,
+    interfaces: &BTreeMap<u32, Interface>,
+    native: &BTreeSet<u32>,
+) -> io::Result<BTreeMap<u32, u32>> {
     let mut ways_out = BTreeMap::new();
     for interface in interfaces.values().filter(|interface| interface.is_up && !interface.is_loopback) {
-        let is_native = hooks.iter().any(|hook| hook.ifindex == interface.index && hook.xdp == Some(HookMode::Native));
+        let is_native = native.contains(&interface.index);
         let is_veth = interface.kind.as_deref() == Some("veth");
         let takes_packets = match genl.xdp_features(interface.index) {
             Ok(Some(features)) => features.can_be_redirected_to(),
