@@ -21,7 +21,6 @@ use crate::{
         node, settle, trace,
     },
     clock::boottime_ns,
-    config::{Config, model::FlowTables},
     dataplane::{
         load::{BpfLog, DataPath, LoadError},
         maps::Maps,
@@ -31,6 +30,7 @@ use crate::{
     doctor::Subject,
     health,
     metrics::Metrics,
+    model::{Config, FlowTables},
     overrides::StateDir,
     serve::{HttpServer, SocketServer},
     source::file::{FileSource, Loaded},

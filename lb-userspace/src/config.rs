@@ -1,4 +1,4 @@
-//! The configuration file: its model, how it is read with every mistake named, its example and its JSON schema.
+//! The configuration file: how it is read with every mistake named, its example and its JSON schema.
 
 mod address;
 mod check;
@@ -6,12 +6,9 @@ mod document;
 mod example;
 mod fields;
 mod health;
-pub mod incompatible;
-pub mod model;
 mod prime;
 pub mod problem;
 pub mod schema;
-pub mod seed;
 mod service;
 mod tunnel;
 mod yaml;
@@ -19,11 +16,10 @@ mod yaml;
 use std::{io, path::Path};
 
 pub use example::example;
-pub use incompatible::{Incompatible, incompatible};
-pub use model::Config;
 pub use problem::{LoadError, Problem, Problems};
 pub use schema::schema;
 
+use crate::model::Config;
 use fields::Reader;
 
 /// Reads a configuration; `file` is its name in messages.

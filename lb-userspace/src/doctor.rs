@@ -11,7 +11,7 @@ use std::path::Path;
 pub use capabilities::Subject;
 
 use crate::{
-    config::Config,
+    model::Config,
     node::{genl::Genl, interfaces::Netlink},
     view::types::{Finding, Severity},
 };

@@ -12,6 +12,7 @@ pub mod dataplane;
 pub mod doctor;
 pub mod health;
 pub mod metrics;
+pub mod model;
 pub mod node;
 pub mod overrides;
 pub mod serve;

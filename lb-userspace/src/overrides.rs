@@ -7,10 +7,7 @@ use std::collections::BTreeMap;
 pub use store::{Damaged, StateDir, StateError};
 
 use crate::{
-    config::{
-        Config,
-        model::{Backend, Service},
-    },
+    model::{Backend, Config, Service},
     state::{AdminState, BackendId, Origin},
 };
 

@@ -8,8 +8,8 @@ use super::handle::Command;
 use super::{core::Agent, diff::diff, reconcile::Read, select::select};
 use crate::{
     clock::boottime_ns,
-    config::model::MAX_WEIGHT,
     dataplane::{maps::MapsError, plan::plan},
+    model::MAX_WEIGHT,
     overrides::{Effective, Overrides, effective, weightless_family},
     state::{AdminState, BackendId, Origin},
     view::types::{ApiError, BackendSelector, Changed, DiffView, ErrorCode},
@@ -176,7 +176,7 @@ impl Agent {
         self.declared(id).map(|backend| backend.state)
     }
 
-    fn declared(&self, id: &BackendId) -> Option<&crate::config::model::Backend> {
+    fn declared(&self, id: &BackendId) -> Option<&crate::model::Backend> {
         let service = self.desired.config.services.iter().find(|service| service.name == id.service)?;
         service.backends.iter().find(|backend| backend.address == id.address)
     }

@@ -31,7 +31,6 @@ use super::{
 };
 use crate::{
     clock::{boottime_ns, unix_now, unix_ns},
-    config::{Config, model::Service, seed::Seed},
     dataplane::{
         image::Image,
         maps::Maps,
@@ -41,6 +40,7 @@ use crate::{
     },
     health::{HealthEvent, HealthViews, ProbeTarget},
     metrics::Metrics,
+    model::{Config, Service, seed::Seed},
     overrides::{Overrides, StateDir},
     source::file::{FileSource, Loaded},
     state::{BackendId, Health},

@@ -7,8 +7,8 @@ use tracing::{error, warn};
 
 use super::stopped;
 use crate::{
-    config::Config,
     doctor::{Subject, findings},
+    model::Config,
     view::types::{Finding, Severity},
 };
 

@@ -13,8 +13,8 @@ use tracing::{error, info, warn};
 
 use super::stopped;
 use crate::{
-    config::{Config, model::XdpMode},
     dataplane::{attach::Hook, load::DataPath},
+    model::{Config, XdpMode},
     node::{
         genl::Genl,
         interfaces::{self, HookMode, Interface, Netlink, matching},

@@ -13,8 +13,8 @@ use super::{
 };
 use crate::{
     clock::{boottime_ns, unix_now},
-    config::{Config, incompatible, seed::Seed},
     dataplane::plan::plan,
+    model::{Config, incompatible, seed::Seed},
     source::file::Loaded,
     state::{BackendId, Health},
 };
@@ -167,7 +167,7 @@ fn carry_health(running: &Config, config: &Config, health: &mut super::wanted::H
 
 fn summary(running: &Config, config: &Config) -> String {
     let backends = |config: &Config| -> Vec<BackendId> {
-        let of = |service: &crate::config::model::Service| {
+        let of = |service: &crate::model::Service| {
             let name = service.name.clone();
             let ids = service
                 .backends

@@ -13,8 +13,8 @@ use lb_common::{
 
 use super::core::Agent;
 use crate::{
-    config::model::{Affinity, Mode, Service},
     dataplane::{attach::Hook, plan::Wanted, stats::Sample},
+    model::{Affinity, Mode, Service},
     state::Health,
     view::types::{ExceptionsView, InterfaceView, ServiceView, Snapshot},
 };

@@ -13,12 +13,8 @@ use lb_common::{
 use super::node::Node;
 use crate::{
     balance::{Declared, Ring, eligible::is_eligible},
-    config::{
-        Config,
-        model::{Mode, Prefix, Service, SourceAddress, Timeouts},
-        seed::Seed,
-    },
     dataplane::plan::{Tunnel, Wanted, WantedBackend, WantedService},
+    model::{Config, Mode, Prefix, Service, SourceAddress, Timeouts, seed::Seed},
     overrides::{Overrides, effective},
     state::{AdminState, BackendId, Health},
 };

@@ -11,9 +11,10 @@ use super::{
     table,
 };
 use crate::{
-    config::{self, Config},
+    config::{self},
     dataplane,
     doctor::{self, Subject},
+    model::Config,
     view::types::{Finding, Overall, Severity, Status},
 };
 

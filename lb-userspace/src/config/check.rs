@@ -7,11 +7,8 @@ use std::{
 
 use lb_common::limits::{MAX_BACKENDS, MAX_VIP_PORTS, RING_ARENA_SLOTS};
 
-use super::{
-    fields::Value,
-    model::{Service, Snat},
-    service::Read,
-};
+use super::{fields::Value, service::Read};
+use crate::model::{Service, Snat};
 
 /// The services in order, after every check; mistakes are noted where the values stand.
 pub fn services(read: Vec<Read<'_>>, snat_at: Option<Value<'_>>, snat: Option<&Snat>) -> Option<Vec<Service>> {

@@ -9,12 +9,8 @@ use std::{
 
 use lb_common::{limits::MAX_SNAT_ADDRESSES, ports::MAX_RANGES};
 
-use super::{
-    address, check,
-    fields::Value,
-    model::{Admin, Config, DEFAULT_SNAT_PORTS, FlowTables, Snat, Timeouts, Tunnel, XdpMode},
-    seed, service, tunnel,
-};
+use super::{address, check, fields::Value, service, tunnel};
+use crate::model::{Admin, Config, DEFAULT_SNAT_PORTS, FlowTables, Snat, Timeouts, Tunnel, XdpMode, seed};
 
 pub const KEYS: [&str; 10] =
     ["version", "interfaces", "xdpMode", "hashSeed", "snat", "timeouts", "tunnel", "flowTables", "admin", "services"];

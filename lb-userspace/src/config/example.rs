@@ -2,7 +2,7 @@
 
 use std::io;
 
-use super::seed;
+use crate::model::seed;
 
 /// A commented example with a seed of its own; it is valid as it stands.
 pub fn example() -> io::Result<String> {

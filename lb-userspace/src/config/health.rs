@@ -5,8 +5,8 @@ use std::{ops::RangeInclusive, time::Duration};
 use super::{
     document,
     fields::{Value, time},
-    model::{HealthCheck, HttpProbe, Probe},
 };
+use crate::model::{HealthCheck, HttpProbe, Probe};
 
 pub const KEYS: [&str; 6] = ["http", "tcp", "interval", "timeout", "fall", "rise"];
 pub const HTTP_KEYS: [&str; 3] = ["path", "host", "expect"];

@@ -3,8 +3,10 @@
 
 use schemars::JsonSchema;
 
-use super::model::{MAX_RING_SIZE, MAX_WEIGHT};
-use crate::state::AdminState;
+use crate::{
+    model::{MAX_RING_SIZE, MAX_WEIGHT},
+    state::AdminState,
+};
 
 /// The schema, draft 2020-12.
 pub fn schema() -> serde_json::Value {

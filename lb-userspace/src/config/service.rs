@@ -11,13 +11,15 @@ use super::{
     address,
     fields::{Fields, Value},
     health,
+    prime::{is_prime, next_prime, previous_prime},
+};
+use crate::{
     model::{
         Affinity, Backend, DEFAULT_RING_SIZE, MAX_RING_SIZE, MAX_WEIGHT, Mode, OnDead, SLOTS_PER_BACKEND, Service,
         SourceAddress,
     },
-    prime::{is_prime, next_prime, previous_prime},
+    state::AdminState,
 };
-use crate::state::AdminState;
 
 pub const KEYS: [&str; 12] = [
     "name",

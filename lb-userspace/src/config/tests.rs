@@ -2,11 +2,11 @@ use std::{path::Path, time::Duration};
 
 use proptest::prelude::*;
 
-use super::{
+use super::*;
+use crate::{
     model::{Affinity, FlowTables, Mode, OnDead, Probe, SourceAddress, Tunnel, XdpMode},
-    *,
+    state::AdminState,
 };
-use crate::state::AdminState;
 
 mod schema;
 mod services;

@@ -7,8 +7,8 @@ use lb_common::limits::MAX_PEERS;
 use super::{
     address::{self, family},
     fields::Value,
-    model::{Prefix, Tunnel},
 };
+use crate::model::{Prefix, Tunnel};
 
 pub const KEYS: [&str; 2] = ["peers", "source"];
 

@@ -8,7 +8,7 @@ use lb_common::{
 };
 
 use super::image::Image;
-use crate::config::model::MAX_RING_SIZE;
+use crate::model::MAX_RING_SIZE;
 
 /// Places of `SERVICE_STATS`.
 pub const SERVICE_STATS_LEN: u32 = 2 * MAX_VIP_PORTS;

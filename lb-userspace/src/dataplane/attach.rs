@@ -29,7 +29,7 @@ use super::{
     programs::{self, Name},
 };
 use crate::{
-    config::model::XdpMode,
+    model::XdpMode,
     node::interfaces::{HookMode, Interface, XdpHook},
 };
 

@@ -8,7 +8,7 @@ use std::{
 
 use lb_common::{backend::Backend, service::Service, settings::Settings, slot::Slot};
 
-use crate::config::model::Prefix;
+use crate::model::Prefix;
 
 /// The contents of every map that the agent writes.
 #[derive(Clone, PartialEq, Debug, Default)]

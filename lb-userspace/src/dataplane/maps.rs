@@ -30,7 +30,7 @@ use super::{
     rings::Rings,
     settle::syns::Syns,
 };
-use crate::config::model::Prefix;
+use crate::model::Prefix;
 
 #[derive(Debug, thiserror::Error)]
 pub enum MapsError {

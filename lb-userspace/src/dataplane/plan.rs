@@ -26,7 +26,7 @@ pub use self::{
 use super::image::{Image, Write};
 use crate::{
     balance::Ring,
-    config::model::{Affinity, Mode, OnDead, Prefix},
+    model::{Affinity, Mode, OnDead, Prefix},
     state::{AdminState, BackendId, Health},
 };
 

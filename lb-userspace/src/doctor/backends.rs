@@ -7,10 +7,7 @@ use std::{
 
 use super::{error, ok, warning};
 use crate::{
-    config::{
-        Config,
-        model::{Mode, Service, SourceAddress},
-    },
+    model::{Config, Mode, Service, SourceAddress},
     node::{
         interfaces::{Interface, Netlink, NetlinkError, matching},
         neighbours::NextHop,

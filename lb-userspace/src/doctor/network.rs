@@ -11,14 +11,11 @@ use lb_common::flow::Family;
 
 use super::{error, ok, sysctl, warning};
 use crate::{
-    config::{
-        Config,
-        model::{Mode, SourceAddress, XdpMode},
-    },
     dataplane::{
         attach,
         pins::{Pin, PinKind},
     },
+    model::{Config, Mode, SourceAddress, XdpMode},
     node::{
         genl::Genl,
         interfaces::{HookMode, Interface, matching},
@@ -177,9 +174,8 @@ fn own_vips(config: &Config, interfaces: &BTreeMap<u32, Interface>) -> Vec<Findi
 
 /// A connection of the node itself and a flow of ours must not meet on one port of one address.
 fn ephemeral_ports(config: &Config) -> Option<Finding> {
-    let translates = |service: &&crate::config::model::Service| {
-        service.mode == Mode::Nat && service.source == SourceAddress::Translate
-    };
+    let translates =
+        |service: &&crate::model::Service| service.mode == Mode::Nat && service.source == SourceAddress::Translate;
     config.services.iter().find(translates)?;
     let range = sysctl("net/ipv4/ip_local_port_range")?;
     let reserved = sysctl("net/ipv4/ip_local_reserved_ports").unwrap_or_default();

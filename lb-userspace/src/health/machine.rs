@@ -6,7 +6,7 @@ use std::{
 };
 
 use super::probe::{FailureKind, Outcome};
-use crate::{config::model::HealthCheck, state::Health};
+use crate::{model::HealthCheck, state::Health};
 
 /// One probe that has ended.
 #[derive(Clone, PartialEq, Eq, Debug)]

@@ -11,7 +11,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use crate::config::model::{HealthCheck, HttpProbe, Probe};
+use crate::model::{HealthCheck, HttpProbe, Probe};
 
 /// What a probe saw.
 #[derive(Clone, PartialEq, Eq, Debug)]

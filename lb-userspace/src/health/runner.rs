@@ -24,7 +24,7 @@ use tracing::{debug, error, warn};
 use self::schedule::{Key, Schedule};
 use super::{HealthView, Machine, Observation, Outcome, Thresholds, probe};
 use crate::{
-    config::model::HealthCheck,
+    model::HealthCheck,
     state::{BackendId, Health},
 };
 

@@ -14,8 +14,8 @@ use tempfile::NamedTempFile;
 
 use super::{Override, Overrides};
 use crate::{
-    config::{
-        model::MAX_WEIGHT,
+    model::{
+        MAX_WEIGHT,
         seed::{self, Seed},
     },
     state::BackendId,

@@ -22,7 +22,10 @@ use tokio::{
 use tracing::warn;
 
 use self::trail::Trail;
-use crate::config::{self, Config, LoadError};
+use crate::{
+    config::{self, LoadError},
+    model::Config,
+};
 
 /// The file as it was at one moment.
 #[derive(Clone, Debug)]

@@ -5,12 +5,12 @@ use crate::{
     sandbox::{Sandbox, sandbox},
 };
 use lb_userspace::{
-    config::model::{
+    dataplane::load::{BpfLog, DataPath},
+    doctor,
+    model::{
         Admin, Affinity, Backend, Config, FlowTables, Mode, OnDead, Service, Snat, SourceAddress, Timeouts, Tunnel,
         XdpMode,
     },
-    dataplane::load::{BpfLog, DataPath},
-    doctor,
     node::interfaces::{Netlink, matching},
     state::AdminState,
     view::types::{Finding, Severity},

@@ -6,13 +6,13 @@ use aya::{
 };
 use lb_common::limits::map;
 use lb_userspace::{
-    config::model::XdpMode,
     dataplane::{
         attach::{Hook, TcHook},
         load::{BpfLog, DataPath, LoadError},
         migrate::plan::MapSizes,
         pins,
     },
+    model::XdpMode,
     node::interfaces::{HookMode, Interface, Netlink, matching, watch},
 };
 

@@ -13,13 +13,13 @@ use lb_common::{
     slot::Slot,
 };
 use lb_userspace::{
-    config::model::Prefix,
     dataplane::{
         image::{Image, Write},
         load::{BpfLog, DataPath},
         maps::Maps,
         rings::Rings,
     },
+    model::Prefix,
 };
 
 use crate::sandbox::sandbox;

@@ -15,7 +15,6 @@ use lb_common::{
     settings::{LAYOUT, Settings},
 };
 use lb_userspace::{
-    config::model::XdpMode,
     dataplane::{
         load::{BpfLog, DataPath, LoadError},
         migrate::{
@@ -24,6 +23,7 @@ use lb_userspace::{
         },
         pins,
     },
+    model::XdpMode,
     node::interfaces::{Netlink, matching},
 };
 

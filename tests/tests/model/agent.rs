@@ -18,13 +18,13 @@ use lb_common::{
 };
 use lb_userspace::{
     balance::{Declared, Ring},
-    config::model::{self, Affinity, Mode},
     dataplane::{
         image::{Image, Write},
         maps::Maps,
         plan::{FlowUse, Memo, Wanted, WantedBackend, WantedService, plan_again},
         settle::{scope::Scope, settler::Settler},
     },
+    model::{self, Affinity, Mode},
     state,
 };
 use weir_tests::model::{

@@ -5,12 +5,12 @@ use lb_common::backend::{Backend, WAY_NAT};
 use super::super::core::Agent;
 use crate::{
     clock::{boottime_ns, unix},
-    config::model::{self, Service},
     dataplane::{
         plan::{Leaving, Wanted, WantedBackend},
         stats::Sample,
     },
     health::HealthView,
+    model::{self, Service},
     overrides::{Effective, effective},
     state::{AdminState, BackendId, Health, Origin},
     view::types::BackendView,

@@ -4,7 +4,7 @@ use super::{
     super::{client::Client, table::Column, text},
     Listing,
 };
-use crate::{config::model::Mode, view::types::ServiceView};
+use crate::{model::Mode, view::types::ServiceView};
 
 /// List services, a line for each VIP and port
 ///

@@ -12,8 +12,8 @@ use super::{
     FlowUse, Image, Leaving, Plan, PlanError, Wanted, WantedBackend, WantedService, address, nanoseconds, snat,
 };
 use crate::{
-    config::model::{Mode, OnDead},
     dataplane::arena::Numbers,
+    model::{Mode, OnDead},
     state::{AdminState, BackendId, Health},
 };
 

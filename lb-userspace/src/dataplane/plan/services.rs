@@ -16,8 +16,8 @@ use lb_common::{
 use super::{FlowUse, Image, Plan, PlanError, Wanted, WantedService, mode_number, nanoseconds};
 use crate::{
     balance::Ring,
-    config::model::Affinity,
     dataplane::arena::{Numbers, Ranges, SERVICE_STATS_LEN, overlap},
+    model::Affinity,
     state::BackendId,
 };
 

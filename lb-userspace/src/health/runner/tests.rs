@@ -10,8 +10,8 @@ use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
 
 use super::*;
 use crate::{
-    config::model::{HttpProbe, Probe},
     health::FailureKind,
+    model::{HttpProbe, Probe},
 };
 
 struct Bed {

@@ -15,7 +15,7 @@ use super::{
     counters, gauges,
 };
 use crate::{
-    config::model::Mode,
+    model::Mode,
     view::types::{ExceptionsView, ReasonView, ServiceView, Snapshot},
 };
 

@@ -14,11 +14,11 @@ use lb_common::{
 };
 
 use crate::{
-    config::model::{MAX_RING_SIZE, Prefix},
     dataplane::{
         image::{Image, Write},
         settle::change::follow,
     },
+    model::{MAX_RING_SIZE, Prefix},
 };
 
 /// Rings of the tests are shorter; damaged entries may claim more.

@@ -2,11 +2,7 @@
 
 use std::{fmt, net::SocketAddr};
 
-use super::{
-    Config,
-    model::{Affinity, Service},
-    seed::Seed,
-};
+use super::{Affinity, Config, Service, seed::Seed};
 
 /// A change that a reload refuses unless it is told to accept the loss.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -86,12 +82,12 @@ mod tests {
         let text = format!(
             "version: 1\ninterfaces: [eth0]\nservices:\n  - {{ name: {name}, vips: [{vip}], port: 80, ringSize: {ring}, affinity: {affinity}, backends: [{{ address: 10.0.0.1, port: 80 }}] }}\n"
         );
-        super::super::parse(&text, Path::new("weir.yaml")).unwrap()
+        crate::config::parse(&text, Path::new("weir.yaml")).unwrap()
     }
 
     fn dsr(name: &str, vip: &str) -> Config {
         let mut config = config(name, vip, 1021, "none");
-        config.services[0].mode = crate::config::model::Mode::DsrL2;
+        config.services[0].mode = crate::model::Mode::DsrL2;
         config
     }
 

@@ -1,4 +1,8 @@
-//! A configuration that has been checked: whatever holds a [`Config`] need not doubt it.
+//! Desired state, checked: whatever holds a [`Config`] need not doubt it. Sources make it; a file is
+//! one of them.
+
+pub mod incompatible;
+pub mod seed;
 
 use std::{
     fmt,
@@ -11,6 +15,8 @@ use lb_common::{
     hash::SEED_BYTES,
     limits::{MAX_ESTABLISHED, MAX_HALF_OPEN, MAX_SEEN},
 };
+
+pub use incompatible::{Incompatible, incompatible};
 
 use crate::state::AdminState;
 
