@@ -104,17 +104,17 @@ async fn prepare(
     if let Some(damaged) = damaged {
         warn!(error = %damaged, "what was set by the CLI before");
     }
-    let seed = match config.hash_seed {
+    let seed = match config.node.hash_seed {
         Some(seed) => seed,
         None => state_dir.hash_seed()?,
     };
-    let socket = SocketServer::bind(&config.admin.socket)?;
-    let http = match config.admin.http {
+    let socket = SocketServer::bind(&config.node.admin.socket)?;
+    let http = match config.node.admin.http {
         Some(address) => Some(HttpServer::bind(address).await?),
         None => None,
     };
     supervisor::starting("loading the programs, opening the maps");
-    let sizes = map_sizes(&config.flow_tables);
+    let sizes = map_sizes(&config.node.flow_tables);
     let mut data_path = match DataPath::open_sized(&options.pin_dir, options.bpf_log, &sizes) {
         Ok(data_path) => data_path,
         Err(error) => return Err(explained(&error, config, &options.pin_dir).await),
@@ -149,8 +149,8 @@ async fn prepare(
         version = env!("CARGO_PKG_VERSION"),
         config = %options.config.display(),
         pins = %options.pin_dir.display(),
-        socket = %config.admin.socket.display(),
-        http = config.admin.http.map_or_else(|| "off".to_owned(), |address| address.to_string()),
+        socket = %config.node.admin.socket.display(),
+        http = config.node.admin.http.map_or_else(|| "off".to_owned(), |address| address.to_string()),
         services = config.services.len(),
         backends = config.services.iter().map(|service| service.backends.len()).sum::<usize>(),
         "the agent starts"

@@ -20,8 +20,17 @@ pub use incompatible::{Incompatible, incompatible};
 
 use crate::state::AdminState;
 
+/// What a source wants: how the node is set, and what it serves.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Config {
+    pub node: NodeSettings,
+    /// Sorted by name; names are unique, and so is every VIP and port.
+    pub services: Vec<Service>,
+}
+
+/// Settings of this node alone. They come from its file, wherever the services come from.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct NodeSettings {
     /// Names or globs.
     pub interfaces: Vec<String>,
     pub xdp_mode: XdpMode,
@@ -32,8 +41,6 @@ pub struct Config {
     pub tunnel: Tunnel,
     pub flow_tables: FlowTables,
     pub admin: Admin,
-    /// Sorted by name; names are unique, and so is every VIP and port.
-    pub services: Vec<Service>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]

@@ -40,8 +40,8 @@ impl NodeWanted {
     pub fn of(config: &Config, attach: bool) -> Self {
         let backends = config.services.iter().flat_map(|service| &service.backends);
         Self {
-            interfaces: config.interfaces.clone(),
-            xdp_mode: config.xdp_mode,
+            interfaces: config.node.interfaces.clone(),
+            xdp_mode: config.node.xdp_mode,
             backends: backends.flat_map(|backend| [Some(backend.address.ip()), backend.tunnel]).flatten().collect(),
             attach,
         }

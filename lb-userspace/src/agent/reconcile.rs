@@ -148,7 +148,7 @@ impl Agent {
     /// The maps say what is wanted: now the hooks may come, and flows be counted.
     fn begin_to_serve(&mut self) {
         self.node_wanted.send_if_modified(|wanted| !std::mem::replace(&mut wanted.attach, true));
-        let timeouts = Some(nat_timeouts(&self.desired.config.timeouts));
+        let timeouts = Some(nat_timeouts(&self.desired.config.node.timeouts));
         self.flow_timeouts.send_if_modified(|told| std::mem::replace(told, timeouts) != timeouts);
     }
 

@@ -138,7 +138,7 @@ impl Agent {
     }
 
     fn seed_of(&self, config: &Config) -> Result<Seed, String> {
-        match config.hash_seed {
+        match config.node.hash_seed {
             Some(seed) => Ok(seed),
             None => self.state_dir.hash_seed().map_err(|error| error.to_string()),
         }
@@ -189,10 +189,10 @@ fn summary(running: &Config, config: &Config) -> String {
 
 fn needs_restart(running: &Config, config: &Config) -> Vec<&'static str> {
     let mut what = Vec::new();
-    if running.admin.socket != config.admin.socket {
+    if running.node.admin.socket != config.node.admin.socket {
         what.push("admin.socket");
     }
-    if running.admin.http != config.admin.http {
+    if running.node.admin.http != config.node.admin.http {
         what.push("admin.http");
     }
     what

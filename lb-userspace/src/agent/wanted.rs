@@ -63,7 +63,7 @@ pub fn wanted(desired: &Desired, health: &HealthOf, node: &Node, rings: &mut Rin
         settings: settings(desired),
         services,
         node_addresses: node.addresses(),
-        peers: config.tunnel.peers.iter().copied().collect(),
+        peers: config.node.tunnel.peers.iter().copied().collect(),
         ways_out: node.ways_out.clone(),
         since_ns: desired.since_ns,
     }
@@ -83,12 +83,12 @@ fn settings(desired: &Desired) -> Settings {
     let [a, b, c, d, ..] = desired.seed;
     Settings {
         hash_key: HashKey::from_seed(desired.seed),
-        nat_timeouts: nat_timeouts(&config.timeouts),
-        ports: PortPool::new(config.snat.ports.iter().copied(), u32::from_le_bytes([a, b, c, d])),
+        nat_timeouts: nat_timeouts(&config.node.timeouts),
+        ports: PortPool::new(config.node.snat.ports.iter().copied(), u32::from_le_bytes([a, b, c, d])),
         flags: if desired.is_traced { Settings::FLAG_TRACE } else { 0 },
         layout: LAYOUT,
-        vary_source_v4: config.tunnel.source.iter().fold(0, |vary, source| vary | vary_v4(source)),
-        vary_source_v6: config.tunnel.source.iter().fold(0, |vary, source| vary | vary_v6(source)),
+        vary_source_v4: config.node.tunnel.source.iter().fold(0, |vary, source| vary | vary_v4(source)),
+        vary_source_v6: config.node.tunnel.source.iter().fold(0, |vary, source| vary | vary_v6(source)),
     }
 }
 
@@ -159,7 +159,7 @@ fn wanted_service(
 
 /// From a configured prefix, or from the address with which the node reaches the tunnel's end.
 fn tunnel(to: IpAddr, config: &Config, node: &Node) -> Tunnel {
-    let mut configured = config.tunnel.source.iter().map(|prefix| prefix.address);
+    let mut configured = config.node.tunnel.source.iter().map(|prefix| prefix.address);
     let source = configured
         .find(|source| source.is_ipv4() == to.is_ipv4())
         .or_else(|| node.routes.get(&to).and_then(|route| route.source));
@@ -174,7 +174,7 @@ fn uses_snat(service: &Service) -> bool {
 fn snat(backend: IpAddr, config: &Config, node: &Node) -> Vec<IpAddr> {
     let family = Family::of(&backend);
     let configured: Vec<IpAddr> =
-        config.snat.addresses.iter().copied().filter(|address| Family::of(address) == family).collect();
+        config.node.snat.addresses.iter().copied().filter(|address| Family::of(address) == family).collect();
     if configured.is_empty() {
         node.routes.get(&backend).and_then(|route| route.source).into_iter().collect()
     } else {

@@ -10,7 +10,9 @@ use std::{
 use lb_common::{limits::MAX_SNAT_ADDRESSES, ports::MAX_RANGES};
 
 use super::{address, check, fields::Value, service, tunnel};
-use crate::model::{Admin, Config, DEFAULT_SNAT_PORTS, FlowTables, Snat, Timeouts, Tunnel, XdpMode, seed};
+use crate::model::{
+    Admin, Config, DEFAULT_SNAT_PORTS, FlowTables, NodeSettings, Snat, Timeouts, Tunnel, XdpMode, seed,
+};
 
 pub const KEYS: [&str; 10] =
     ["version", "interfaces", "xdpMode", "hashSeed", "snat", "timeouts", "tunnel", "flowTables", "admin", "services"];
@@ -55,14 +57,16 @@ pub fn read(root: &Value<'_>) -> Option<Config> {
     let services = services.and_then(|services| check::services(services, fields.optional("snat"), snat.as_ref()));
     version?;
     Some(Config {
-        interfaces: interfaces?,
-        xdp_mode: xdp_mode?,
-        hash_seed: hash_seed?,
-        snat: snat?,
-        timeouts: timeouts?,
-        tunnel: tunnel?,
-        flow_tables: flow_tables?,
-        admin: admin?,
+        node: NodeSettings {
+            interfaces: interfaces?,
+            xdp_mode: xdp_mode?,
+            hash_seed: hash_seed?,
+            snat: snat?,
+            timeouts: timeouts?,
+            tunnel: tunnel?,
+            flow_tables: flow_tables?,
+            admin: admin?,
+        },
         services: services?,
     })
 }

@@ -200,20 +200,20 @@ fn what_is_left_out_has_its_default() {
         "    vips: [192.0.2.10]\n    port: 80\n    backends: [{ address: 10.0.0.1, port: 8080 }]\n    health: { tcp: {} }\n",
     );
     let config = parse(&text, Path::new("weir.yaml")).unwrap();
-    assert_eq!((config.xdp_mode, config.hash_seed), (XdpMode::Auto, None));
-    assert_eq!(config.snat.ports, [(1024, 32767), (61000, 65535)]);
-    assert!(config.snat.addresses.is_empty());
-    assert_eq!(config.timeouts.half_open, Duration::from_secs(30));
-    assert_eq!(config.timeouts.established, Duration::from_secs(7200));
-    assert_eq!(config.timeouts.closing, Duration::from_secs(60));
-    assert_eq!(config.admin.socket, Path::new("/run/weir/agent.sock"));
-    assert_eq!(config.admin.http, Some("0.0.0.0:9560".parse().unwrap()));
+    assert_eq!((config.node.xdp_mode, config.node.hash_seed), (XdpMode::Auto, None));
+    assert_eq!(config.node.snat.ports, [(1024, 32767), (61000, 65535)]);
+    assert!(config.node.snat.addresses.is_empty());
+    assert_eq!(config.node.timeouts.half_open, Duration::from_secs(30));
+    assert_eq!(config.node.timeouts.established, Duration::from_secs(7200));
+    assert_eq!(config.node.timeouts.closing, Duration::from_secs(60));
+    assert_eq!(config.node.admin.socket, Path::new("/run/weir/agent.sock"));
+    assert_eq!(config.node.admin.http, Some("0.0.0.0:9560".parse().unwrap()));
     let [web] = &config.services[..] else { panic!("one service") };
     assert_eq!((web.mode, web.source, web.affinity), (Mode::Nat, SourceAddress::Translate, Affinity::None));
     assert_eq!((web.ring_size, web.drain_timeout), (16381, Duration::from_secs(900)));
     assert_eq!((web.settle_time, web.on_dead), (Duration::from_secs(900), OnDead::Next));
-    assert_eq!((config.tunnel, web.backends[0].tunnel), (Tunnel::default(), None));
-    assert_eq!(config.flow_tables, FlowTables { established: 131_072, half_open: 131_072, seen: 131_072 });
+    assert_eq!((config.node.tunnel, web.backends[0].tunnel), (Tunnel::default(), None));
+    assert_eq!(config.node.flow_tables, FlowTables { established: 131_072, half_open: 131_072, seen: 131_072 });
     let health = web.health.as_ref().unwrap();
     assert_eq!(
         (&health.probe, health.interval, health.timeout, health.fall, health.rise),
@@ -226,21 +226,21 @@ fn what_is_left_out_has_its_default() {
 fn metrics_are_turned_off_by_an_empty_or_null_address() {
     for http in ["\"\"", "null", ""] {
         let text = format!("{HEAD}services: []\nadmin: {{ http: {http} }}\n");
-        assert_eq!(parse(&text, Path::new("weir.yaml")).unwrap().admin.http, None, "{http:?}");
+        assert_eq!(parse(&text, Path::new("weir.yaml")).unwrap().node.admin.http, None, "{http:?}");
     }
 }
 
 #[test]
 fn only_a_node_that_takes_packets_out_of_tunnels_needs_no_services() {
     let config = parse(&format!("{HEAD}tunnel: {{ peers: [10.0.0.0/24] }}\n"), Path::new("weir.yaml")).unwrap();
-    assert_eq!((config.services.len(), config.tunnel.peers.len()), (0, 1));
+    assert_eq!((config.services.len(), config.node.tunnel.peers.len()), (0, 1));
     check(&[("no peers", format!("{HEAD}tunnel: {{ source: [10.0.0.0/24] }}\n"), &[(1, "services", "is missing")])]);
 }
 
 #[test]
 fn fewer_established_exceptions_than_the_default_make_fewer_that_are_seen() {
     let config = parse(&format!("{HEAD}services: []\nflowTables: {{ established: 4096 }}\n"), Path::new("weir.yaml"));
-    assert_eq!(config.unwrap().flow_tables, FlowTables { established: 4096, half_open: 131_072, seen: 4096 });
+    assert_eq!(config.unwrap().node.flow_tables, FlowTables { established: 4096, half_open: 131_072, seen: 4096 });
 }
 
 #[test]
@@ -258,7 +258,7 @@ fn services_vips_and_backends_are_sorted() {
 fn the_example_is_valid_and_has_a_seed_of_its_own() {
     let [one, other] =
         [example().unwrap(), example().unwrap()].map(|text| parse(&text, Path::new("example.yaml")).unwrap());
-    assert!(one.hash_seed.is_some() && one.hash_seed != other.hash_seed);
+    assert!(one.node.hash_seed.is_some() && one.node.hash_seed != other.node.hash_seed);
     assert_eq!(one.services, other.services);
 }
 

@@ -20,7 +20,7 @@ pub(super) async fn findings(
     interfaces: &BTreeMap<u32, Interface>,
     netlink: &Netlink,
 ) -> Result<Vec<Finding>, NetlinkError> {
-    let ours: BTreeSet<u32> = matching(interfaces, &config.interfaces).0.iter().map(|link| link.index).collect();
+    let ours: BTreeSet<u32> = matching(interfaces, &config.node.interfaces).0.iter().map(|link| link.index).collect();
     let name = |ifindex: u32| interfaces.get(&ifindex).map_or("an interface that is gone", |link| link.name.as_str());
     let mut findings = Vec::new();
     let mut next_hops: BTreeMap<NextHop, String> = BTreeMap::new();

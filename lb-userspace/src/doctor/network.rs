@@ -29,7 +29,7 @@ pub(super) fn findings(
     genl: &Genl,
     pin_dir: &Path,
 ) -> Vec<Finding> {
-    let (ours, unmet) = matching(interfaces, &config.interfaces);
+    let (ours, unmet) = matching(interfaces, &config.node.interfaces);
     let mut findings: Vec<Finding> = unmet
         .iter()
         .map(|pattern| {
@@ -140,7 +140,7 @@ fn offloads(config: &Config, interface: &Interface, genl: &Genl) -> Vec<Finding>
         ));
     }
     let is_generic =
-        config.xdp_mode == XdpMode::Generic || interface.xdp.is_some_and(|xdp| xdp.mode == HookMode::Generic);
+        config.node.xdp_mode == XdpMode::Generic || interface.xdp.is_some_and(|xdp| xdp.mode == HookMode::Generic);
     if is_generic && offloads.contains("rx-gro") {
         findings.push(warning(
             format!("gro {name}"),
@@ -179,7 +179,7 @@ fn ephemeral_ports(config: &Config) -> Option<Finding> {
     config.services.iter().find(translates)?;
     let range = sysctl("net/ipv4/ip_local_port_range")?;
     let reserved = sysctl("net/ipv4/ip_local_reserved_ports").unwrap_or_default();
-    let shared = shared_ports(&config.snat.ports, &range, &reserved);
+    let shared = shared_ports(&config.node.snat.ports, &range, &reserved);
     let Some((first, last)) = shared else {
         return Some(ok("snat ports", format!("apart from the node's own ports ({})", range.replace('\t', "-"))));
     };

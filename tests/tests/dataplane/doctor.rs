@@ -8,8 +8,8 @@ use lb_userspace::{
     dataplane::load::{BpfLog, DataPath},
     doctor,
     model::{
-        Admin, Affinity, Backend, Config, FlowTables, Mode, OnDead, Service, Snat, SourceAddress, Timeouts, Tunnel,
-        XdpMode,
+        Admin, Affinity, Backend, Config, FlowTables, Mode, NodeSettings, OnDead, Service, Snat, SourceAddress,
+        Timeouts, Tunnel, XdpMode,
     },
     node::interfaces::{Netlink, matching},
     state::AdminState,
@@ -42,18 +42,20 @@ fn service(name: &str, vip: &str, mode: Mode, source: SourceAddress, backends: &
 
 fn config(services: Vec<Service>) -> Config {
     Config {
-        interfaces: vec!["one".to_owned()],
-        xdp_mode: XdpMode::Auto,
-        hash_seed: None,
-        snat: Snat { addresses: Vec::new(), ports: vec![(1024, 32767)] },
-        timeouts: Timeouts {
-            half_open: Duration::from_secs(30),
-            established: Duration::from_secs(7200),
-            closing: Duration::from_secs(60),
+        node: NodeSettings {
+            interfaces: vec!["one".to_owned()],
+            xdp_mode: XdpMode::Auto,
+            hash_seed: None,
+            snat: Snat { addresses: Vec::new(), ports: vec![(1024, 32767)] },
+            timeouts: Timeouts {
+                half_open: Duration::from_secs(30),
+                established: Duration::from_secs(7200),
+                closing: Duration::from_secs(60),
+            },
+            tunnel: Tunnel::default(),
+            flow_tables: FlowTables::default(),
+            admin: Admin { socket: "/run/weir/agent.sock".into(), http: None },
         },
-        tunnel: Tunnel::default(),
-        flow_tables: FlowTables::default(),
-        admin: Admin { socket: "/run/weir/agent.sock".into(), http: None },
         services,
     }
 }
@@ -101,7 +103,7 @@ fn doctor_finds_nothing_on_a_machine_where_all_is_well() {
         assert_eq!(problems(&config, &sandbox.pin_dir()).await, []);
         let interfaces = netlink.interfaces().await.unwrap();
         let mut data_path = DataPath::open(&sandbox.pin_dir(), BpfLog::Off).unwrap();
-        data_path.sync(&matching(&interfaces, &config.interfaces).0, XdpMode::Auto);
+        data_path.sync(&matching(&interfaces, &config.node.interfaces).0, XdpMode::Auto);
         assert_eq!(problems(&config, &sandbox.pin_dir()).await, []);
         drop(host);
     });
@@ -115,11 +117,11 @@ fn doctor_names_what_is_wrong_with_the_interfaces_and_the_command_that_mends_it(
             service("web", "10.1.0.1", Mode::Nat, SourceAddress::Keep, &["10.1.0.2:8080"]),
             service("web6", "2001:db8::10", Mode::Nat, SourceAddress::Translate, &["[fd01::2]:8080"]),
         ]);
-        config.interfaces.push("eth7".to_owned());
-        config.snat.ports = vec![(1024, 40000)];
+        config.node.interfaces.push("eth7".to_owned());
+        config.node.snat.ports = vec![(1024, 40000)];
         let mut other = DataPath::open(&sandbox.bpffs().join("other"), BpfLog::Off).unwrap();
         let interfaces = Netlink::connect().unwrap().interfaces().await.unwrap();
-        other.sync(&matching(&interfaces, &config.interfaces).0, XdpMode::Generic);
+        other.sync(&matching(&interfaces, &config.node.interfaces).0, XdpMode::Generic);
         sandbox.run("sysctl -qw net.ipv4.conf.one.forwarding=0");
         sandbox.run("sysctl -qw net.ipv6.conf.one.forwarding=0");
         sandbox.run("sysctl -qw net.ipv4.conf.one.rp_filter=1");
