@@ -4,7 +4,6 @@ use std::{
     fs,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     path::PathBuf,
-    sync::{Mutex, MutexGuard, PoisonError},
 };
 
 use anyhow::{Context, Result};
@@ -60,42 +59,23 @@ pub struct Bed {
     /// `s1`, `s2`, ...: see [`server_v4`] and [`server_v6`].
     pub servers: Vec<Netns>,
     kept: bool,
-    /// Released when the rest is gone.
-    _turn: Option<MutexGuard<'static, ()>>,
-}
-
-/// Two beds would share the processors and blur what is counted by time, so tests that run at once take turns.
-static TURN: Mutex<()> = Mutex::new(());
-
-fn turn() -> MutexGuard<'static, ()> {
-    // A test that failed with its bed has poisoned the lock, and dropped the bed all the same.
-    TURN.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Bed {
-    /// Waits until this process has no other bed.
+    /// Beds may stand side by side, if their loads don't compete for the processors: which do,
+    /// `cargo xtask test` knows.
     pub fn new(layout: Layout, servers: u16) -> Result<Self> {
-        Self::in_turn(layout, 1, servers, Some(turn()))
+        Self::with_layout(layout, 1, servers)
     }
 
     /// The same with several balancers behind a router that spreads connections over them.
     pub fn with_balancers(balancers: u16, servers: u16) -> Result<Self> {
-        Self::in_turn(Layout::Tunnelled, balancers, servers, Some(turn()))
+        Self::with_layout(Layout::Tunnelled, balancers, servers)
     }
 
-    /// At once with other beds: for tests that count connections and don't time them.
-    pub fn out_of_turn(layout: Layout, servers: u16) -> Result<Self> {
-        Self::in_turn(layout, 1, servers, None)
-    }
-
-    /// A second bed, for comparison.
-    pub fn beside(other: &Bed, servers: u16) -> Result<Self> {
-        Self::in_turn(other.layout, 1, servers, None)
-    }
-
-    fn in_turn(layout: Layout, balancers: u16, servers: u16, turn: Option<MutexGuard<'static, ()>>) -> Result<Self> {
+    fn with_layout(layout: Layout, balancers: u16, servers: u16) -> Result<Self> {
         let id = leftovers::new_id()?;
-        let made = Self::make(&id, layout, balancers, servers, turn);
+        let made = Self::make(&id, layout, balancers, servers);
         if made.is_err()
             && let Err(error) = leftovers::remove(&id)
         {
@@ -106,13 +86,7 @@ impl Bed {
         Ok(bed)
     }
 
-    fn make(
-        id: &str,
-        layout: Layout,
-        balancers: u16,
-        servers: u16,
-        turn: Option<MutexGuard<'static, ()>>,
-    ) -> Result<Self> {
+    fn make(id: &str, layout: Layout, balancers: u16, servers: u16) -> Result<Self> {
         let dir = leftovers::run_dir(id);
         for part in ["bpf", "state", "files"] {
             fs::create_dir_all(dir.join(part)).with_context(|| format!("can't make {}", dir.join(part).display()))?;
@@ -131,7 +105,6 @@ impl Bed {
             switch: add("switch")?,
             servers: (1..=servers).map(|number| add(&format!("s{number}"))).collect::<Result<_>>()?,
             kept: false,
-            _turn: turn,
         })
     }
 

@@ -32,7 +32,7 @@ pub struct Arguments {
     rest: Vec<String>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, ValueEnum)]
 enum Suite {
     /// What needs no root: pure logic, properties, command lines.
     Unit,
@@ -121,9 +121,30 @@ impl Suite {
             Suite::Unit => &[&[]],
             // Most of its time is the processor's.
             Suite::Packet => &[&["--test-threads=1"]],
-            // Most of its time is spent waiting, so beds stand side by side; then those whose load
-            // fills the processors, or that time what they see, one after the other.
-            Suite::E2e => &[&["--test-threads=3", "--skip=alone::"], &["--test-threads=1", "alone::"]],
+            // Most tests spend their time waiting: their beds stand side by side. Then the others,
+            // one after the other.
+            Suite::E2e => &[
+                &[
+                    "--test-threads=3",
+                    "--skip=churn::",
+                    "--skip=deluge::",
+                    "--skip=ecmp::",
+                    "--skip=ipip::",
+                    "--skip=upgrade::",
+                    "--skip=volume::",
+                ],
+                &[
+                    "--test-threads=1",
+                    "--skip=agent::",
+                    "--skip=bed::",
+                    "--skip=dead::",
+                    "--skip=modes::",
+                    "--skip=see::",
+                    "--skip=stack::",
+                    "--skip=supervised::",
+                    "--skip=traffic::",
+                ],
+            ],
             // Each guest has one processor, and the tests tell of their steps as they go.
             Suite::Guest => &[&["--test-threads=2", "--nocapture"]],
         }
@@ -196,4 +217,22 @@ fn set_environment(command: &mut Command, binary: &Binary, binaries: &[Binary]) 
         // The object is the one that xtask builds, whatever the shell says.
         .env_remove("WEIR_BPF_OBJECT");
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_end_to_end_test_is_run_once() {
+        let main = std::fs::read_to_string(exec::root().join("tests/tests/e2e/main.rs")).unwrap();
+        // What the tests share.
+        let helpers = ["scene", "stage"];
+        let modules = main.lines().filter_map(|line| line.strip_prefix("mod ")?.strip_suffix(';'));
+        for module in modules.filter(|module| !helpers.contains(module)) {
+            let skip = format!("--skip={module}::");
+            let runs = Suite::E2e.runs().iter().filter(|run| !run.contains(&skip.as_str())).count();
+            assert_eq!(runs, 1, "{module} is in so many runs of {:?}", Suite::E2e);
+        }
+    }
 }

@@ -30,7 +30,7 @@ fn main() -> Result<()> {
     let arguments = Arguments::parse();
     let plain = Bed::new(Layout::Routed, 1)?;
     let _plain_web = plain.start_web_servers()?;
-    let weir = Bed::beside(&plain, 1)?;
+    let weir = Bed::new(plain.layout, 1)?;
     let _weir_web = weir.start_web_servers()?;
     let agent = Agent::start(&weir, &AgentConfig::web(&weir, 1, Health::QUICK))?;
     agent.wait_all_up()?;

@@ -1,4 +1,4 @@
-//! Thousands of long-lived connections through hundreds of backend changes.
+//! Thousands of long-lived connections through scores of backend changes.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -12,6 +12,7 @@ use weir_tests::{
     config::AgentConfig,
     crowd::{Crowd, Kind, Spec, Story},
     echo::EchoServers,
+    is_long,
     load::{Outcome, Record},
     reckoning::Reckoning,
     slots::{SlotHistory, SlotWatch},
@@ -24,7 +25,6 @@ use crate::{
 
 /// Of both families together.
 const CONNECTIONS: usize = 2_000;
-const CHANGES: usize = 200;
 const SERVERS: u16 = 8;
 
 /// So short that slots settle all the time.
@@ -32,58 +32,71 @@ const QUICK: Option<Duration> = Some(Duration::from_secs(2));
 /// The agent's own, longer than the run: every slot that changes stays in transition.
 const DEFAULT: Option<Duration> = None;
 
-/// How long a run takes, and a drain in it. Slots settle between the changes, and when the drains are over, if there is time for it.
-const fn pace(layout: Layout, settle_time: Option<Duration>) -> (Duration, Duration) {
-    match (layout, settle_time) {
-        (Layout::SharedL2 | Layout::Tunnelled, Some(_)) => (Duration::from_secs(120), Duration::from_secs(10)),
-        _ => (Duration::from_secs(50), Duration::from_secs(10)),
+/// How many backends are changed in a run, and how long it takes.
+struct Pace {
+    changes: usize,
+    time: Duration,
+}
+
+impl Pace {
+    /// Where the settle time is short, slots settle between the changes, and when the drains are
+    /// over, if there is time for it. `cargo xtask test --long` goes on two and a half times as long.
+    fn of(layout: Layout, settle_time: Option<Duration>) -> Self {
+        let settles = layout != Layout::Routed && settle_time.is_some();
+        let (changes, seconds) = if settles { (80, 48) } else { (80, 20) };
+        let times = if is_long() { 2.5 } else { 1.0 };
+        Self { changes: (f64::from(changes) * times) as usize, time: Duration::from_secs(seconds).mul_f64(times) }
     }
 }
 
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
+
 #[test]
-fn nat_keeps_every_connection_through_two_hundred_changes_with_a_short_settle_time() -> Result<()> {
-    connections_survive_two_hundred_changes(Layout::Routed, QUICK)
+fn nat_keeps_every_connection_through_random_changes_with_a_short_settle_time() -> Result<()> {
+    connections_survive_random_changes(Layout::Routed, QUICK)
 }
 
 /// In `nat` the settle time changes nothing: the run above with other random changes.
 #[test]
 #[ignore = "the same again: `cargo xtask test --long`"]
-fn nat_keeps_every_connection_through_two_hundred_changes_with_the_default_settle_time() -> Result<()> {
-    connections_survive_two_hundred_changes(Layout::Routed, DEFAULT)
+fn nat_keeps_every_connection_through_random_changes_with_the_default_settle_time() -> Result<()> {
+    connections_survive_random_changes(Layout::Routed, DEFAULT)
 }
 
 #[test]
-fn dsr_l2_keeps_every_connection_through_two_hundred_changes_with_a_short_settle_time() -> Result<()> {
-    connections_survive_two_hundred_changes(Layout::SharedL2, QUICK)
+fn dsr_l2_keeps_every_connection_through_random_changes_with_a_short_settle_time() -> Result<()> {
+    connections_survive_random_changes(Layout::SharedL2, QUICK)
 }
 
 #[test]
-fn dsr_l2_keeps_every_connection_through_two_hundred_changes_with_the_default_settle_time() -> Result<()> {
-    connections_survive_two_hundred_changes(Layout::SharedL2, DEFAULT)
+fn dsr_l2_keeps_every_connection_through_random_changes_with_the_default_settle_time() -> Result<()> {
+    connections_survive_random_changes(Layout::SharedL2, DEFAULT)
 }
 
 #[test]
-fn dsr_ipip_keeps_every_connection_through_two_hundred_changes_with_a_short_settle_time() -> Result<()> {
-    connections_survive_two_hundred_changes(Layout::Tunnelled, QUICK)
+fn dsr_ipip_keeps_every_connection_through_random_changes_with_a_short_settle_time() -> Result<()> {
+    connections_survive_random_changes(Layout::Tunnelled, QUICK)
 }
 
+/// What differs from `dsr-l2` above is the way to the backend, which the run above takes as well.
 #[test]
-fn dsr_ipip_keeps_every_connection_through_two_hundred_changes_with_the_default_settle_time() -> Result<()> {
-    connections_survive_two_hundred_changes(Layout::Tunnelled, DEFAULT)
+#[ignore = "nearly the same again: `cargo xtask test --long`"]
+fn dsr_ipip_keeps_every_connection_through_random_changes_with_the_default_settle_time() -> Result<()> {
+    connections_survive_random_changes(Layout::Tunnelled, DEFAULT)
 }
 
-fn connections_survive_two_hundred_changes(layout: Layout, settle_time: Option<Duration>) -> Result<()> {
+fn connections_survive_random_changes(layout: Layout, settle_time: Option<Duration>) -> Result<()> {
     let seed = seed();
-    let (time, drain_timeout) = pace(layout, settle_time);
+    let Pace { changes, time } = Pace::of(layout, settle_time);
     let bed = Bed::new(layout, SERVERS)?;
     let mut config = AgentConfig::web(&bed, SERVERS, HEALTH);
-    config.services[0].drain_timeout = Some(drain_timeout);
+    config.services[0].drain_timeout = Some(DRAIN_TIMEOUT);
     config.services[0].settle_time = settle_time;
     let stage = Stage::with(bed, &config)?;
     let crowd = Crowd::start(&stage.bed.client, &crowd_of(CONNECTIONS))?;
     let watch = SlotWatch::start(&stage.agent.pin_dir)?;
     let mut churn = Churn::new(&stage.bed, &stage.agent, &stage.echo, &config, seed)?;
-    let changed = churn.run(CHANGES, time).with_context(|| format!("seed {seed}"));
+    let changed = churn.run(changes, time).with_context(|| format!("seed {seed}"));
     seconds(2.0);
     let stories = crowd.finish()?;
     let slots = watch.stop()?;
@@ -98,13 +111,15 @@ fn connections_survive_two_hundred_changes(layout: Layout, settle_time: Option<D
     eprintln!("{told}");
     changed?;
     reckoning.expect_kept().context(told)?;
-    expect_that_enough_was_seen(&reckoning);
+    expect_that_enough_was_seen(&reckoning, time);
     let excused: usize = reckoning.counts.values().map(|count| count.excused).sum();
     if settle_time == DEFAULT {
         assert_eq!(excused, 0, "nothing was silent for longer than the default settle time");
     } else if layout != Layout::Routed {
-        // Dozens of times, each time some of the slots.
-        let is_enough = slots.times_settled() >= 36 && slots.settlings_per_slot() > 3.0;
+        // Again and again, each time some of the slots: every four seconds at least, each slot
+        // every 40.
+        let seconds = time.as_secs_f64();
+        let is_enough = slots.times_settled() as f64 >= seconds * 0.3 && slots.settlings_per_slot() > seconds / 40.0;
         assert!(is_enough, "too few settlings to prove much: {}", slots.summary());
     }
     Ok(())
@@ -126,12 +141,14 @@ pub fn client_of(record: &Record) -> SocketAddr {
 }
 
 /// A run in which most lost their backend, or nobody spoke, would prove little.
-fn expect_that_enough_was_seen(reckoning: &Reckoning) {
+fn expect_that_enough_was_seen(reckoning: &Reckoning, time: Duration) {
+    let seconds = time.as_secs();
     let (talkers, silent, new) =
         (reckoning.count(Kind::Talker), reckoning.count(Kind::Silent), reckoning.count(Kind::Passer));
     assert!(talkers.connections - talkers.with_backend >= CONNECTIONS / 2, "{reckoning}");
     assert!(silent.connections - silent.with_backend >= CONNECTIONS / 20, "{reckoning}");
-    assert!(talkers.answers > CONNECTIONS as u64 * 3 / 4 * 50 && new.connections > 150, "{reckoning}");
+    assert!(talkers.answers > CONNECTIONS as u64 * 3 / 4 * seconds, "{reckoning}");
+    assert!(new.connections as u64 > 3 * seconds, "{reckoning}");
 }
 
 /// Three quarters talk, a quarter is silent; new ones come all the time.

@@ -1,4 +1,4 @@
-//! What users are promised, with real servers and clients, counted in connections. Needs root; one bed at a time.
+//! What users are promised, with real servers and clients, counted in connections. Needs root.
 
 mod agent;
 mod bed;

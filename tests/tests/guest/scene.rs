@@ -47,7 +47,7 @@ pub const MORE_PORT: u16 = 8081;
 impl Scene {
     pub fn boot(linux: &'static str) -> Result<Self> {
         let began = Instant::now();
-        let bed = Bed::out_of_turn(Layout::SharedL2, 2)?;
+        let bed = Bed::new(Layout::SharedL2, 2)?;
         let web = bed.start_web_servers()?;
         let [first, second] = configurations(&bed).map(|config| config.to_string());
         let files = [(FILES[0], first.as_str()), (FILES[1], second.as_str()), ("editor", EDITOR)];
