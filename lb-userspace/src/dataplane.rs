@@ -3,8 +3,6 @@
 pub mod arena;
 pub mod attach;
 mod clsact;
-pub mod exceptions;
-pub mod flows;
 pub mod image;
 pub mod load;
 pub mod maps;
@@ -16,4 +14,5 @@ mod raw;
 pub mod rings;
 pub mod settle;
 pub mod stats;
+pub mod tables;
 pub mod trace;

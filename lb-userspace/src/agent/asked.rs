@@ -18,11 +18,14 @@ use super::{
 use crate::{
     clock::boottime_ns,
     dataplane::{
-        exceptions::{Exceptions, RawException},
-        flows::{FlowQuery, FlowTables, RawFlow},
         image::Image,
         maps::MapsError,
         plan::address,
+        tables::{
+            FlowQuery,
+            exceptions::{Exceptions, RawException},
+            nat::{FlowTables, RawFlow},
+        },
     },
     view::types::{ApiError, BackendSelector, FlowFilter, FlowView, LookupQuery, LookupView},
 };

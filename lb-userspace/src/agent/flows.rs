@@ -14,9 +14,9 @@ use super::stopped;
 use crate::{
     clock::boottime_ns,
     dataplane::{
-        flows::{Census, FlowTables},
         maps::MapsError,
         plan::FlowUse,
+        tables::nat::{FlowCensus, FlowTables},
     },
 };
 
@@ -25,7 +25,7 @@ use crate::{
 pub struct Counted {
     /// When it began, in CLOCK_BOOTTIME; 0 if there was none yet.
     pub began_ns: u64,
-    pub census: Census,
+    pub census: FlowCensus,
 }
 
 impl Counted {

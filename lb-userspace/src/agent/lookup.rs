@@ -18,10 +18,12 @@ use self::rules::{Outcome, Rules};
 use super::trace::slot_state;
 use crate::{
     dataplane::{
-        exceptions::Found,
-        flows::{FlowState, RawFlow},
         image::Image,
         plan::address,
+        tables::{
+            exceptions::Found,
+            nat::{FlowState, RawFlow},
+        },
     },
     view::{
         trace::SlotView,

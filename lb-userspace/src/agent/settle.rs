@@ -14,7 +14,7 @@ use crate::{
     clock::boottime_ns,
     dataplane::{
         maps::MapsError,
-        settle::{census::Census, scope::Scope, settler::Settler},
+        settle::{census::SettleCensus, scope::Scope, settler::Settler},
     },
 };
 
@@ -23,7 +23,7 @@ use crate::{
 pub struct Settled {
     /// When it began, in CLOCK_BOOTTIME; 0 if there was none yet.
     pub began_ns: u64,
-    pub census: Census,
+    pub census: SettleCensus,
 }
 
 impl Settled {
@@ -96,7 +96,7 @@ async fn run(
 }
 
 fn tell(settled: &Settled, is_full: &mut bool) {
-    let Census { settled: slots, collected, removed, .. } = settled.census;
+    let SettleCensus { settled: slots, collected, removed, .. } = settled.census;
     if slots + collected + removed > 0 {
         debug!(settled = slots, collected, removed, "settled slots and collected exceptions");
     }

@@ -9,4 +9,3 @@ pub mod judge;
 pub mod scope;
 pub mod settler;
 pub mod syns;
-pub mod tables;

@@ -14,11 +14,14 @@ use lb_common::{
 use lb_userspace::{
     clock::boottime_ns,
     dataplane::{
-        flows::{Census, FlowCounts, FlowQuery, FlowState, FlowTables},
         image::Write,
         load::{BpfLog, DataPath},
         maps::Maps,
         stats::Counters,
+        tables::{
+            FlowQuery,
+            nat::{FlowCensus, FlowCounts, FlowState, FlowTables},
+        },
     },
 };
 
@@ -97,7 +100,7 @@ fn v6(text: &str) -> [u32; 4] {
     v6_addr(text.parse().unwrap())
 }
 
-fn entries(census: &Census, map: &str) -> u64 {
+fn entries(census: &FlowCensus, map: &str) -> u64 {
     census.tables.iter().find(|fill| fill.map == map).unwrap().entries
 }
 

@@ -22,7 +22,7 @@ use lb_userspace::dataplane::{
     migrate::plan::MapSizes,
     rings::Rings,
     settle::{
-        census::{Census, ExceptionCounts, SlotCounts},
+        census::{ExceptionCounts, SettleCensus, SlotCounts},
         clock::deciseconds,
         scope::{RingScope, Scope, VipScope},
         settler::Settler,
@@ -134,7 +134,7 @@ impl Bed {
         v4
     }
 
-    fn pass(&mut self, now_ns: u64) -> Census {
+    fn pass(&mut self, now_ns: u64) -> SettleCensus {
         self.settler.pass(&scope(), now_ns).unwrap()
     }
 }

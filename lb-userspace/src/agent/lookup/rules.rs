@@ -11,7 +11,7 @@ use lb_common::{
     verdict::Reason,
 };
 
-use crate::dataplane::exceptions::Found;
+use crate::dataplane::tables::exceptions::Found;
 
 /// A slot of a DSR service, and what the tables hold of one flow.
 pub struct Rules<'a> {

@@ -6,7 +6,7 @@ use lb_common::{
 };
 
 use super::*;
-use crate::dataplane::flows::FlowState;
+use crate::dataplane::tables::nat::FlowState;
 
 const RING: u32 = 31;
 

@@ -2,12 +2,12 @@
 
 use std::collections::BTreeMap;
 
-use super::judge::Kind;
-use crate::dataplane::flows::TableFill;
+use crate::dataplane::tables::TableFill;
+use crate::dataplane::tables::dsr::ExceptionKind;
 
 /// What a pass has found and done.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Census {
+pub struct SettleCensus {
     /// By the index of the backend.
     pub backends: BTreeMap<u32, ExceptionCounts>,
     /// By the index of the VIP's counters.
@@ -31,11 +31,11 @@ pub struct ExceptionCounts {
 }
 
 impl ExceptionCounts {
-    pub const fn of(&self, kind: Kind) -> u64 {
+    pub const fn of(&self, kind: ExceptionKind) -> u64 {
         match kind {
-            Kind::HalfOpen => self.half_open,
-            Kind::Established => self.established,
-            Kind::Seen => self.seen,
+            ExceptionKind::HalfOpen => self.half_open,
+            ExceptionKind::Established => self.established,
+            ExceptionKind::Seen => self.seen,
         }
     }
 
@@ -43,11 +43,11 @@ impl ExceptionCounts {
         self.half_open + self.established + self.seen
     }
 
-    pub(super) const fn add(&mut self, kind: Kind) {
+    pub(super) const fn add(&mut self, kind: ExceptionKind) {
         match kind {
-            Kind::HalfOpen => self.half_open += 1,
-            Kind::Established => self.established += 1,
-            Kind::Seen => self.seen += 1,
+            ExceptionKind::HalfOpen => self.half_open += 1,
+            ExceptionKind::Established => self.established += 1,
+            ExceptionKind::Seen => self.seen += 1,
         }
     }
 }

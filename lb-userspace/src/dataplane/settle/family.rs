@@ -16,15 +16,17 @@ use lb_common::{
 };
 
 use super::{
-    census::Census,
-    judge::{Kind, Over, Place, is_idle, is_void, over},
+    census::SettleCensus,
+    judge::{Over, Place, is_idle, is_void, over},
     scope::Scope,
-    tables::{Put, Table, Tables},
 };
 use crate::dataplane::{
-    flows::TableFill,
     maps::{MapsError, unread},
     rings::Rings,
+    tables::{
+        Put,
+        dsr::{DsrTables, ExceptionKind},
+    },
 };
 
 /// Whose flows a settling slot's entries of SEEN are.
@@ -83,21 +85,20 @@ impl Shared<'_> {
 }
 
 /// The tables of a family, and what a pass remembers of them between its steps.
-pub struct Exceptions<A> {
-    family: Family,
-    tables: Tables<A>,
+pub struct FamilyPass<A> {
+    tables: DsrTables<A>,
     /// Entries of SEEN that were looked at while their slots settled.
     scanned: Vec<(Flow<A>, Exception)>,
     /// Entries of ESTABLISHED, as of the last count.
     pub established: u64,
 }
 
-impl<A: Addr> Exceptions<A>
+impl<A: Addr> FamilyPass<A>
 where
     Flow<A>: Pod,
 {
-    pub const fn new(family: Family, tables: Tables<A>) -> Self {
-        Self { family, tables, scanned: Vec::new(), established: 0 }
+    pub const fn new(tables: DsrTables<A>) -> Self {
+        Self { tables, scanned: Vec::new(), established: 0 }
     }
 
     /// How many more entries ESTABLISHED takes.
@@ -114,7 +115,7 @@ where
         let mut counts = HashMap::new();
         self.tables.seen.scan(|_, entry| {
             let is_kept = former(entry.slot) == Some(entry.backend)
-                && !is_idle(Kind::Seen, &entry, shared.now_ns, shared.timeouts());
+                && !is_idle(ExceptionKind::Seen, &entry, shared.now_ns, shared.timeouts());
             if is_kept {
                 *counts.entry(entry.slot).or_default() += 1;
             }
@@ -140,8 +141,8 @@ where
             let Some(slot) = shared.rings.slot(entry.slot) else { continue };
             let is_former = settling.get(&entry.slot).is_some_and(|former| former.has(entry.backend, slot.current()));
             let backend = shared.backend_once(&mut known, entry.backend)?;
-            let is_over =
-                is_void(entry, backend.as_ref()) || is_idle(Kind::Seen, entry, shared.now_ns, shared.timeouts());
+            let is_over = is_void(entry, backend.as_ref())
+                || is_idle(ExceptionKind::Seen, entry, shared.now_ns, shared.timeouts());
             if is_former && !is_over && self.keep_one(flow, entry)? == Put::Full {
                 refused.push(entry.slot);
             }
@@ -184,16 +185,16 @@ where
         &mut self,
         shared: &Shared<'_>,
         left: &mut HashMap<u32, u64>,
-        census: &mut Census,
+        census: &mut SettleCensus,
     ) -> Result<(), MapsError> {
         let mut known = HashMap::new();
         // Flows move from half-open to established: in this order none slips through between the two.
-        for kind in Kind::ALL {
+        for kind in ExceptionKind::ALL {
             let mut entries = Vec::new();
             self.tables.of(kind).scan(|flow, entry| entries.push((*flow, entry)))?;
             let mut stay = 0;
             for (flow, entry) in &entries {
-                let vip = SocketKey::of(self.family, flow);
+                let vip = SocketKey::of(self.tables.family, flow);
                 let place = place(shared, left, &vip, entry.slot);
                 let backend = shared.backend_once(&mut known, entry.backend)?;
                 let why = over(kind, entry, place, backend.as_ref(), shared.now_ns, shared.timeouts());
@@ -214,9 +215,8 @@ where
                     census.vips.entry(vip.stats).or_default().add(kind);
                 }
             }
-            let Table { map, max_entries, .. } = self.tables.of(kind);
-            census.tables.push(TableFill { map, entries: stay, max_entries: u64::from(*max_entries) });
-            if kind == Kind::Established {
+            census.tables.push(self.tables.of(kind).fill(stay));
+            if kind == ExceptionKind::Established {
                 self.established = stay;
             }
         }
@@ -226,7 +226,7 @@ where
     /// Removes an entry unless something has changed that it hangs on; whether it is gone.
     fn remove(
         &mut self,
-        kind: Kind,
+        kind: ExceptionKind,
         shared: &Shared<'_>,
         flow: &Flow<A>,
         entry: &Exception,

@@ -8,38 +8,7 @@ use lb_common::{
 };
 
 use super::clock;
-
-/// Which table an exception is in.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub enum Kind {
-    /// What a SYN left, not confirmed yet.
-    HalfOpen,
-    Established,
-    /// Seen going to the owner before.
-    Seen,
-}
-
-impl Kind {
-    pub const ALL: [Kind; 3] = [Kind::HalfOpen, Kind::Established, Kind::Seen];
-
-    /// The flag of a slot that has entries there.
-    pub const fn flag(self) -> u64 {
-        match self {
-            Kind::HalfOpen => Slot::IN_HALF_OPEN,
-            Kind::Established => Slot::IN_ESTABLISHED,
-            Kind::Seen => Slot::IN_SEEN,
-        }
-    }
-
-    /// As metrics and the CLI write it.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Kind::HalfOpen => "half-open",
-            Kind::Established => "established",
-            Kind::Seen => "seen",
-        }
-    }
-}
+use crate::dataplane::tables::dsr::ExceptionKind;
 
 /// How far a slot is.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -87,11 +56,11 @@ pub fn is_void(entry: &Exception, backend: Option<&Backend>) -> bool {
     })
 }
 
-pub fn is_idle(kind: Kind, entry: &Exception, now_ns: u64, timeouts: &NatTimeouts) -> bool {
+pub fn is_idle(kind: ExceptionKind, entry: &Exception, now_ns: u64, timeouts: &NatTimeouts) -> bool {
     let granted = match kind {
         _ if entry.flags & EXCEPTION_CLOSING != 0 => timeouts.closing_ns,
-        Kind::HalfOpen => timeouts.half_open_ns,
-        Kind::Established | Kind::Seen => timeouts.established_ns,
+        ExceptionKind::HalfOpen => timeouts.half_open_ns,
+        ExceptionKind::Established | ExceptionKind::Seen => timeouts.established_ns,
     };
     now_ns.saturating_sub(entry.last_seen_ns) > granted
 }
@@ -122,7 +91,7 @@ pub struct Place {
 
 /// Whether an entry can go; `None` if it stays.
 pub fn over(
-    kind: Kind,
+    kind: ExceptionKind,
     entry: &Exception,
     place: Place,
     backend: Option<&Backend>,
@@ -141,8 +110,8 @@ pub fn over(
     }
     let is_quiet = place.is_collected && !slot.in_transition() && !slot.has(Slot::SETTLING);
     let agrees = match kind {
-        Kind::HalfOpen | Kind::Established => is_quiet && entry.backend == slot.current(),
-        Kind::Seen => is_quiet,
+        ExceptionKind::HalfOpen | ExceptionKind::Established => is_quiet && entry.backend == slot.current(),
+        ExceptionKind::Seen => is_quiet,
     };
     (slot.is_settled() || agrees).then_some(Over::Agrees)
 }
@@ -201,7 +170,7 @@ mod tests {
         let gone = backend(backend::ADMIN_GONE, Backend::FLAG_RESET);
         let tracked = Slot::new(2, 2, Slot::TRACKED | Slot::COLLECTING);
         let differs = Slot::new(3, 2, Slot::TRACKED);
-        let (half, est, seen) = (Kind::HalfOpen, Kind::Established, Kind::Seen);
+        let (half, est, seen) = (ExceptionKind::HalfOpen, ExceptionKind::Established, ExceptionKind::Seen);
         let closing = EXCEPTION_CLOSING;
         for (name, kind, entry, slot, owner, expected) in [
             ("agrees", est, entry(2, 1, 0), tracked, serving, Some(Over::Agrees)),

@@ -15,53 +15,51 @@ use lb_common::{
 };
 
 use super::{
-    census::Census,
+    census::SettleCensus,
     clock::deciseconds,
-    family::{Exceptions, Former, Shared},
+    family::{FamilyPass, Former, Shared},
     judge::{Progress, progress},
     scope::{RingScope, Scope},
-    tables::Tables,
 };
 use crate::dataplane::{
     maps::{self, MapsError, grace_period},
     rings::Rings,
+    tables::dsr::DsrTables,
 };
 
 /// Settles slots and collects exceptions. It has handles of its own: the owner of the maps goes on meanwhile.
 pub struct Settler {
     rings: Rings,
     backends: Array<MapData, Backend>,
-    v4: Exceptions<V4Addr>,
-    v6: Exceptions<V6Addr>,
+    v4: FamilyPass<V4Addr>,
+    v6: FamilyPass<V6Addr>,
     /// Slots that settle, and whose flows are to be kept; those that found no room stay until the next pass.
     settling: HashMap<u32, Former>,
     /// Those of them that found no room in this pass.
     refused: HashSet<u32>,
     /// Slots of which it is to be found out whether they have entries left, and in which tables: `Slot::IN_*`.
     collecting: HashMap<u32, u64>,
-    census: Census,
+    census: SettleCensus,
 }
 
 impl Settler {
     /// Opens what [`crate::dataplane::load::DataPath::open`] has pinned.
     pub fn open(pin_dir: &Path) -> Result<Self, MapsError> {
-        let v4 = Tables::open(pin_dir, [map::HALF_OPEN_V4, map::ESTABLISHED_V4, map::SEEN_V4])?;
-        let v6 = Tables::open(pin_dir, [map::HALF_OPEN_V6, map::ESTABLISHED_V6, map::SEEN_V6])?;
         Ok(Self {
             rings: Rings::open(pin_dir)
                 .map_err(|source| MapsError::Arena { path: pin_dir.join(map::RINGS), source })?,
             backends: maps::open(pin_dir, map::BACKENDS)?,
-            v4: Exceptions::new(Family::V4, v4),
-            v6: Exceptions::new(Family::V6, v6),
+            v4: FamilyPass::new(DsrTables::open(pin_dir, Family::V4)?),
+            v6: FamilyPass::new(DsrTables::open(pin_dir, Family::V6)?),
             settling: HashMap::new(),
             refused: HashSet::new(),
             collecting: HashMap::new(),
-            census: Census::default(),
+            census: SettleCensus::default(),
         })
     }
 
     /// A whole pass. `now_ns` is CLOCK_BOOTTIME.
-    pub fn pass(&mut self, scope: &Scope, now_ns: u64) -> Result<Census, MapsError> {
+    pub fn pass(&mut self, scope: &Scope, now_ns: u64) -> Result<SettleCensus, MapsError> {
         if self.begin(scope, now_ns)? > 0 {
             grace_period()?;
             self.keep(scope, now_ns)?;
@@ -77,7 +75,7 @@ impl Settler {
 
     /// Step 1: the owners of slots whose time has come agree, and SEEN is asked until [`Settler::keep`] is done. How many slots that are.
     pub fn begin(&mut self, scope: &Scope, now_ns: u64) -> Result<usize, MapsError> {
-        self.census = Census::default();
+        self.census = SettleCensus::default();
         self.refused.clear();
         let mut due = Vec::new();
         let mut still = HashSet::new();
@@ -201,7 +199,7 @@ impl Settler {
     }
 
     /// Step 6: slots without an entry are settled, unless one was written meanwhile.
-    pub fn finish(&mut self, scope: &Scope) -> Census {
+    pub fn finish(&mut self, scope: &Scope) -> SettleCensus {
         for (at, left) in self.collecting.drain() {
             let Some(slot) = self.rings.slot(at) else { continue };
             let empty = Slot::new(slot.current(), slot.current(), Slot::TRACKED | Slot::COLLECTING);

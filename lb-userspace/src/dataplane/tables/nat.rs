@@ -1,5 +1,4 @@
-//! The flow tables `NAT_*`: counting, collecting what is over, listing. Handles of its own, so that it can run on a blocking thread while the
-//! owner of the maps goes on.
+//! The flow tables `NAT_*`: counting, collecting what is over, listing.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,16 +8,17 @@ use std::{
 
 use aya::{
     Pod,
-    maps::{Array, HashMap, IterableMap, MapData, MapError},
+    maps::{Array, MapData, MapError},
 };
 use lb_common::{
     backend::Backend,
-    flow::{Addr, Family, Flow, V4Addr, V6Addr, ip_addr, v4_addr, v6_addr},
+    flow::{Addr, Family, Flow, V4Addr, V6Addr, ip_addr},
     limits::map,
     nat::{NAT_ESTABLISHED, NAT_FORWARD, NatEntry, NatTimeouts, is_closing},
 };
 
-use super::maps::{self, MapsError, scan_hash, unread};
+use super::{FlowKey, FlowQuery, Table, TableFill, flow_key, socket_address};
+use crate::dataplane::maps::{self, MapsError, unread};
 
 /// The tables of both families.
 pub struct FlowTables {
@@ -29,19 +29,13 @@ pub struct FlowTables {
 
 struct Tables<A> {
     family: Family,
-    established: Table<A>,
-    half_open: Table<A>,
-}
-
-struct Table<A> {
-    entries: HashMap<MapData, Flow<A>, NatEntry<A>>,
-    map: &'static str,
-    max_entries: u32,
+    established: Table<A, NatEntry<A>>,
+    half_open: Table<A, NatEntry<A>>,
 }
 
 /// What a pass over the tables has found and done.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct Census {
+pub struct FlowCensus {
     /// Flows of each backend, by its index.
     pub flows: BTreeMap<u32, FlowCounts>,
     /// The indexes of backends that some entry still names.
@@ -73,13 +67,6 @@ impl FlowCounts {
     pub const fn all(&self) -> u64 {
         self.half_open + self.established + self.closing
     }
-}
-
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct TableFill {
-    pub map: &'static str,
-    pub entries: u64,
-    pub max_entries: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
@@ -125,16 +112,6 @@ pub struct RawFlow {
     pub idle_ns: u64,
 }
 
-/// Which flows to list; what is `None` fits all.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
-pub struct FlowQuery {
-    pub client: Option<IpAddr>,
-    pub vip: Option<IpAddr>,
-    /// Indexes of backends.
-    pub backends: Option<BTreeSet<u32>>,
-    pub limit: usize,
-}
-
 /// A closed connection on which nothing has passed for so long has lost nothing that would still be sent again.
 const STRAGGLERS_NS: u64 = 5_000_000_000;
 
@@ -158,8 +135,8 @@ impl FlowTables {
 
     /// Counts the flows, and removes the entries that are over: idle in both directions for longer than their time-out, or of a backend that
     /// no longer serves. `now_ns` is [`crate::clock::boottime_ns`].
-    pub fn collect(&mut self, now_ns: u64, timeouts: &NatTimeouts) -> Result<Census, MapsError> {
-        let mut census = Census::default();
+    pub fn collect(&mut self, now_ns: u64, timeouts: &NatTimeouts) -> Result<FlowCensus, MapsError> {
+        let mut census = FlowCensus::default();
         self.v4.collect(&self.backends, now_ns, timeouts, &mut census)?;
         self.v6.collect(&self.backends, now_ns, timeouts, &mut census)?;
         Ok(census)
@@ -167,18 +144,10 @@ impl FlowTables {
 
     /// The flow of a client's packet to a VIP, if it has an entry of its own.
     pub fn lookup(&self, client: SocketAddr, vip: SocketAddr, now_ns: u64) -> Result<Option<RawFlow>, MapsError> {
-        match (client.ip(), vip.ip()) {
-            (IpAddr::V4(src), IpAddr::V4(dst)) => {
-                let (src, dst) = (v4_addr(src), v4_addr(dst));
-                let flow = Flow { src, dst, src_port_be: client.port().to_be(), dst_port_be: vip.port().to_be() };
-                self.v4.lookup(&flow, now_ns)
-            }
-            (IpAddr::V6(src), IpAddr::V6(dst)) => {
-                let (src, dst) = (v6_addr(src), v6_addr(dst));
-                let flow = Flow { src, dst, src_port_be: client.port().to_be(), dst_port_be: vip.port().to_be() };
-                self.v6.lookup(&flow, now_ns)
-            }
-            _ => Ok(None),
+        match flow_key(client, vip) {
+            Some(FlowKey::V4(flow)) => self.v4.lookup(&flow, now_ns),
+            Some(FlowKey::V6(flow)) => self.v6.lookup(&flow, now_ns),
+            None => Ok(None),
         }
     }
 
@@ -202,7 +171,7 @@ where
         backends: &Array<MapData, Backend>,
         now_ns: u64,
         timeouts: &NatTimeouts,
-        census: &mut Census,
+        census: &mut FlowCensus,
     ) -> Result<(), MapsError> {
         let mut suspects = Vec::new();
         let mut fills = Vec::new();
@@ -211,7 +180,7 @@ where
         for table in [&self.half_open, &self.established] {
             let mut entries = 0;
             let mut failure = Ok(());
-            scan_hash(&table.entries, table.map, |flow, entry: NatEntry<A>| {
+            table.scan(|flow, entry| {
                 entries += 1;
                 let serves = *serving.entry((entry.backend, entry.generation)).or_insert_with(|| {
                     serves(backends, entry.backend, entry.generation).unwrap_or_else(|error| {
@@ -226,7 +195,7 @@ where
                 }
             })?;
             failure?;
-            fills.push(TableFill { map: table.map, entries, max_entries: table.max_entries as u64 });
+            fills.push(table.fill(entries));
         }
         for flow in suspects {
             self.judge(&flow, backends, now_ns, timeouts, census, &mut fills)?;
@@ -243,7 +212,7 @@ where
         backends: &Array<MapData, Backend>,
         now_ns: u64,
         timeouts: &NatTimeouts,
-        census: &mut Census,
+        census: &mut FlowCensus,
         fills: &mut [TableFill],
     ) -> Result<(), MapsError> {
         let Some(entry) = self.find(flow)? else { return Ok(()) };
@@ -271,7 +240,7 @@ where
         let mut found = Vec::new();
         let mut all = 0;
         for table in [&self.established, &self.half_open] {
-            scan_hash(&table.entries, table.map, |flow, entry: NatEntry<A>| {
+            table.scan(|flow, entry| {
                 if entry.flags & NAT_FORWARD == 0 || !query.fits(self.family, flow, entry.backend) {
                     return;
                 }
@@ -298,10 +267,10 @@ where
         let answered = self.find(&entry.peer())?.map_or(0, |other| other.last_seen_ns);
         let last_seen_ns = answered.max(entry.last_seen_ns);
         Ok(RawFlow {
-            client: address(self.family, flow.src, flow.src_port_be),
-            vip: address(self.family, flow.dst, flow.dst_port_be),
-            source: address(self.family, entry.to.src, entry.to.src_port_be),
-            backend: address(self.family, entry.to.dst, entry.to.dst_port_be),
+            client: socket_address(self.family, flow.src, flow.src_port_be),
+            vip: socket_address(self.family, flow.dst, flow.dst_port_be),
+            source: socket_address(self.family, entry.to.src, entry.to.src_port_be),
+            backend: socket_address(self.family, entry.to.dst, entry.to.dst_port_be),
             backend_index: entry.backend,
             generation: entry.generation,
             state: FlowState::of(entry.flags),
@@ -317,36 +286,7 @@ where
     }
 }
 
-impl<A: Addr> Table<A>
-where
-    Flow<A>: Pod,
-    NatEntry<A>: Pod,
-{
-    fn open(pin_dir: &Path, map: &'static str) -> Result<Self, MapsError> {
-        let entries: HashMap<MapData, Flow<A>, NatEntry<A>> = maps::open(pin_dir, map)?;
-        let max_entries = IterableMap::map(&entries).info().map_err(unread(map))?.max_entries();
-        Ok(Self { entries, map, max_entries })
-    }
-
-    fn find(&self, flow: &Flow<A>) -> Result<Option<NatEntry<A>>, MapsError> {
-        match self.entries.get(flow, 0) {
-            Ok(entry) => Ok(Some(entry)),
-            Err(MapError::KeyNotFound) => Ok(None),
-            Err(error) => Err(unread(self.map)(error)),
-        }
-    }
-
-    /// Whether there was one.
-    fn remove(&mut self, flow: &Flow<A>) -> Result<bool, MapsError> {
-        match self.entries.remove(flow) {
-            Ok(()) => Ok(true),
-            Err(error) if maps::is_absent(&error) => Ok(false),
-            Err(error) => Err(MapsError::Write { map: self.map, key: format!("{flow:?}"), source: error }),
-        }
-    }
-}
-
-impl Census {
+impl FlowCensus {
     fn count<A: Addr>(&mut self, family: Family, entry: &NatEntry<A>, now_ns: u64) {
         self.named.insert(entry.backend);
         if !is_closing(entry.flags) || now_ns.saturating_sub(entry.last_seen_ns) < STRAGGLERS_NS {
@@ -368,16 +308,6 @@ impl Census {
     }
 }
 
-impl FlowQuery {
-    pub(super) fn fits<A: Addr>(&self, family: Family, flow: &Flow<A>, backend: u32) -> bool {
-        let is =
-            |wanted: Option<IpAddr>, found: A| wanted.is_none_or(|wanted| ip_addr(family, found.to_any()) == wanted);
-        is(self.client, flow.src)
-            && is(self.vip, flow.dst)
-            && self.backends.as_ref().is_none_or(|backends| backends.contains(&backend))
-    }
-}
-
 fn is_idle<A>(entry: &NatEntry<A>, now_ns: u64, timeouts: &NatTimeouts) -> bool {
     now_ns.saturating_sub(entry.last_seen_ns) > timeouts.of(entry.flags)
 }
@@ -389,8 +319,4 @@ fn serves(backends: &Array<MapData, Backend>, index: u32, generation: u32) -> Re
         Err(MapError::OutOfBounds { .. }) => Ok(false),
         Err(error) => Err(unread(map::BACKENDS)(error)),
     }
-}
-
-fn address<A: Addr>(family: Family, address: A, port_be: u16) -> SocketAddr {
-    SocketAddr::new(ip_addr(family, address.to_any()), u16::from_be(port_be))
 }
