@@ -9,9 +9,8 @@ use tracing::info;
 
 use super::{core::Agent, wanted::is_judged};
 use crate::{
-    serve::http::not_ready,
     supervisor::{self, Report},
-    view::types::Snapshot,
+    view::{ready::not_ready, types::Snapshot},
 };
 
 /// How much longer systemd is asked to wait, each time, while backends have no first verdict.

@@ -15,7 +15,10 @@ use super::{ServeError, until_shutdown};
 use crate::{
     agent::handle::AgentHandle,
     metrics::CONTENT_TYPE,
-    view::types::{ApiError, ErrorCode, Snapshot},
+    view::{
+        ready::not_ready,
+        types::{ApiError, ErrorCode, Snapshot},
+    },
 };
 
 /// An agent that needs longer for a snapshot is not healthy.
@@ -37,8 +40,8 @@ impl HttpServer {
         Ok(Self { listener, address })
     }
 
-    /// Answers `/metrics`, `/healthz` and `/readyz` until `shutdown` is true. `encode` makes the text of
-    /// the metrics (`metrics::Metrics::encode`).
+    /// Answers `/metrics`, `/healthz` and `/readyz` until `shutdown` is true. `encode` makes the
+    /// text of the metrics (`metrics::Metrics::encode`).
     pub async fn serve(
         self,
         agent: AgentHandle,
@@ -96,50 +99,4 @@ async fn readyz(State(shared): State<Shared>) -> Response {
 
 fn unavailable(why: &str) -> Response {
     (StatusCode::SERVICE_UNAVAILABLE, format!("{why}\n")).into_response()
-}
-
-/// What is not ready yet; `None` once all is. Ready is: attached everywhere, the maps written at least once, and a first verdict on the backends.
-pub fn not_ready(snapshot: &Snapshot) -> Option<String> {
-    if snapshot.status.sync.last_success_at <= 0.0 {
-        let why = snapshot.status.sync.last_error.as_deref().unwrap_or("it is under way");
-        return Some(format!("the maps have not been written yet: {why}"));
-    }
-    if snapshot.interfaces.is_empty() {
-        return Some("attached to no interface".to_owned());
-    }
-    if !snapshot.status.waiting_for.is_empty() {
-        return Some(format!("waiting for {}", snapshot.status.waiting_for));
-    }
-    let lost = snapshot.interfaces.iter().find(|interface| interface.xdp_mode == "none")?;
-    Some(format!("not attached to {}: {}", lost.name, lost.problem))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::view::types::InterfaceView;
-
-    fn interface(xdp_mode: &str) -> InterfaceView {
-        InterfaceView {
-            name: "eth0".to_owned(),
-            ifindex: 2,
-            xdp_mode: xdp_mode.to_owned(),
-            tc: "tcx".to_owned(),
-            mtu: 1500,
-            actions: Vec::new(),
-            problem: "the hook is lost".to_owned(),
-        }
-    }
-
-    #[test]
-    fn ready_takes_a_sync_and_every_hook() {
-        let mut snapshot = Snapshot::default();
-        assert!(not_ready(&snapshot).unwrap().contains("not been written"));
-        snapshot.status.sync.last_success_at = 1.0;
-        assert!(not_ready(&snapshot).unwrap().contains("no interface"));
-        snapshot.interfaces = vec![interface("native")];
-        assert_eq!(not_ready(&snapshot), None);
-        snapshot.interfaces.push(interface("none"));
-        assert!(not_ready(&snapshot).unwrap().contains("the hook is lost"));
-    }
 }

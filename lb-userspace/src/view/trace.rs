@@ -91,7 +91,8 @@ impl TraceQuery {
         self.rate.unwrap_or(DEFAULT_RATE)
     }
 
-    /// Whether it wants to be told of this decision. Answers count as packets of the same connection.
+    /// Whether it wants to be told of this decision. Answers count as packets of the same
+    /// connection.
     pub fn fits(&self, view: &TraceView) -> bool {
         let is = |wanted: Option<End>, found: &SocketAddr| wanted.is_none_or(|wanted| wanted.is(found));
         let either_way = |src: &SocketAddr, dst: &SocketAddr| {
@@ -137,7 +138,8 @@ pub struct TraceView {
     /// See `lb_common::verdict::Reason::name`.
     pub reason: String,
     pub help: String,
-    /// Decisions that were made since the one told before, and were not told: more than the rate, or nobody took them in time.
+    /// Decisions that were made since the one told before, and were not told: more than the rate,
+    /// or nobody took them in time.
     pub missed: u64,
 }
 

@@ -1,4 +1,5 @@
-//! The documents of the admin API. The agent fills them, the CLI shows them, the metrics are made of them.
+//! The documents of the admin API. The agent fills them, the CLI shows them, the metrics are made
+//! of them.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -25,7 +26,8 @@ pub struct Snapshot {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Overall {
-    /// Every service has all its wanted backends, the data path is attached and in step with the configuration.
+    /// Every service has all its wanted backends, the data path is attached and in step with the
+    /// configuration.
     #[default]
     Ok,
     /// Traffic flows, but something needs a look; `reasons` says what.
@@ -193,7 +195,8 @@ pub struct ServiceView {
     /// Slots whose owners agree, but some of whose flows are exceptions, or may be.
     #[serde(default)]
     pub slots_tracked: u32,
-    /// Flows with an entry of their own in a DSR mode; `None` in `nat`, where every flow has one, and before they were counted.
+    /// Flows with an entry of their own in a DSR mode; `None` in `nat`, where every flow has one,
+    /// and before they were counted.
     #[serde(default)]
     pub exceptions: Option<ExceptionsView>,
     /// Hex; equal on nodes whose rings agree.
@@ -264,7 +267,8 @@ pub struct FlowView {
     pub source: SocketAddr,
     /// `half-open`, `established` or `closing`.
     pub state: String,
-    /// Why it has an entry: `nat`, `opened in transition`, `kept when its slot settled`, `seen in transition`.
+    /// Why it has an entry: `nat`, `opened in transition`, `kept when its slot settled`,
+    /// `seen in transition`.
     pub why: String,
     /// Seconds since it was begun, where that is known.
     pub age_seconds: Option<f64>,
@@ -277,7 +281,8 @@ pub struct FlowView {
 pub struct ReasonView {
     /// `None` over all interfaces.
     pub interface: Option<String>,
-    /// Whose VIP and port; `None` in a count by interface, and where it is no service's or was forwarded.
+    /// Whose VIP and port; `None` in a count by interface, and where it is no service's or was
+    /// forwarded.
     pub service: Option<String>,
     pub vip: Option<SocketAddr>,
     /// See `lb_common::verdict::Kind::name`.
@@ -326,7 +331,8 @@ pub struct LookupView {
     pub slot: Option<SlotView>,
     /// Where a new connection would go.
     pub backend: Option<SocketAddr>,
-    /// The rule: see `lb_common::trace::rule::name`; or `no backend`, `port not served`, `not a vip`.
+    /// The rule: see `lb_common::trace::rule::name`; or `no backend`, `port not served`,
+    /// `not a vip`.
     pub why: String,
     pub explanation: String,
     /// Where a packet of a connection that has begun before would go.
@@ -375,7 +381,8 @@ pub struct FlowFilter {
     pub client: Option<IpAddr>,
     pub backend: Option<BackendSelector>,
     pub vip: Option<IpAddr>,
-    /// Also flows that were only seen while their slot is in transition: the ring says of them what their entry says.
+    /// Also flows that were only seen while their slot is in transition: the ring says of them what
+    /// their entry says.
     #[serde(default)]
     pub seen: bool,
     /// At the most so many; 1000 if not given.
