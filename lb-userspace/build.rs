@@ -1,4 +1,5 @@
-//! Finds the eBPF object that the binary carries: `$WEIR_BPF_OBJECT`, or where `cargo xtask build-ebpf` puts it.
+//! Finds the eBPF object that the binary carries: `$WEIR_BPF_OBJECT`, or where
+//! `cargo xtask build-ebpf` puts it.
 
 use std::{env, path::PathBuf};
 

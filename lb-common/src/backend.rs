@@ -1,10 +1,13 @@
-//! What the program knows of a backend; the agent's own notes are beside it, so that a restarted agent finds them.
+//! What the program knows of a backend; the agent's own notes are beside it, so that a restarted
+//! agent finds them.
 
 use crate::{OTHER_LAYOUT, flow::AnyAddr};
 
-/// An entry of `BACKENDS`. Index 0 is `reject` and stays zero. What each packet needs lies in the first 64 bytes.
+/// An entry of `BACKENDS`. Index 0 is `reject` and stays zero. What each packet needs lies in the
+/// first 64 bytes.
 ///
-/// Flow entries name a backend by index *and* generation: an entry that outlives its backend is a miss, never another backend.
+/// Flow entries name a backend by index *and* generation: an entry that outlives its backend is a
+/// miss, never another backend.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Backend {
@@ -28,9 +31,11 @@ pub struct Backend {
     /// How it is reached: `WAY_*`.
     pub way: u8,
     pub address: AnyAddr,
-    /// Where encapsulated packets go: its own address, or another of either family; `way` says which. Zero without encapsulation.
+    /// Where encapsulated packets go: its own address, or another of either family; `way` says
+    /// which. Zero without encapsulation.
     pub tunnel: AnyAddr,
-    /// The source of encapsulated packets, of the tunnel's family. See [`crate::settings::Settings::vary_source_v4`].
+    /// The source of encapsulated packets, of the tunnel's family. See
+    /// [`crate::settings::Settings::vary_source_v4`].
     pub tunnel_source: AnyAddr,
     /// Its SNAT addresses: first index in `SNAT_ADDRESSES`, and how many.
     pub snat_first: u16,
@@ -43,12 +48,14 @@ pub struct Backend {
     pub health: u8,
     #[cfg(not(feature = "other-layout"))]
     pub reserved: [u8; 2],
-    /// How long it drains at the most, in milliseconds. The agent's, for a drain that outlives its service in the file.
+    /// How long it drains at the most, in milliseconds. The agent's, for a drain that outlives its
+    /// service in the file.
     pub drain_timeout_ms: Milliseconds,
     pub reserved_more: u32,
     /// Since when it drains; 0 if it doesn't. The agent's, for its own restart.
     pub draining_since_ns: u64,
-    /// When its health last changed, in nanoseconds since 1970; 0 is never. The agent's, for its own restart.
+    /// When its health last changed, in nanoseconds since 1970; 0 is never. The agent's, for its
+    /// own restart.
     pub health_since_unix_ns: u64,
     pub reserved_last: [u64; 4],
 }
@@ -62,7 +69,8 @@ pub type Milliseconds = u32;
 pub type Milliseconds = u64;
 
 impl Backend {
-    /// Its flows may go on; without it they are treated as [`Backend::FLAG_RESET`] and [`Backend::FLAG_DROP`] say, or as misses.
+    /// Its flows may go on; without it they are treated as [`Backend::FLAG_RESET`] and
+    /// [`Backend::FLAG_DROP`] say, or as misses.
     pub const FLAG_SERVING: u32 = 1;
     /// An address of this node: packets go up the stack, the client's address kept.
     pub const FLAG_LOCAL: u32 = 2;

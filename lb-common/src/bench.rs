@@ -1,6 +1,8 @@
-//! What `cargo xtask bench`, and the floods of the end-to-end suite, tell their programs, lb-ebpf/src/bin/bench.rs.
+//! What `cargo xtask bench`, and the floods of the end-to-end suite, tell their programs,
+//! lb-ebpf/src/bin/bench.rs.
 
-/// The one entry of `PLAN`: the packets of a run, one frame over and over, with another client each time.
+/// The one entry of `PLAN`: the packets of a run, one frame over and over, with another client each
+/// time.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Plan {
@@ -8,16 +10,19 @@ pub struct Plan {
     pub next: u64,
     /// Bytes of the frame.
     pub len: u64,
-    /// The frame's first twelve bytes as they lie in memory, its EtherType, and its headers from there on.
+    /// The frame's first twelve bytes as they lie in memory, its EtherType, and its headers from
+    /// there on.
     pub macs: [u32; 3],
     pub ether_type: u16,
     pub reserved: u16,
     pub headers: [u32; HEADER_WORDS],
     /// Flows − 1; the number of flows is a power of two.
     pub flow_mask: u32,
-    /// Packet `n` is of flow `n × stride mod flows`. Odd, so that all flows take turns; large, so that packets that follow each other are of flows far apart.
+    /// Packet `n` is of flow `n × stride mod flows`. Odd, so that all flows take turns; large, so
+    /// that packets that follow each other are of flows far apart.
     pub stride: u32,
-    /// The last word of the first client's address, in host order; [`PORTS`] flows share an address.
+    /// The last word of the first client's address, in host order; [`PORTS`] flows share an
+    /// address.
     pub client: u32,
     /// The place in `REPLIES` of the first packet, for the wrappers of backends.
     pub first_reply: u32,
@@ -27,7 +32,8 @@ pub struct Plan {
 
 #[cfg(feature = "user")]
 impl Plan {
-    /// One flow of packets with this frame; `None` if it has no Ethernet header. Of the rest only the headers go on, as far as there is room.
+    /// One flow of packets with this frame; `None` if it has no Ethernet header. Of the rest only
+    /// the headers go on, as far as there is room.
     pub fn of_frame(frame: &[u8]) -> Option<Self> {
         let (macs, rest) = frame.split_at_checked(12)?;
         let (ether_type, headers) = rest.split_at_checked(2)?;

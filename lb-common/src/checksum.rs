@@ -1,7 +1,7 @@
 //! Internet checksums: whole (RFC 1071) and incremental (RFC 1624).
 //!
-//! Sums are taken over words as they lie in memory: the one's complement sum does not mind byte order, so long as the result is
-//! stored the way the words were read (RFC 1071, section 2B).
+//! Sums are taken over words as they lie in memory: the one's complement sum does not mind byte
+//! order, so long as the result is stored the way the words were read (RFC 1071, section 2B).
 
 /// Folds a sum of 16- or 32-bit words to 16 bits.
 #[inline(always)]
@@ -13,7 +13,8 @@ pub const fn fold(sum: u64) -> u16 {
     sum as u16
 }
 
-/// What changes in the data that a checksum covers: RFC 1624's `~m + m'`, over as many words as there are.
+/// What changes in the data that a checksum covers: RFC 1624's `~m + m'`, over as many words as
+/// there are.
 #[derive(Clone, Copy, Default)]
 pub struct Delta(u64);
 

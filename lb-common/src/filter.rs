@@ -1,5 +1,6 @@
-//! The filter before `ADDRESSES_*`: a bit that is set says that the program knows no address of this hash, so that a packet that is nobody's costs
-//! no look-up. A bit too few costs a look-up, so a filter that nobody has filled yet loses nothing.
+//! The filter before `ADDRESSES_*`: a bit that is set says that the program knows no address of
+//! this hash, so that a packet that is nobody's costs no look-up. A bit too few costs a look-up, so
+//! a filter that nobody has filled yet loses nothing.
 
 use crate::flow::Addr;
 

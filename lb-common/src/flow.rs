@@ -22,7 +22,8 @@ pub trait Addr: Copy + Eq + Hash + Debug + Sized {
     fn scatter(&self) -> u32;
     /// The one's complement sum of its words, for checksums (see [`crate::checksum`]).
     fn sum(self) -> u64;
-    /// The same address, read word by word: from one map value to another, a copy as a whole becomes a call of `memmove`, byte by byte.
+    /// The same address, read word by word: from one map value to another, a copy as a whole
+    /// becomes a call of `memmove`, byte by byte.
     fn read(&self) -> Self;
 }
 

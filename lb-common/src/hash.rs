@@ -1,9 +1,11 @@
 //! The keyed hash that maps a flow to a slot.
 //!
-//! NH, the universal hash of UMAC (RFC 4418, section 5.2.2), over 32-bit words: each pair of words, added to key words, is
-//! multiplied to 64 bits and summed. Two flows collide with a probability of 2^-32 over the choice of key, whoever chose the
-//! flows, so a client that does not know the seed cannot choose its backend. A finaliser spreads the sum over all bits. It costs
-//! two multiplications for IPv4 and five for IPv6, where a SipHash takes some 160 instructions: BPF has no rotate.
+//! NH, the universal hash of UMAC (RFC 4418, section 5.2.2), over 32-bit words: each pair of words,
+//! added to key words, is multiplied to 64 bits and summed. Two flows collide with a probability of
+//! 2^-32 over the choice of key, whoever chose the flows, so a client that does not know the seed
+//! cannot choose its backend. A finaliser spreads the sum over all bits. It costs two
+//! multiplications for IPv4 and five for IPv6, where a SipHash takes some 160 instructions: BPF has
+//! no rotate.
 
 /// The key, derived from the seed that all nodes of a set share.
 #[repr(C)]
@@ -104,7 +106,8 @@ mod tests {
 
     #[test]
     fn split_mix_gives_the_published_numbers() {
-        // The first outputs for seed 1234567, from the reference implementation (prng.di.unimi.it/splitmix64.c).
+        // The first outputs for seed 1234567, from the reference implementation
+        // (prng.di.unimi.it/splitmix64.c).
         let mut state = 1_234_567;
         assert_eq!(split_mix(&mut state), 6_457_827_717_110_365_317);
         assert_eq!(split_mix(&mut state), 3_203_168_211_198_807_973);

@@ -1,15 +1,18 @@
-//! What Weir's kernel program and its agent share: the layout of every map, and the pure functions that both sides need.
+//! What Weir's kernel program and its agent share: the layout of every map, and the pure functions
+//! that both sides need.
 //!
-//! Rules of layout: every shared type is `repr(C)`, of integers only, with explicit padding and its size asserted. A field
-//! ending in `_be` is in network byte order, and so is every address: an address is the words of the header as they lie in
-//! memory ([`flow::V4Addr`], [`flow::V6Addr`]). Times end in `_ns` and are nanoseconds of CLOCK_BOOTTIME.
+//! Rules of layout: every shared type is `repr(C)`, of integers only, with explicit padding and its
+//! size asserted. A field ending in `_be` is in network byte order, and so is every address: an
+//! address is the words of the header as they lie in memory ([`flow::V4Addr`], [`flow::V6Addr`]).
+//! Times end in `_ns` and are nanoseconds of CLOCK_BOOTTIME.
 #![cfg_attr(not(test), no_std)]
 #![cfg_attr(
     not(test),
     deny(clippy::indexing_slicing, reason = "this code also runs in the kernel, where a panic cannot be")
 )]
 
-/// Whether this is the build of the test of upgrades, in which members of the shared types lie elsewhere.
+/// Whether this is the build of the test of upgrades, in which members of the shared types lie
+/// elsewhere.
 pub const OTHER_LAYOUT: bool = cfg!(feature = "other-layout");
 
 pub mod backend;

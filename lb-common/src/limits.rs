@@ -6,7 +6,8 @@ pub const RING_ARENA_SLOTS: u32 = 1 << 22;
 pub const MAX_BACKENDS: u32 = 1 << 14;
 /// VIP:port entries, for each family.
 pub const MAX_VIP_PORTS: u32 = 1 << 14;
-/// Addresses that the program knows, for each family: VIPs, SNAT addresses, backends that keep the client's address.
+/// Addresses that the program knows, for each family: VIPs, SNAT addresses, backends that keep the
+/// client's address.
 pub const MAX_ADDRESSES: u32 = 1 << 15;
 /// SNAT addresses of both families together.
 pub const MAX_SNAT_ADDRESSES: u32 = 256;
@@ -18,7 +19,8 @@ pub const MAX_NAT_HALF_OPEN: u32 = 1 << 17;
 pub const MAX_ESTABLISHED: u32 = 1 << 17;
 /// Entries of `HALF_OPEN_*`; the default.
 pub const MAX_HALF_OPEN: u32 = 1 << 17;
-/// Entries of `SEEN_*`; the default. No more than `ESTABLISHED_*` has: what is seen is to become established.
+/// Entries of `SEEN_*`; the default. No more than `ESTABLISHED_*` has: what is seen is to become
+/// established.
 pub const MAX_SEEN: u32 = 1 << 17;
 /// Words of `SYNS`; a power of two. 1 MiB stays in a core's cache.
 pub const SYNS_LEN: u32 = 1 << 17;
@@ -33,8 +35,8 @@ pub const MAX_INTERFACES: u32 = 256;
 
 /// Bit of the values of `WAYS_OUT`: XDP may redirect there.
 pub const WAY_OUT_REDIRECT: u32 = 1;
-/// Bit of the values of `WAYS_OUT`: `XDP_TX` fails there. A veth drops it unless its other end runs a program, and takes a redirect also where
-/// that has GRO.
+/// Bit of the values of `WAYS_OUT`: `XDP_TX` fails there. A veth drops it unless its other end runs
+/// a program, and takes a redirect also where that has GRO.
 pub const WAY_OUT_NO_TX: u32 = 2;
 
 /// The names of the maps as bpftool and the pin directory show them.

@@ -1,7 +1,10 @@
-//! The flow entries of mode `nat`: one for each direction, found by the 5-tuple of the packet as it arrives.
+//! The flow entries of mode `nat`: one for each direction, found by the 5-tuple of the packet as it
+//! arrives.
 //!
-//! `NAT_HALF_OPEN_*` (LRU) holds flows whose handshake is under way, and those that both ends have finished; `NAT_ESTABLISHED_*` (a hash
-//! that refuses when full) the others: a flood fills the first and cannot touch the second. The entry of one direction finds that of the other by [`NatEntry::peer`].
+//! `NAT_HALF_OPEN_*` (LRU) holds flows whose handshake is under way, and those that both ends have
+//! finished; `NAT_ESTABLISHED_*` (a hash that refuses when full) the others: a flood fills the
+//! first and cannot touch the second. The entry of one direction finds that of the other by
+//! [`NatEntry::peer`].
 
 use crate::{
     OTHER_LAYOUT,
@@ -25,8 +28,9 @@ pub struct NatEntry<A> {
     pub stats: u32,
     /// `NAT_*`; changed by atomic OR and AND only.
     pub flags: u32,
-    /// The sequence number that a new SYN must exceed to use this tuple again (the client's last one, from its FIN), or while
-    /// half-open: on the client's side the sequence number of its SYN, on the backend's the acknowledgement that ends the handshake. In host order.
+    /// The sequence number that a new SYN must exceed to use this tuple again (the client's last
+    /// one, from its FIN), or while half-open: on the client's side the sequence number of its SYN,
+    /// on the backend's the acknowledgement that ends the handshake. In host order.
     pub sequence: u32,
     /// The client's TCP timestamp that goes with `sequence`, 0 if it sends none. In host order.
     pub timestamp: u32,
@@ -53,7 +57,8 @@ pub const NAT_FIN_BACKEND: u32 = 16;
 /// A RST passed, and no packet since; set in the entries of both directions.
 pub const NAT_RESET: u32 = 32;
 
-/// The client was the first to say FIN: its backend keeps no TIME_WAIT; set in the entries of both directions.
+/// The client was the first to say FIN: its backend keeps no TIME_WAIT; set in the entries of both
+/// directions.
 pub const NAT_CLIENT_FIRST: u32 = 64;
 
 /// Whether both ends have said FIN.

@@ -1,4 +1,5 @@
-//! The ports that SNAT may use: some ranges, walked in an order that returns to a port the latest possible.
+//! The ports that SNAT may use: some ranges, walked in an order that returns to a port the latest
+//! possible.
 
 /// How many ranges a pool can have.
 pub const MAX_RANGES: usize = 4;
@@ -25,7 +26,8 @@ pub struct PortRange {
 const _: () = assert!(size_of::<PortPool>() == 24);
 
 impl PortPool {
-    /// The pool of inclusive `ranges` that do not overlap, at most [`MAX_RANGES`] of them; `seed` chooses the walk, so that a stranger can't guess the next port.
+    /// The pool of inclusive `ranges` that do not overlap, at most [`MAX_RANGES`] of them; `seed`
+    /// chooses the walk, so that a stranger can't guess the next port.
     pub fn new(ranges: impl IntoIterator<Item = (u16, u16)>, seed: u32) -> Self {
         let mut pool = Self { ranges: [PortRange::default(); MAX_RANGES], size: 0, stride: 1 };
         for (to, (first, last)) in pool.ranges.iter_mut().zip(ranges) {
@@ -43,7 +45,8 @@ impl PortPool {
         pool
     }
 
-    /// Port number `position` of the walk, in host order; 0 if the pool is empty. With several addresses `position / size` says which.
+    /// Port number `position` of the walk, in host order; 0 if the pool is empty. With several
+    /// addresses `position / size` says which.
     #[inline(always)]
     pub fn walk(&self, position: u64) -> u16 {
         if self.size == 0 {

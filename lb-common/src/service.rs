@@ -42,10 +42,12 @@ pub struct Service {
     pub stats: u32,
     /// `FLAG_*`.
     pub flags: u32,
-    /// See `MODE_*`; what a packet does is in its backend's entry, this is for display and for a restarted agent.
+    /// See `MODE_*`; what a packet does is in its backend's entry, this is for display and for a
+    /// restarted agent.
     pub mode: u8,
     pub reserved: [u8; 3],
-    /// Since when this VIP and port, which left the file, only lets its flows end; 0 if it is served. The agent's, for its own restart.
+    /// Since when this VIP and port, which left the file, only lets its flows end; 0 if it is
+    /// served. The agent's, for its own restart.
     #[cfg(not(feature = "other-layout"))]
     pub draining_since_ns: u64,
 }

@@ -15,10 +15,12 @@ pub struct Settings {
     /// `FLAG_*`.
     #[cfg(not(feature = "other-layout"))]
     pub flags: u32,
-    /// Counts the changes of what the maps hold that names and widths of members don't show: see `dataplane/migrate/meaning.rs` of the agent.
+    /// Counts the changes of what the maps hold that names and widths of members don't show: see
+    /// `dataplane/migrate/meaning.rs` of the agent.
     #[cfg(not(feature = "other-layout"))]
     pub layout: u32,
-    /// The bits of a tunnel's IPv4 source that the flow's hash replaces, in network order; 0: the source is the backend's entry's as it is.
+    /// The bits of a tunnel's IPv4 source that the flow's hash replaces, in network order; 0: the
+    /// source is the backend's entry's as it is.
     pub vary_source_v4: u32,
     /// The same for the last word of an IPv6 source.
     pub vary_source_v6: u32,
@@ -36,8 +38,9 @@ impl Settings {
     pub const FLAG_TRACE: u32 = 2;
     /// Peers may send this node encapsulated packets: `PEERS_*` says who.
     pub const FLAG_TUNNEL: u32 = 4;
-    /// Another build takes over, and for a moment some hooks run its program with its maps, others the one before with those before: a packet in the
-    /// middle of a connection that is unknown may be known to the other, so it is dropped, and TCP sends it again.
+    /// Another build takes over, and for a moment some hooks run its program with its maps, others
+    /// the one before with those before: a packet in the middle of a connection that is unknown may
+    /// be known to the other, so it is dropped, and TCP sends it again.
     pub const FLAG_HANDOVER: u32 = 8;
 }
 

@@ -17,13 +17,16 @@ pub struct Slot(pub u64);
 impl Slot {
     /// Flows of this slot may be elsewhere than at its owner: look them up.
     pub const TRACKED: u64 = 1 << FLAGS_SHIFT;
-    /// The agent settles it: until what SEEN holds has become ESTABLISHED, a flow that is in no other table goes where SEEN says.
+    /// The agent settles it: until what SEEN holds has become ESTABLISHED, a flow that is in no
+    /// other table goes where SEEN says.
     pub const SETTLING: u64 = 1 << (FLAGS_SHIFT + 1);
-    /// The agent looks whether any entry of this slot is left: a program sets [`Slot::WRITTEN`] before it writes one.
+    /// The agent looks whether any entry of this slot is left: a program sets [`Slot::WRITTEN`]
+    /// before it writes one.
     pub const COLLECTING: u64 = 1 << (FLAGS_SHIFT + 2);
     /// A program has written an entry since the agent has set [`Slot::COLLECTING`].
     pub const WRITTEN: u64 = 1 << (FLAGS_SHIFT + 3);
-    /// ESTABLISHED may hold entries of this slot. Without this flag, and without [`Slot::COLLECTING`], nobody looks there; likewise below.
+    /// ESTABLISHED may hold entries of this slot. Without this flag, and without
+    /// [`Slot::COLLECTING`], nobody looks there; likewise below.
     pub const IN_ESTABLISHED: u64 = 1 << (FLAGS_SHIFT + 4);
     pub const IN_HALF_OPEN: u64 = 1 << (FLAGS_SHIFT + 5);
     pub const IN_SEEN: u64 = 1 << (FLAGS_SHIFT + 6);
@@ -67,8 +70,9 @@ impl Slot {
         self.current() != self.previous()
     }
 
-    /// The slot after its owner became `owner`: `previous` is the owner from when they last agreed, and a return to it leaves the slot tracked.
-    /// A settled slot that rejects has no flows to keep.
+    /// The slot after its owner became `owner`: `previous` is the owner from when they last agreed,
+    /// and a return to it leaves the slot tracked. A settled slot that rejects has no flows to
+    /// keep.
     pub const fn changed(self, owner: u32) -> Self {
         if owner == self.current() {
             return self;
@@ -81,7 +85,8 @@ impl Slot {
         Self::new(owner, self.previous(), flags)
     }
 
-    /// The slot after the source said that `owner` is gone: a previous owner that is gone has no flows to keep, but others may have exceptions.
+    /// The slot after the source said that `owner` is gone: a previous owner that is gone has no
+    /// flows to keep, but others may have exceptions.
     pub const fn without(self, owner: u32) -> Self {
         if self.previous() == owner && self.current() != owner {
             return Self::new(self.current(), self.current(), self.flags() | Self::TRACKED);
@@ -104,7 +109,8 @@ impl Slot {
         Self(self.0 & !flags)
     }
 
-    /// Whether the table of this `IN_*` flag may hold entries of the slot. While the agent finds out which do, all may.
+    /// Whether the table of this `IN_*` flag may hold entries of the slot. While the agent finds
+    /// out which do, all may.
     #[inline(always)]
     pub const fn may_be(self, table: u64) -> bool {
         self.has(table | Self::COLLECTING)

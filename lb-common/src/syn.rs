@@ -1,5 +1,5 @@
-//! The fingerprints of recent SYNs, one 64-bit word each in the fixed-size array `SYNS`: a SYN that is sent again follows its first, and no flood can
-//! make the array grow.
+//! The fingerprints of recent SYNs, one 64-bit word each in the fixed-size array `SYNS`: a SYN that
+//! is sent again follows its first, and no flood can make the array grow.
 //!
 //! Bits 0 to 31 hold the fingerprint, 32 to 55 the owner, 56 to 63 how often it was repeated.
 
@@ -26,8 +26,8 @@ impl Syn {
         hash as u32 & (SYNS_LEN - 1)
     }
 
-    /// What tells a SYN of a flow with this hash and this sequence number from others of its place. The place is taken from the low bits of the
-    /// hash, the slot from the high ones.
+    /// What tells a SYN of a flow with this hash and this sequence number from others of its place.
+    /// The place is taken from the low bits of the hash, the slot from the high ones.
     #[inline(always)]
     pub const fn fingerprint(hash: u64, sequence: u32) -> u32 {
         (hash >> 24) as u32 ^ sequence

@@ -2,11 +2,13 @@
 
 use crate::flow::AnyAddr;
 
-/// Which packets are told: the one entry of `TRACE_FILTER`, read only while [`crate::settings::Settings::FLAG_TRACE`] is set.
+/// Which packets are told: the one entry of `TRACE_FILTER`, read only while
+/// [`crate::settings::Settings::FLAG_TRACE`] is set.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct TraceFilter {
-    /// The client, and the VIP; zero fits all. Compared with the source and the destination of the packet, either way round.
+    /// The client, and the VIP; zero fits all. Compared with the source and the destination of the
+    /// packet, either way round.
     pub client: AnyAddr,
     pub vip: AnyAddr,
     /// Ports in network order; zero fits all.
@@ -61,7 +63,8 @@ pub struct TraceEvent {
     /// A [`crate::verdict::Reason`] as a number.
     pub reason: u32,
     pub sequence: u32,
-    /// Events that this CPU did not tell since the last one it did, for the rate or for a full buffer.
+    /// Events that this CPU did not tell since the last one it did, for the rate or for a full
+    /// buffer.
     pub missed: u32,
     pub reserved: u32,
 }
@@ -87,7 +90,8 @@ pub mod rule {
     pub const SYN_AGAIN: u8 = 3;
     /// An entry of ESTABLISHED.
     pub const ESTABLISHED: u8 = 4;
-    /// An entry of HALF_OPEN that this packet confirmed, or could not for want of room in ESTABLISHED.
+    /// An entry of HALF_OPEN that this packet confirmed, or could not for want of room in
+    /// ESTABLISHED.
     pub const HALF_OPEN: u8 = 5;
     /// In no table, so it was there before the change: `previous`, noted in SEEN.
     pub const PREVIOUS: u8 = 6;
@@ -100,7 +104,8 @@ pub mod rule {
     /// A SYN whose entry could not be written: where a miss goes.
     pub const NO_ROOM: u8 = 10;
 
-    /// As the API writes it; `None` where no backend was chosen, or by a program of another version.
+    /// As the API writes it; `None` where no backend was chosen, or by a program of another
+    /// version.
     pub const fn name(rule: u8) -> Option<&'static str> {
         Some(match rule {
             RING => "ring",

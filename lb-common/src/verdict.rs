@@ -68,9 +68,11 @@ reasons! {
     NotIp = 1, Pass, "not_ip";
     /// To a VIP that is also an address of this node, on a port that is not served: the node's own.
     NodePort = 2, Pass, "node_port";
-    /// A VLAN tag in front of a packet to a VIP: left to the VLAN's own interface, which can be listed in `interfaces`.
+    /// A VLAN tag in front of a packet to a VIP: left to the VLAN's own interface, which can be
+    /// listed in `interfaces`.
     VlanTag = 3, Pass, "vlan_tag";
-    /// The next hop is not resolved yet: the original frame goes to weir_ingress at TC, which forwards it.
+    /// The next hop is not resolved yet: the original frame goes to weir_ingress at TC, which
+    /// forwards it.
     NoNeighbour = 4, Pass, "no_neighbour";
     /// The way out is an interface where XDP cannot send: weir_ingress at TC forwards it.
     NoXdpWayOut = 5, Pass, "no_xdp_way_out";
@@ -100,7 +102,8 @@ reasons! {
     PortNotServed = 25, Reject, "port_not_served";
     /// Of a connection whose backend is dead or gone, with `onDead: reset`: reset.
     BackendDead = 30, Reject, "backend_dead";
-    /// Larger than what fits in the tunnel to the backend: answered with ICMP, so that the client sends less at once.
+    /// Larger than what fits in the tunnel to the backend: answered with ICMP, so that the client
+    /// sends less at once.
     PacketTooBig = 31, Reject, "packet_too_big";
     /// In the middle of a connection that this node does not know: reset.
     UnknownFlow = 26, Reject, "unknown_flow";
@@ -123,11 +126,13 @@ reasons! {
     TtlExpired = 44, Drop, "ttl_expired";
     /// Larger than the MTU of the way out.
     TooBig = 45, Drop, "too_big";
-    /// No route to the backend or the client, or forwarding is off on the interface where the packet came in.
+    /// No route to the backend or the client, or forwarding is off on the interface where the
+    /// packet came in.
     NoRoute = 46, Drop, "no_route";
     /// A `dsr-l2` backend that is behind a router.
     NotOnLink = 47, Drop, "not_on_link";
-    /// The port that was to be taken over went to another SYN in the same instant: the client sends its own again.
+    /// The port that was to be taken over went to another SYN in the same instant: the client sends
+    /// its own again.
     FlowTable = 48, Drop, "flow_table";
     /// The kernel refused a change of the packet that should be possible.
     Rewrite = 49, Drop, "rewrite_failed";
@@ -137,7 +142,8 @@ reasons! {
     BackendDeadDrop = 52, Drop, "backend_dead_drop";
     /// From a peer, but what is in it is not a whole IP packet.
     BadInner = 53, Drop, "bad_inner";
-    /// Not known in the moment in which another build takes over and some hooks still run the one before: the other end sends it again.
+    /// Not known in the moment in which another build takes over and some hooks still run the one
+    /// before: the other end sends it again.
     Handover = 54, Drop, "handover";
     /// At TC, when XDP has already passed the packet on and what it saw has changed since.
     Raced = 51, Drop, "raced";
@@ -148,7 +154,8 @@ pub const REASONS: u32 = 64;
 /// Places of `VERDICTS`.
 pub const VERDICTS_LEN: u32 = MAX_INTERFACES * REASONS;
 
-/// Not a verdict: flows that stay half-open because the established table is full; counted in `VERDICTS` beside the verdicts.
+/// Not a verdict: flows that stay half-open because the established table is full; counted in
+/// `VERDICTS` beside the verdicts.
 pub const EVENT_ESTABLISHED_FULL: u32 = 60;
 /// Not a verdict: half-open flows whose port a newer one took because the pool was used up.
 pub const EVENT_HALF_OPEN_STOLEN: u32 = 61;
@@ -156,19 +163,22 @@ pub const EVENT_HALF_OPEN_STOLEN: u32 = 61;
 pub const EVENT_CLOSED_REUSED: u32 = 62;
 /// Not a verdict: exceptions that found no room in ESTABLISHED and stay half-open.
 pub const EVENT_EXCEPTIONS_FULL: u32 = 59;
-/// Not a verdict: SYNs whose exception could not be written to HALF_OPEN; they went where a miss goes.
+/// Not a verdict: SYNs whose exception could not be written to HALF_OPEN; they went where a miss
+/// goes.
 pub const EVENT_HALF_OPEN_FULL: u32 = 58;
 /// Not a verdict: flows seen through `previous` that could not be noted in SEEN.
 pub const EVENT_SEEN_FULL: u32 = 57;
 /// Not a verdict: SYNs sent again, which followed their first.
 pub const EVENT_SYN_AGAIN: u32 = 56;
-/// Not a verdict: packets that were too big for their tunnel and dropped without an answer, because enough was said already.
+/// Not a verdict: packets that were too big for their tunnel and dropped without an answer, because
+/// enough was said already.
 pub const EVENT_TOO_BIG_UNSAID: u32 = 55;
 
 /// All events, behind the reasons.
 pub const EVENTS: core::ops::RangeInclusive<u32> = EVENT_TOO_BIG_UNSAID..=EVENT_CLOSED_REUSED;
 
-/// The counter of `place` (a [`Reason`] as a number, or an `EVENT_*`) on the interface with this index.
+/// The counter of `place` (a [`Reason`] as a number, or an `EVENT_*`) on the interface with this
+/// index.
 #[inline(always)]
 pub const fn verdict_index(ifindex: u32, place: u32) -> u32 {
     (ifindex % MAX_INTERFACES) * REASONS + place

@@ -1,4 +1,5 @@
-//! Packets that Weir answers itself: resets and echo replies, made of the packet that asked, sent back the way it came.
+//! Packets that Weir answers itself: resets and echo replies, made of the packet that asked, sent
+//! back the way it came.
 
 use core::mem::offset_of;
 
@@ -30,7 +31,8 @@ const TTL: u8 = 64;
 /// A data offset of five words.
 const TCP_PLAIN: u8 = 5 << 4;
 
-/// Turns a TCP packet into the reset that answers it (RFC 9293, section 3.10.7.1). `None`: the kernel refused.
+/// Turns a TCP packet into the reset that answers it (RFC 9293, section 3.10.7.1). `None`: the
+/// kernel refused.
 #[inline(never)]
 pub fn reset<V: Family, F: Frame + EbpfContext>(frame: &F, work: &Work<V::Addr>) -> Option<()> {
     let (tcp, flow) = (&work.tcp, &work.from);
@@ -136,7 +138,8 @@ pub fn echo<V: Family, F: Frame>(frame: &F, work: &Work<V::Addr>) -> Option<()> 
     Some(())
 }
 
-/// Bytes that are quoted of a packet that was too big: enough for its TCP header behind options or extension headers.
+/// Bytes that are quoted of a packet that was too big: enough for its TCP header behind options or
+/// extension headers.
 const QUOTE: usize = 128;
 /// Answers to packets that were too big, on each CPU within [`WINDOW_JIFFIES`].
 const MAX_ANSWERS: u64 = 64;
@@ -168,8 +171,9 @@ pub fn may_say_too_big() -> bool {
     answered.answers <= MAX_ANSWERS
 }
 
-/// Turns a packet into the answer that it is too big: fragmentation needed (RFC 1191, section 4) or packet too big (RFC 4443, section 3.2), from the
-/// VIP. Whoever lets its packets be cut is told as well: nobody here cuts them. `None`: the kernel refused.
+/// Turns a packet into the answer that it is too big: fragmentation needed (RFC 1191, section 4) or
+/// packet too big (RFC 4443, section 3.2), from the VIP. Whoever lets its packets be cut is told as
+/// well: nobody here cuts them. `None`: the kernel refused.
 #[inline(never)]
 pub fn too_big<V: Family, F: Frame + EbpfContext>(frame: &F, work: &Work<V::Addr>) -> Option<()> {
     let header_len = size_of::<V::Header>();

@@ -1,4 +1,5 @@
-//! Atomic read-modify-write on map values. The BPF target has it only as compiler intrinsics (`core::sync::atomic` has none there).
+//! Atomic read-modify-write on map values. The BPF target has it only as compiler intrinsics
+//! (`core::sync::atomic` has none there).
 
 #[cfg(target_arch = "bpf")]
 use core::intrinsics::{AtomicOrdering, atomic_and, atomic_cxchg, atomic_or, atomic_xadd};
@@ -67,7 +68,8 @@ pub unsafe fn replace(word: *mut u32, old: u32, new: u32) -> bool {
 pub unsafe fn count_up(word: *mut u64) -> u64 {
     // SAFETY: the caller's.
     unsafe {
-        // Relaxed, LLVM makes of it the `lock +=` that fetches nothing, and takes what was added for the old value.
+        // Relaxed, LLVM makes of it the `lock +=` that fetches nothing, and takes what was added
+        // for the old value.
         #[cfg(target_arch = "bpf")]
         return atomic_xadd::<u64, u64, { AtomicOrdering::SeqCst }>(word, 1);
         #[cfg(not(target_arch = "bpf"))]

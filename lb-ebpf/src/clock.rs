@@ -1,4 +1,5 @@
-//! The time of flow entries, read from the clock once in a jiffy on each CPU: a reading costs more than a look-up.
+//! The time of flow entries, read from the clock once in a jiffy on each CPU: a reading costs more
+//! than a look-up.
 
 use aya_ebpf::{
     btf_maps::PerCpuArray,

@@ -27,7 +27,8 @@ const ECT1: u8 = 1;
 const ECT0: u8 = 2;
 const CE: u8 = 3;
 
-/// Lies before a packet that was taken out of a tunnel, so that weir_ingress leaves it to the stack though its destination is a VIP.
+/// Lies before a packet that was taken out of a tunnel, so that weir_ingress leaves it to the stack
+/// though its destination is a VIP.
 pub const MARK: u32 = 0x5745_4952;
 
 /// Whether an IP packet with this protocol to an address of this node may be for us.
@@ -56,7 +57,8 @@ pub fn open<O: Family, F: Frame + EbpfContext>(frame: &F, work: &Work<O::Addr>) 
     }
 }
 
-/// Whether a whole packet of family `I` begins at `inner`. If it opens a connection, how much fits into its tunnel is noted.
+/// Whether a whole packet of family `I` begins at `inner`. If it opens a connection, how much fits
+/// into its tunnel is noted.
 #[inline(always)]
 fn check<I: Family, F: Frame + EbpfContext>(frame: &F, end: usize, inner: usize) -> Option<()> {
     let transport = I::walk(frame, inner).ok()?;
@@ -96,8 +98,8 @@ fn take_off<O: Family, I: Family, F: Frame + EbpfContext>(frame: &F, inner: usiz
     Some(())
 }
 
-/// Leaves [`MARK`] before the packet. A driver without metadata refuses: then weir_ingress takes the packet for a client's, if this node balances
-/// that VIP as well.
+/// Leaves [`MARK`] before the packet. A driver without metadata refuses: then weir_ingress takes
+/// the packet for a client's, if this node balances that VIP as well.
 #[inline(always)]
 pub fn mark<F: Frame + EbpfContext>(frame: &F, meta: impl Fn() -> usize) {
     const LEN: i32 = size_of::<u32>() as i32;

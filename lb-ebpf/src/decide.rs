@@ -19,7 +19,8 @@ use crate::{
     work::Work,
 };
 
-/// Decides for the packet behind `link`: where it goes is in `work` then. An error is a verdict that sends nothing on.
+/// Decides for the packet behind `link`: where it goes is in `work` then. An error is a verdict
+/// that sends nothing on.
 #[inline(never)]
 pub fn decide<V: Family, F: Frame>(
     frame: &F,
@@ -106,7 +107,8 @@ fn to_vip<V: Family, F: Frame>(
     })
 }
 
-/// The verdict on a packet of a connection that nobody knows: another program of ours may, while it hands over.
+/// The verdict on a packet of a connection that nobody knows: another program of ours may, while it
+/// hands over.
 #[inline(always)]
 fn unknown(settings: &Settings, reason: Reason) -> Reason {
     if settings.flags & Settings::FLAG_HANDOVER != 0 { Reason::Handover } else { reason }
@@ -140,8 +142,8 @@ fn choose<V: Family, F: Frame>(
     ports::open::<V, F>(&now, frame, &owner, opens == FromClient::OpensAgain, work)
 }
 
-/// A packet without options or extension headers of a client to a DSR service, sent on: what nearly all packets of such a service are.
-/// `None`: it takes a longer look.
+/// A packet without options or extension headers of a client to a DSR service, sent on: what nearly
+/// all packets of such a service are. `None`: it takes a longer look.
 #[inline(always)]
 pub fn quick<V: Family, F: Frame + EbpfContext>(
     frame: &F,
@@ -169,7 +171,8 @@ pub fn quick<V: Family, F: Frame + EbpfContext>(
     })
 }
 
-/// A packet to a SNAT address, or from a backend that keeps the client's: an answer, or the node's own.
+/// A packet to a SNAT address, or from a backend that keeps the client's: an answer, or the node's
+/// own.
 #[inline(always)]
 pub fn from_backend<V: Family, F: Frame>(
     frame: &F,

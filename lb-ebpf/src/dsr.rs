@@ -23,7 +23,8 @@ use crate::{
 /// `last_seen_ns` is written once in this time, not for each packet.
 const TOUCH_NS: u64 = 1_000_000_000;
 
-/// Chooses the backend of the packet in `work`, which serves. With `work.quoted` it is an ICMP error that quotes the flow: nothing is noted then.
+/// Chooses the backend of the packet in `work`, which serves. With `work.quoted` it is an ICMP
+/// error that quotes the flow: nothing is noted then.
 #[inline(always)]
 pub fn choose<V: Family>(
     settings: &Settings,
@@ -36,7 +37,8 @@ pub fn choose<V: Family>(
     if slot.is_settled() {
         work.backend = slot.current();
         if work.tcp.opens() && work.quoted == 0 && work.backend != REJECT {
-            // Whoever had the slot before has no entry of this flow: what follows the SYN goes to the owner, so it does as well.
+            // Whoever had the slot before has no entry of this flow: what follows the SYN goes to
+            // the owner, so it does as well.
             follow_first::<V>(at_tc, ifindex, work, |owner, work| owner == work.backend);
         }
     } else if let Some(reason) = unsettled::<V>(settings, service.id, at_tc, ifindex, work) {
@@ -59,8 +61,8 @@ pub fn choose<V: Family>(
     Ok(backend)
 }
 
-/// A SYN that is sent again goes where its first went, if that owner `may` be followed; leaves its fingerprint. At TC that was left by XDP, which
-/// saw the same packet.
+/// A SYN that is sent again goes where its first went, if that owner `may` be followed; leaves its
+/// fingerprint. At TC that was left by XDP, which saw the same packet.
 #[inline(always)]
 fn follow_first<V: Family>(
     at_tc: bool,
@@ -84,7 +86,8 @@ fn follow_first<V: Family>(
     maps::set_syn(Syn::place(work.hash), first.again());
 }
 
-/// What the SYN in `work` left when it was first sent; `None` if it was not, or another one took its place since.
+/// What the SYN in `work` left when it was first sent; `None` if it was not, or another one took
+/// its place since.
 #[inline(always)]
 fn first_syn<A>(work: &Work<A>) -> Option<Syn> {
     let first = maps::syn(Syn::place(work.hash));
@@ -98,13 +101,15 @@ fn leave_fingerprint<A>(work: &Work<A>) {
     maps::set_syn(Syn::place(work.hash), Syn::new(fingerprint, work.backend));
 }
 
-/// Whether the backend at `index` serves this service: a fingerprint may be older than the use of its index.
+/// Whether the backend at `index` serves this service: a fingerprint may be older than the use of
+/// its index.
 #[inline(always)]
 fn is_owner_of(index: u32, service: u32) -> bool {
     index != REJECT && maps::backend(index).is_some_and(|backend| backend.is_serving() && backend.service == service)
 }
 
-/// Chooses in a slot whose owners differ or which has exceptions. What is returned ends the packet here.
+/// Chooses in a slot whose owners differ or which has exceptions. What is returned ends the packet
+/// here.
 #[inline(never)]
 fn unsettled<V: Family>(
     settings: &Settings,
@@ -121,8 +126,9 @@ fn unsettled<V: Family>(
     goes_on::<V>(settings, ifindex, now_ns, work)
 }
 
-/// A SYN: where its flow is already, else where its first went, else to `current`. A flow that is there, and not closing, keeps its owner and is not
-/// replaced: a tuple that is used again meets its old owner, and a SYN that somebody else sends harms nobody.
+/// A SYN: where its flow is already, else where its first went, else to `current`. A flow that is
+/// there, and not closing, keeps its owner and is not replaced: a tuple that is used again meets
+/// its old owner, and a SYN that somebody else sends harms nobody.
 #[inline(always)]
 fn opens<V: Family>(
     settings: &Settings,
@@ -163,7 +169,8 @@ fn opens<V: Family>(
         leave_fingerprint(work);
         maps::count_event(ifindex, EVENT_HALF_OPEN_FULL);
     }
-    // SEEN first: the agent, which makes its entries established just now, looks whether they are still there.
+    // SEEN first: the agent, which makes its entries established just now, looks whether they are
+    // still there.
     if seen.is_some() {
         V::seen().forget(&work.from);
     }
@@ -184,7 +191,8 @@ enum Already {
 /// Whether the flow of a SYN has this entry in ESTABLISHED; its owner is in `work` then.
 #[inline(always)]
 fn is_established<V: Family>(entry: *mut Exception, now_ns: u64, work: &mut Work<V::Addr>) -> Already {
-    // SAFETY: RCU keeps the value until this program returns; words that two CPUs write hold either's value.
+    // SAFETY: RCU keeps the value until this program returns; words that two CPUs write hold
+    // either's value.
     let there = unsafe { &mut *entry };
     if select::is_serving(there.backend, there.generation).is_none() {
         return Already::No;
@@ -224,12 +232,14 @@ fn note_opening<V: Family>(settings: &Settings, now_ns: u64, work: &mut Work<V::
     let generation = backend.generation;
     announce(Slot::IN_HALF_OPEN, work);
     if let Some(entry) = look::<V, _>(Slot::IN_HALF_OPEN, V::half_open(), work) {
-        // SAFETY: as in `is_established`; of an entry that is evicted just now another flow may use the memory: then this SYN is not
-        // remembered, and its flow is lost as if the entry had been evicted a moment later.
+        // SAFETY: as in `is_established`; of an entry that is evicted just now another flow may use
+        // the memory: then this SYN is not remembered, and its flow is lost as if the entry had
+        // been evicted a moment later.
         let seen = unsafe { &mut *entry };
-        // The same tuple once more: its entry is written in place, which costs half of another. Not one that the agent may find idle, and so take
-        // away at this moment. By compare-and-swap: the memory of an entry that is evicted just now may be another flow's, whose sequence number
-        // is another.
+        // The same tuple once more: its entry is written in place, which costs half of another. Not
+        // one that the agent may find idle, and so take away at this moment. By compare-and-swap:
+        // the memory of an entry that is evicted just now may be another flow's, whose sequence
+        // number is another.
         let is_fresh = now_ns.wrapping_sub(seen.last_seen_ns) < settings.nat_timeouts.half_open_ns / 2;
         let (is_same, before) =
             ((seen.backend, seen.generation, seen.slot) == (work.backend, generation, work.slot), seen.sequence);
@@ -252,7 +262,8 @@ fn note_opening<V: Family>(settings: &Settings, now_ns: u64, work: &mut Work<V::
     V::half_open().put(&work.from, &work.exception)
 }
 
-/// A packet of a flow that has begun before: where its entry says; without one it was there before the slot changed.
+/// A packet of a flow that has begun before: where its entry says; without one it was there before
+/// the slot changed.
 #[inline(always)]
 fn goes_on<V: Family>(settings: &Settings, ifindex: u32, now_ns: u64, work: &mut Work<V::Addr>) -> Option<Reason> {
     let slot = Slot(work.word);
@@ -273,7 +284,8 @@ fn goes_on<V: Family>(settings: &Settings, ifindex: u32, now_ns: u64, work: &mut
         }
     }
     if let Some(entry) = look::<V, _>(Slot::IN_HALF_OPEN, V::half_open(), work) {
-        // SAFETY: as in `note_opening`. What is judged and kept is a copy, whoever uses the memory by then.
+        // SAFETY: as in `note_opening`. What is judged and kept is a copy, whoever uses the memory
+        // by then.
         work.exception = unsafe { *entry };
         let seen = &mut work.exception;
         if (seen.is_confirmed_by(work.tcp.sequence) || work.quoted != 0) && seen.slot == work.slot {
@@ -311,7 +323,8 @@ fn goes_on<V: Family>(settings: &Settings, ifindex: u32, now_ns: u64, work: &mut
     misses::<V>(settings, ifindex, now_ns, work)
 }
 
-/// Moves the half-open entry of which `work` has a copy to ESTABLISHED. Where that has no room it stays.
+/// Moves the half-open entry of which `work` has a copy to ESTABLISHED. Where that has no room it
+/// stays.
 #[inline(always)]
 fn confirm<V: Family>(ifindex: u32, work: &Work<V::Addr>) {
     announce(Slot::IN_ESTABLISHED, work);
@@ -377,7 +390,8 @@ fn note_seen<V: Family>(ifindex: u32, now_ns: u64, work: &mut Work<V::Addr>) {
     }
 }
 
-/// The entry of the packet's flow in a table, if the slot says that there may be one: each look-up in vain costs several cache lines.
+/// The entry of the packet's flow in a table, if the slot says that there may be one: each look-up
+/// in vain costs several cache lines.
 #[inline(always)]
 fn look<V: Family, T: FlowTable<V::Addr, Exception>>(
     flag: u64,
@@ -387,7 +401,8 @@ fn look<V: Family, T: FlowTable<V::Addr, Exception>>(
     if Slot(work.word).may_be(flag) { table.find(&work.from) } else { None }
 }
 
-/// Says in the slot that an entry is about to come into a table; while the agent looks whether there are any, that one came since.
+/// Says in the slot that an entry is about to come into a table; while the agent looks whether
+/// there are any, that one came since.
 #[inline(always)]
 fn announce<A>(flag: u64, work: &Work<A>) {
     let slot = Slot(work.word);
@@ -431,7 +446,8 @@ fn state(index: u32, generation: u32) -> State {
     }
 }
 
-/// How flows of a backend that does not serve are ended; `None`: its slots' owners do, who don't know them.
+/// How flows of a backend that does not serve are ended; `None`: its slots' owners do, who don't
+/// know them.
 #[inline(always)]
 fn ends(backend: &Backend) -> Option<Reason> {
     if backend.flags & Backend::FLAG_RESET != 0 {

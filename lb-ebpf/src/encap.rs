@@ -1,4 +1,5 @@
-//! Sending a packet of a DSR service on: with another destination MAC, or behind another IP header (RFC 2003, RFC 2473).
+//! Sending a packet of a DSR service on: with another destination MAC, or behind another IP header
+//! (RFC 2003, RFC 2473).
 
 use core::mem::offset_of;
 
@@ -98,8 +99,8 @@ pub const fn overhead(backend: &Backend) -> u32 {
     if backend.way == WAY_IPIP_V4 { Ipv4Hdr::LEN as u32 } else { Ipv6Hdr::LEN as u32 }
 }
 
-/// Whether an IP packet of `len` bytes is more than the interface that it came through lets in: GRO has made it of several, which generic XDP
-/// sees as one. TC knows how they will be cut.
+/// Whether an IP packet of `len` bytes is more than the interface that it came through lets in: GRO
+/// has made it of several, which generic XDP sees as one. TC knows how they will be cut.
 #[inline(always)]
 fn is_of_several<C: EbpfContext>(context: &C, len: u32) -> bool {
     let mut mtu = 0_u32;
@@ -132,7 +133,8 @@ pub fn by_helpers<V: Family>(
     let outer = Outer { backend, settings, hash: work.hash as u32, len, class };
     let room = overhead(backend) as i32;
     let flag = if backend.way == WAY_IPIP_V4 { BPF_F_ADJ_ROOM_ENCAP_L3_IPV4 } else { BPF_F_ADJ_ROOM_ENCAP_L3_IPV6 };
-    // SAFETY: the context is this program's. The kernel makes the segments of a super-packet smaller by as much.
+    // SAFETY: the context is this program's. The kernel makes the segments of a super-packet
+    // smaller by as much.
     if unsafe { bpf_skb_adjust_room(skb.as_ptr().cast(), room, BPF_ADJ_ROOM_MAC, flag as u64) } != 0 {
         return None;
     }
@@ -174,7 +176,8 @@ impl Outer<'_> {
         [first, second, u32::from_ne_bytes([TTL, protocol, check_hi, check_lo]), src, dst]
     }
 
-    /// An IPv6 header, its words as they lie in memory. Its flow label carries the flow's entropy (RFC 6438).
+    /// An IPv6 header, its words as they lie in memory. Its flow label carries the flow's entropy
+    /// (RFC 6438).
     #[inline(always)]
     fn v6<V: Family>(&self) -> [u32; 10] {
         let protocol = if V::IS_V4 { PROTOCOL_IPV4 } else { PROTOCOL_IPV6 };

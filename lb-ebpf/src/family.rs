@@ -50,7 +50,8 @@ pub trait Family: 'static {
     /// DSCP and ECN.
     fn traffic_class(ip: &Header<Self::Header>) -> u8;
     fn set_traffic_class(ip: &Header<Self::Header>, class: u8);
-    /// The length of a packet that is TCP right behind this header, no fragment and without options; `None` for any other.
+    /// The length of a packet that is TCP right behind this header, no fragment and without
+    /// options; `None` for any other.
     fn plain_tcp_len(ip: &Header<Self::Header>) -> Option<usize>;
     /// Checks the header at `l3` and finds the transport header behind it.
     fn walk<F: Frame>(frame: &F, l3: usize) -> Result<Transport, Reason>;

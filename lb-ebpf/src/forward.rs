@@ -48,7 +48,8 @@ pub fn at_xdp<V: Family, F: Frame + EbpfContext>(frame: &F, ifindex: u32, work: 
     }
 }
 
-/// Rewrites a packet of `nat` for a backend on this node. A BPF function of its own, for its share of the stack.
+/// Rewrites a packet of `nat` for a backend on this node. A BPF function of its own, for its share
+/// of the stack.
 #[inline(never)]
 fn local_at_xdp<V: Family, F: Frame>(frame: &F, work: &Work<V::Addr>) -> Reason {
     let done = rewrite::in_place::<V, F>(frame, L3, work.transport.offset, &work.from, &work.to);
@@ -95,7 +96,8 @@ fn nat_at_xdp<V: Family, F: Frame + EbpfContext>(frame: &F, ifindex: u32, work: 
     match found {
         BPF_FIB_LKUP_RET_SUCCESS => {}
         BPF_FIB_LKUP_RET_NO_NEIGH => return Reason::NoNeighbour,
-        // TC knows whether it is a super-packet that will be cut; what it can't send either it drops and counts.
+        // TC knows whether it is a super-packet that will be cut; what it can't send either it
+        // drops and counts.
         BPF_FIB_LKUP_RET_FRAG_NEEDED | BPF_FIB_LKUP_RET_FWD_DISABLED | BPF_FIB_LKUP_RET_UNSUPP_LWT => {
             return Reason::NoXdpWayOut;
         }
@@ -196,7 +198,8 @@ fn dsr_at_tc<V: Family, F: SkbFrame>(frame: &F, ifindex: u32, work: &mut Work<V:
 /// `None`: found, if only without a neighbour.
 #[inline(always)]
 fn look_up_at_tc(skb: &TcContext, fib: &mut FibParams) -> Option<Reason> {
-    // SAFETY: as in `nat_at_xdp`. Without a length the kernel checks the MTU against the buffer itself, segments counted apart.
+    // SAFETY: as in `nat_at_xdp`. Without a length the kernel checks the MTU against the buffer
+    // itself, segments counted apart.
     let found = unsafe { bpf_fib_lookup(skb.as_ptr(), fib, size_of::<FibParams>() as i32, 0) } as u32;
     match found {
         BPF_FIB_LKUP_RET_SUCCESS | BPF_FIB_LKUP_RET_NO_NEIGH => None,
@@ -211,7 +214,8 @@ fn redirect_neigh(ifindex: u32, mut neighbour: bpf_redir_neigh) -> Out {
     Out::Helper(unsafe { bpf_redirect_neigh(ifindex, &raw mut neighbour, size_of_val(&neighbour) as i32, 0) } as i32)
 }
 
-/// Whether a packet that leaves this node is the answer of a backend that keeps the client's address; then `work` says what it becomes.
+/// Whether a packet that leaves this node is the answer of a backend that keeps the client's
+/// address; then `work` says what it becomes.
 #[inline(always)]
 pub fn is_answer_of_kept<V: Family, F: Frame>(frame: &F, ifindex: u32, work: &mut Work<V::Addr>) -> bool {
     let Some(settings) = maps::SETTINGS.get(0) else { return false };
@@ -224,7 +228,8 @@ pub fn is_answer_of_kept<V: Family, F: Frame>(frame: &F, ifindex: u32, work: &mu
         && decide::from_backend::<V, F>(frame, ifindex, settings, true, work).is_ok()
 }
 
-/// Gives what a backend on this node, or behind it, answers the VIP's address again, at TC egress; its way stays.
+/// Gives what a backend on this node, or behind it, answers the VIP's address again, at TC egress;
+/// its way stays.
 #[inline(always)]
 pub fn at_egress<V: Family>(skb: &TcContext, work: &Work<V::Addr>) -> Reason {
     if work.quoted != 0 || work.direction != Direction::ToClient {

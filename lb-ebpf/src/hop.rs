@@ -1,5 +1,6 @@
-//! The next hop towards a DSR backend, remembered for some jiffies on each CPU: a FIB look-up costs more than all the rest of a packet.
-//! Changes of routes and neighbours are followed within that time. See docs/adr/0005.
+//! The next hop towards a DSR backend, remembered for some jiffies on each CPU: a FIB look-up costs
+//! more than all the rest of a packet. Changes of routes and neighbours are followed within that
+//! time. See docs/adr/0005.
 
 use core::mem::zeroed;
 
@@ -43,7 +44,8 @@ pub struct Hop {
     ways_out: u32,
     /// Bytes from the (outer) IP header on that fit; 0: the kernel did not say.
     pub mtu: u32,
-    /// Destination and source MAC as they begin a frame: copied word by word, a copy of bytes becomes a call.
+    /// Destination and source MAC as they begin a frame: copied word by word, a copy of bytes
+    /// becomes a call.
     pub macs: [u32; 3],
 }
 

@@ -1,4 +1,5 @@
-//! ICMP to an address of ours: echo, and errors that quote a packet of a flow, also if they quote only eight bytes of its TCP.
+//! ICMP to an address of ours: echo, and errors that quote a packet of a flow, also if they quote
+//! only eight bytes of its TCP.
 
 use core::mem::offset_of;
 
@@ -94,7 +95,8 @@ pub fn to_snat<V: Family, F: Frame>(frame: &F, work: &mut Work<V::Addr>) -> Resu
     of_nat::<V>(work).ok_or(Reason::NotVip)
 }
 
-/// Where the packet begins that an error quotes, if it was sent from the address that gets the error; the flow that it answers is in `work.back`.
+/// Where the packet begins that an error quotes, if it was sent from the address that gets the
+/// error; the flow that it answers is in `work.back`.
 #[inline(always)]
 fn quoted_flow<V: Family, F: Frame>(frame: &F, work: &mut Work<V::Addr>) -> Option<usize> {
     let quoted = work.transport.offset.wrapping_add(size_of::<IcmpHeader>());
@@ -128,7 +130,8 @@ fn of_nat<V: Family>(work: &mut Work<V::Addr>) -> Option<()> {
     Some(())
 }
 
-/// The way of an error about what a backend of a DSR service sent to a client: to that backend, unchanged.
+/// The way of an error about what a backend of a DSR service sent to a client: to that backend,
+/// unchanged.
 #[inline(always)]
 fn of_dsr<V: Family, F: Frame>(settings: &Settings, ifindex: u32, work: &mut Work<V::Addr>) -> Result<(), Reason> {
     let key = VipKey::tcp(work.back.dst.read(), work.back.dst_port_be);
@@ -158,8 +161,9 @@ fn quoted_transport<V: Family, F: Frame>(frame: &F, quoted: usize) -> Option<usi
     }
 }
 
-/// Rewrites the outer addresses and the quoted packet; the error then comes from, and speaks of, what its receiver knows.
-/// Returns `None` if the packet has become shorter meanwhile, which cannot be.
+/// Rewrites the outer addresses and the quoted packet; the error then comes from, and speaks of,
+/// what its receiver knows. Returns `None` if the packet has become shorter meanwhile, which cannot
+/// be.
 #[inline(always)]
 pub fn rewrite<V: Family, F: Frame>(frame: &F, l3: usize, work: &Work<V::Addr>) -> Option<()> {
     let to = &work.to;

@@ -1,4 +1,5 @@
-//! Weir's programs as a library: everything but the entry points, so that the host compiles it and tests what needs no kernel.
+//! Weir's programs as a library: everything but the entry points, so that the host compiles it and
+//! tests what needs no kernel.
 #![cfg_attr(not(test), no_std)]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch, core_intrinsics))]
 #![cfg_attr(

@@ -111,7 +111,8 @@ pub static SEEN_V6: Seen<V6Addr> = LruHashMap::new();
 #[btf_map]
 pub static SYNS: Array<u64, { SYNS_LEN as usize }, { BPF_F_MMAPABLE as usize }> = Array::new();
 
-/// Slot → when its owners last agreed, in tenths of seconds of CLOCK_BOOTTIME; 0: not known. The agent's, for its own restart.
+/// Slot → when its owners last agreed, in tenths of seconds of CLOCK_BOOTTIME; 0: not known. The
+/// agent's, for its own restart.
 #[btf_map]
 pub static SLOT_CLOCKS: Array<u32, { RING_ARENA_SLOTS as usize }, { BPF_F_MMAPABLE as usize }> = Array::new();
 
@@ -145,7 +146,8 @@ pub static BACKEND_STATS: PerCpuArray<Stats, { MAX_BACKENDS as usize }> = PerCpu
 #[btf_map]
 pub static VERDICTS: PerCpuArray<u64, { VERDICTS_LEN as usize }> = PerCpuArray::new();
 
-/// How XDP may send through an interface: ifindex → `WAY_OUT_*`; one that is not in it takes only `XDP_TX`.
+/// How XDP may send through an interface: ifindex → `WAY_OUT_*`; one that is not in it takes only
+/// `XDP_TX`.
 #[btf_map]
 pub static WAYS_OUT: Table<u32, u32, { MAX_INTERFACES as usize }> = HashMap::new();
 
@@ -192,7 +194,8 @@ pub fn count_stats(service: u32, backend: u32, change: impl Fn(&mut Stats)) {
     }
 }
 
-/// Counts a packet to a VIP and port that was not forwarded. When REFUSALS is full it counts in `VERDICTS` alone.
+/// Counts a packet to a VIP and port that was not forwarded. When REFUSALS is full it counts in
+/// `VERDICTS` alone.
 #[inline(never)]
 pub fn count_refusal(service: u32, reason: Reason) {
     if matches!(reason.kind(), Kind::Reject | Kind::Drop)
@@ -216,7 +219,8 @@ pub fn count_refusal(service: u32, reason: Reason) {
 #[inline(always)]
 pub fn slot(index: u32) -> Option<Slot> {
     let word = RINGS.get_ptr(index)?;
-    // SAFETY: an aligned word of a live array; the agent changes it at any time, so it is read once.
+    // SAFETY: an aligned word of a live array; the agent changes it at any time, so it is read
+    // once.
     Some(Slot(unsafe { word.read_volatile() }))
 }
 

@@ -1,5 +1,6 @@
-//! On a backend's node: what comes in a tunnel must fit into one, header and all. So the SYN-ACK of a backend that is reached through a tunnel tells
-//! its client a smaller MSS (RFC 9293, section 3.7.1), and no packet grows too large for its way.
+//! On a backend's node: what comes in a tunnel must fit into one, header and all. So the SYN-ACK of
+//! a backend that is reached through a tunnel tells its client a smaller MSS (RFC 9293, section
+//! 3.7.1), and no packet grows too large for its way.
 
 use aya_ebpf::{
     EbpfContext, btf_maps::LruHashMap, helpers::generated::bpf_check_mtu, macros::btf_map, programs::TcContext,
@@ -17,13 +18,15 @@ use crate::{
 /// Addresses that are reached through tunnels; each SYN brings its own again.
 const MAX_TUNNELLED: usize = 4096;
 
-/// Destination of SYNs that came in a tunnel → the most bytes, from the IP header on, that fit into it.
+/// Destination of SYNs that came in a tunnel → the most bytes, from the IP header on, that fit into
+/// it.
 #[btf_map]
 pub static TUNNELLED_V4: LruHashMap<V4Addr, u32, MAX_TUNNELLED> = LruHashMap::new();
 #[btf_map]
 pub static TUNNELLED_V6: LruHashMap<V6Addr, u32, MAX_TUNNELLED> = LruHashMap::new();
 
-/// Notes how much fits into the tunnel through which a SYN came: its packet begins at `l3`, behind `surplus` bytes of outer headers.
+/// Notes how much fits into the tunnel through which a SYN came: its packet begins at `l3`, behind
+/// `surplus` bytes of outer headers.
 #[inline(always)]
 pub fn note<I: Family, F: Frame + EbpfContext>(
     frame: &F,
@@ -39,7 +42,8 @@ pub fn note<I: Family, F: Frame + EbpfContext>(
         return None;
     }
     let mut mtu = 0_u32;
-    // SAFETY: the context is this program's; 0 is the interface of the packet. What it says of this packet does not matter.
+    // SAFETY: the context is this program's; 0 is the interface of the packet. What it says of this
+    // packet does not matter.
     unsafe { bpf_check_mtu(frame.as_ptr(), 0, &raw mut mtu, 0, 0) };
     let room = mtu.checked_sub(surplus as u32)?;
     let (_, vip) = I::addresses(&ip_header::<I, F>(frame, l3)?);
@@ -49,7 +53,8 @@ pub fn note<I: Family, F: Frame + EbpfContext>(
     Some(())
 }
 
-/// Makes the MSS of a SYN-ACK that leaves this node fit what was noted for its source. `None`: there was nothing to do.
+/// Makes the MSS of a SYN-ACK that leaves this node fit what was noted for its source. `None`:
+/// there was nothing to do.
 #[inline(never)]
 pub fn clamp<V: Family, F: Frame>(frame: &F, skb: &TcContext) -> Option<()> {
     let transport = V::walk(frame, L3).ok()?;

@@ -1,4 +1,5 @@
-//! The flows of mode `nat`: finding them, following their state. Opening one is in [`crate::ports`].
+//! The flows of mode `nat`: finding them, following their state. Opening one is in
+//! [`crate::ports`].
 
 use lb_common::{
     backend::Backend,
@@ -33,7 +34,8 @@ pub struct Now {
 
 /// `last_seen_ns` is written once in this time, not for each packet.
 const TOUCH_NS: u64 = 1_000_000_000;
-/// How far the acknowledgement that ends a handshake may be ahead of the expected one: data of a backend that speaks first. A guess hits it once in 65,536 times.
+/// How far the acknowledgement that ends a handshake may be ahead of the expected one: data of a
+/// backend that speaks first. A guess hits it once in 65,536 times.
 const HANDSHAKE_WINDOW: u32 = 1 << 16;
 
 /// A packet of a client to a VIP.
@@ -43,7 +45,8 @@ pub enum FromClient {
     Known,
     /// A SYN that wants a flow.
     Opens,
-    /// The same, and the client has used this port before: `Work::{to, backend}` and `entry.generation` say for what.
+    /// The same, and the client has used this port before: `Work::{to, backend}` and
+    /// `entry.generation` say for what.
     OpensAgain,
 }
 
@@ -76,8 +79,8 @@ pub fn from_client<V: Family, F: Frame>(
         return Ok(FromClient::Known);
     }
     if let Some(entry) = V::nat_half_open().find(&work.from) {
-        // SAFETY: as above; of an LRU entry that is evicted just now another flow may use the memory: its packets are then
-        // taken for lost by TCP.
+        // SAFETY: as above; of an LRU entry that is evicted just now another flow may use the
+        // memory: its packets are then taken for lost by TCP.
         if is_fresh(now, unsafe { &*entry }) {
             return half_open::<V, F>(now, frame, service, entry, work);
         }
@@ -127,7 +130,8 @@ fn opens_again<A: Addr>(seen: &NatEntry<A>, work: &mut Work<A>) -> FromClient {
     FromClient::OpensAgain
 }
 
-/// Whether the half-open entry `work.back` is that of `work.from`: an LRU may have evicted it alone, and another flow have claimed its tuple.
+/// Whether the half-open entry `work.back` is that of `work.from`: an LRU may have evicted it
+/// alone, and another flow have claimed its tuple.
 #[inline(always)]
 fn is_way_back<V: Family>(work: &Work<V::Addr>) -> bool {
     // SAFETY: as in `from_client`.
@@ -175,8 +179,8 @@ fn confirm<V: Family>(now: &Now, entry: *mut NatEntry<V::Addr>, work: &mut Work<
     forget_pair::<V>(V::nat_half_open(), work);
 }
 
-/// A flow that both ends have finished leaves ESTABLISHED, so that its room is for those that live: what is over is kept where a newer flow may
-/// take its place.
+/// A flow that both ends have finished leaves ESTABLISHED, so that its room is for those that live:
+/// what is over is kept where a newer flow may take its place.
 #[inline(always)]
 fn retire_if_finished<V: Family>(now: &Now, entry: *mut NatEntry<V::Addr>, work: &mut Work<V::Addr>) {
     // SAFETY: as in `from_client`; read anew, for `mark` has changed it.
@@ -287,7 +291,8 @@ fn follow<V: Family, F: Frame>(
             Direction::ToBackend => {
                 let first = if seen.flags & NAT_FIN_BACKEND == 0 { NAT_CLIENT_FIRST } else { 0 };
                 mark::<V>(table, entry, NAT_FIN_CLIENT | first, work);
-                // What a new SYN must exceed stands where a search for a free port looks: in the entry of the way back.
+                // What a new SYN must exceed stands where a search for a free port looks: in the
+                // entry of the way back.
                 work.back = seen.peer();
                 if let Some(peer) = table.find(&work.back) {
                     // SAFETY: as in `from_client`.
@@ -341,7 +346,8 @@ fn unmark<V: Family>(
     }
 }
 
-/// Whether an established entry has been idle for less than its state allows, in one direction at least. Uses `work.entry.to`.
+/// Whether an established entry has been idle for less than its state allows, in one direction at
+/// least. Uses `work.entry.to`.
 #[inline(always)]
 pub fn is_alive<V: Family>(now: &Now, seen: &NatEntry<V::Addr>, work: &mut Work<V::Addr>) -> bool {
     let allowed = now.settings.nat_timeouts.of(seen.flags);

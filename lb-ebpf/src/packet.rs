@@ -1,10 +1,12 @@
-//! The only pointer arithmetic: checked views of headers in the directly reachable part of a packet.
+//! The only pointer arithmetic: checked views of headers in the directly reachable part of a
+//! packet.
 
 use core::marker::PhantomData;
 
 /// Where a packet comes from: XDP, TC, or a test.
 pub trait Frame {
-    /// At TC checksums may be partial, lengths those of a GRO super-packet, and resets can't be sent.
+    /// At TC checksums may be partial, lengths those of a GRO super-packet, and resets can't be
+    /// sent.
     const AT_TC: bool;
 
     /// Address of the first byte.
@@ -21,10 +23,12 @@ pub trait Frame {
     }
 }
 
-/// A header of type `T` that lies whole in the packet. Fields are named by their offset, which is checked at compile time, and come as they lie in memory: network order.
+/// A header of type `T` that lies whole in the packet. Fields are named by their offset, which is
+/// checked at compile time, and come as they lie in memory: network order.
 pub struct Header<T>(*mut u8, PhantomData<T>);
 
-/// No header of a packet that Weir serves begins farther in; a mask as well, so all of its bits are ones.
+/// No header of a packet that Weir serves begins farther in; a mask as well, so all of its bits are
+/// ones.
 const MAX_OFFSET: usize = 0xfff;
 
 /// The `T` at `offset`, if the packet reaches that far.
@@ -40,12 +44,14 @@ pub fn header<T, F: Frame>(frame: &F, offset: usize) -> Option<Header<T>> {
     Some(Header(at as *mut u8, PhantomData))
 }
 
-/// An offset that is at most [`MAX_OFFSET`], in a register of which the verifier knows that, whatever the register allocator does with it.
+/// An offset that is at most [`MAX_OFFSET`], in a register of which the verifier knows that,
+/// whatever the register allocator does with it.
 ///
-/// A comparison is not enough: LLVM may spill the offset before it, compare one register and add another that it filled from the stack, and
-/// verifiers before Linux 6.9 do not carry the bound from one to the other ("math between pkt pointer and register with unbounded min
-/// value"). What comes out of the mask is a value of its own, bounded from its first instruction on, and a bounded scalar keeps its bound
-/// through a spill.
+/// A comparison is not enough: LLVM may spill the offset before it, compare one register and add
+/// another that it filled from the stack, and verifiers before Linux 6.9 do not carry the bound
+/// from one to the other ("math between pkt pointer and register with unbounded min value"). What
+/// comes out of the mask is a value of its own, bounded from its first instruction on, and a
+/// bounded scalar keeps its bound through a spill.
 #[cfg(target_arch = "bpf")]
 #[inline(always)]
 fn bounded(offset: usize) -> usize {
@@ -94,7 +100,8 @@ impl<T> Header<T> {
         self.load::<[u8; N], AT>()
     }
 
-    /// The one's complement sum of the whole header, whose size is a multiple of four (see `lb_common::checksum`).
+    /// The one's complement sum of the whole header, whose size is a multiple of four (see
+    /// `lb_common::checksum`).
     #[inline(always)]
     pub fn sum(&self) -> u64 {
         const { assert!(size_of::<T>().is_multiple_of(4)) };
@@ -107,8 +114,9 @@ impl<T> Header<T> {
     #[inline(always)]
     pub fn set<V: Field, const AT: usize>(&self, value: V) {
         const { assert!(AT + size_of::<V>() <= size_of::<T>()) };
-        // SAFETY: `header` saw the whole T inside the packet, and the assertion that this field is inside T. The packet
-        // gives no alignment; BPF machines with Weir's other needs (x86-64, arm64) have none to give.
+        // SAFETY: `header` saw the whole T inside the packet, and the assertion that this field is
+        // inside T. The packet gives no alignment; BPF machines with Weir's other needs (x86-64,
+        // arm64) have none to give.
         unsafe { write(self.0.wrapping_add(AT), value) }
     }
 

@@ -65,8 +65,8 @@ pub struct Transport {
     pub end: usize,
 }
 
-/// The end of an IP packet whose header at `l3` says `len` bytes, if the frame holds that much and at least `least`. `field` is
-/// the length field that says so.
+/// The end of an IP packet whose header at `l3` says `len` bytes, if the frame holds that much and
+/// at least `least`. `field` is the length field that says so.
 #[inline(always)]
 fn packet_end<F: Frame>(frame: &F, l3: usize, field: u16, len: usize, least: usize) -> Result<usize, Reason> {
     let end = l3.wrapping_add(len);
@@ -74,7 +74,8 @@ fn packet_end<F: Frame>(frame: &F, l3: usize, field: u16, len: usize, least: usi
         // BIG TCP: a GRO super-packet above 64 KiB says zero.
         return Ok(frame.whole_len());
     }
-    // The whole length takes a helper's call for packets of several buffers; the reachable part mostly says enough.
+    // The whole length takes a helper's call for packets of several buffers; the reachable part
+    // mostly says enough.
     if len < least || (end > frame.reachable() && end > frame.whole_len()) {
         return Err(Reason::Malformed);
     }
@@ -195,7 +196,8 @@ impl Tcp {
     }
 }
 
-/// Reads the TCP header of a packet whose addresses are known: its ports go to `work.from`, the rest to `work.tcp`.
+/// Reads the TCP header of a packet whose addresses are known: its ports go to `work.from`, the
+/// rest to `work.tcp`.
 #[inline(always)]
 pub fn tcp<V: Family, F: Frame>(frame: &F, work: &mut Work<V::Addr>) -> Result<(), Reason> {
     let transport = work.transport;
@@ -220,8 +222,8 @@ pub fn tcp<V: Family, F: Frame>(frame: &F, work: &mut Work<V::Addr>) -> Result<(
     Ok(())
 }
 
-/// The same for an IP packet without options or extension headers whose fields all fit together; `None` for any other, which takes a longer look.
-/// Its addresses are known already.
+/// The same for an IP packet without options or extension headers whose fields all fit together;
+/// `None` for any other, which takes a longer look. Its addresses are known already.
 #[inline(always)]
 pub fn plain_tcp<V: Family, F: Frame>(frame: &F, ip: &Header<V::Header>, work: &mut Work<V::Addr>) -> Option<()> {
     let len = V::plain_tcp_len(ip)?;
@@ -265,7 +267,8 @@ fn tcp_option<F: Frame>(frame: &F, at: usize, end: usize, kind: u8) -> Option<us
         if at >= end {
             return None;
         }
-        // The verifier proves no bound for a single byte; an option that a packet ends with is padding.
+        // The verifier proves no bound for a single byte; an option that a packet ends with is
+        // padding.
         let option = header::<[u8; 2], F>(frame, at)?;
         match option.u8::<0>() {
             END => return None,

@@ -20,8 +20,9 @@ use crate::{
 
 /// Tuples that are tried before the best of those in use is taken, or the SYN refused.
 const PROBES: u32 = 12;
-/// A half-open flow is left alone for so long before a newer one may take its port, and so is a finished one whose backend keeps no TIME_WAIT:
-/// its last acknowledgement may have to be sent again.
+/// A half-open flow is left alone for so long before a newer one may take its port, and so is a
+/// finished one whose backend keeps no TIME_WAIT: its last acknowledgement may have to be sent
+/// again.
 const STEAL_AFTER_NS: u64 = 1_000_000_000;
 
 /// What holds the tuple that a backend would answer to, and since when.
@@ -30,13 +31,15 @@ enum Holder {
     Nobody,
     /// A flow that is over, whose TIME_WAIT would let this SYN in.
     Closed,
-    /// A flow whose handshake has been under way for long enough that a newer one may take its port.
+    /// A flow whose handshake has been under way for long enough that a newer one may take its
+    /// port.
     HalfOpen,
     /// Anything else.
     Flow,
 }
 
-/// Opens the flow of the SYN in `work` to the owner of its slot. `again`: `work` has the tuple that the client used before.
+/// Opens the flow of the SYN in `work` to the owner of its slot. `again`: `work` has the tuple that
+/// the client used before.
 #[inline(always)]
 pub fn open<V: Family, F: Frame>(
     now: &Now,
@@ -52,7 +55,8 @@ pub fn open<V: Family, F: Frame>(
         V::nat_established().forget(&work.from);
         V::nat_half_open().forget(&work.from);
         if work.backend == owner.index && work.entry.generation == backend.generation {
-            // The client uses its port again, as it would with the backend itself: so does the flow.
+            // The client uses its port again, as it would with the backend itself: so does the
+            // flow.
             work.back = work.to.reversed();
             V::nat_established().forget(&work.back);
             V::nat_half_open().forget(&work.back);
@@ -138,7 +142,8 @@ fn snat_address<V: Family>(now: &Now, backend: &Backend, position: u64) -> Optio
     Some(V::Addr::from_any(words))
 }
 
-/// Who holds the tuple `work.back`; since when is in `work.entry.last_seen_ns` then. Who has been idle for too long is evicted.
+/// Who holds the tuple `work.back`; since when is in `work.entry.last_seen_ns` then. Who has been
+/// idle for too long is evicted.
 #[inline(always)]
 fn holder<V: Family>(now: &Now, work: &mut Work<V::Addr>) -> Holder {
     match look_up::<V>(now, work) {
@@ -185,8 +190,9 @@ fn look_up<V: Family>(now: &Now, work: &mut Work<V::Addr>) -> u32 {
     NOBODY
 }
 
-/// Whether a backend in TIME_WAIT lets this SYN in (RFC 6191, section 2; Linux's `tcp_timewait_state_process`): by its timestamp if both connections
-/// have one, else, or if that is the same, by its sequence number.
+/// Whether a backend in TIME_WAIT lets this SYN in (RFC 6191, section 2; Linux's
+/// `tcp_timewait_state_process`): by its timestamp if both connections have one, else, or if that
+/// is the same, by its sequence number.
 #[inline(always)]
 fn is_let_in(tcp: &Tcp, sequence: u32, timestamp: u32) -> bool {
     let after = |new: u32, old: u32| (new.wrapping_sub(old) as i32) > 0;
@@ -218,7 +224,8 @@ fn evict_from<V: Family>(table: &impl FlowTable<V::Addr, NatEntry<V::Addr>>, wor
     table.forget(&work.back);
 }
 
-/// Claims the tuple `work.to` for the flow `work.from`; false if another CPU was faster, or there is no room.
+/// Claims the tuple `work.to` for the flow `work.from`; false if another CPU was faster, or there
+/// is no room.
 #[inline(never)]
 fn claim<V: Family>(now: &Now, owner: &Owner, work: &mut Work<V::Addr>) -> bool {
     work.back = work.to.reversed();

@@ -19,7 +19,8 @@ use crate::{
 pub const TCP_CHECKSUM: usize = offset_of!(TcpHdr, check);
 const V4_CHECKSUM: usize = offset_of!(Ipv4Hdr, check);
 
-/// Rewrites addresses and ports in place. `None` if the packet is shorter than it was when it was read, which cannot be.
+/// Rewrites addresses and ports in place. `None` if the packet is shorter than it was when it was
+/// read, which cannot be.
 #[inline(always)]
 pub fn in_place<V: Family, F: Frame>(
     frame: &F,
@@ -49,7 +50,8 @@ pub fn age<V: Family, F: Frame>(frame: &F, l3: usize) -> Option<()> {
         let ip = header::<Ipv4Hdr, F>(frame, l3)?;
         let ttl = ip.u8::<{ offset_of!(Ipv4Hdr, ttl) }>();
         ip.set::<u8, { offset_of!(Ipv4Hdr, ttl) }>(ttl.wrapping_sub(1));
-        // One less in the high byte of its word is one more there in the complement of the sum (RFC 1141).
+        // One less in the high byte of its word is one more there in the complement of the sum (RFC
+        // 1141).
         let check = (ip.u16::<V4_CHECKSUM>() as u32).wrapping_add(0x0100_u16.to_be() as u32);
         ip.set::<u16, V4_CHECKSUM>(check.wrapping_add((check >= 0xffff) as u32) as u16);
     } else {
@@ -60,7 +62,8 @@ pub fn age<V: Family, F: Frame>(frame: &F, l3: usize) -> Option<()> {
     Some(())
 }
 
-/// The same as [`in_place`] for a socket buffer, whose checksum may be partial or of a super-packet: the kernel's helpers know.
+/// The same as [`in_place`] for a socket buffer, whose checksum may be partial or of a
+/// super-packet: the kernel's helpers know.
 #[inline(always)]
 pub fn by_helpers<V: Family>(
     skb: &TcContext,

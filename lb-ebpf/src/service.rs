@@ -1,5 +1,7 @@
-//! The service of a VIP and port, remembered on each CPU: a look-up in a hash map is three calls of functions, which cost more than all else that it
-//! does where the kernel guards returns (AMD before Zen 5). What is remembered counts until the agent says that it has written a service. See docs/adr/0005.
+//! The service of a VIP and port, remembered on each CPU: a look-up in a hash map is three calls of
+//! functions, which cost more than all else that it does where the kernel guards returns (AMD
+//! before Zen 5). What is remembered counts until the agent says that it has written a service. See
+//! docs/adr/0005.
 
 use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
 use lb_common::{

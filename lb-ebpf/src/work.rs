@@ -1,4 +1,5 @@
-//! What a program knows of the packet in its hands. It lies in a per-CPU map: with IPv6 it would not fit the 512 bytes of stack.
+//! What a program knows of the packet in its hands. It lies in a per-CPU map: with IPv6 it would
+//! not fit the 512 bytes of stack.
 
 use aya_ebpf::{btf_maps::PerCpuArray, macros::btf_map};
 use lb_common::{
@@ -44,7 +45,8 @@ pub enum Out {
     Helper(i32),
 }
 
-/// One packet: what was read of it, and what is decided. References can't be kept in a map, so indexes are.
+/// One packet: what was read of it, and what is decided. References can't be kept in a map, so
+/// indexes are.
 pub struct Work<A> {
     /// Its 5-tuple as it came.
     pub from: Flow<A>,
@@ -78,7 +80,8 @@ pub struct Work<A> {
     pub rule: u8,
     /// An exception under construction.
     pub exception: Exception,
-    /// The most bytes from the IP header on that the way to the backend takes, when a packet was larger.
+    /// The most bytes from the IP header on that the way to the backend takes, when a packet was
+    /// larger.
     pub mtu: u32,
 }
 
@@ -93,7 +96,8 @@ impl<A> Work<A> {
         self.rule = rule::NONE;
     }
 
-    /// Forgets the ports and flags of the last packet: of this one they may never be read, and a trace tells what there is.
+    /// Forgets the ports and flags of the last packet: of this one they may never be read, and a
+    /// trace tells what there is.
     #[inline(always)]
     pub fn forget_transport(&mut self) {
         self.from.src_port_be = 0;
@@ -125,7 +129,7 @@ pub enum Program {
 pub fn place<A>(program: Program) -> Option<&'static mut Work<A>> {
     const { assert!(size_of::<Work<A>>() <= size_of::<Room>() && align_of::<Work<A>>() <= 8) };
     let room = WORK.get_ptr_mut(program as u32)?;
-    // SAFETY: the room is large enough, this CPU's alone while the program runs, and what is read of it has been written before: the
-    // enums by every path that reads them, the rest is integers.
+    // SAFETY: the room is large enough, this CPU's alone while the program runs, and what is read
+    // of it has been written before: the enums by every path that reads them, the rest is integers.
     Some(unsafe { &mut *room.cast() })
 }

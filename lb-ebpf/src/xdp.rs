@@ -24,8 +24,8 @@ impl Frame for XdpFrame {
 
     #[inline(always)]
     fn start(&self) -> usize {
-        // SAFETY: the context is this program's. Read each time anew: a copy that the compiler keeps loses what the verifier
-        // knows of it.
+        // SAFETY: the context is this program's. Read each time anew: a copy that the compiler
+        // keeps loses what the verifier knows of it.
         unsafe { (&raw const (*self.0.ctx).data).read_volatile() as usize }
     }
 

@@ -1,4 +1,5 @@
-//! The agent: one task that owns the maps and makes them say what is wanted, and the tasks that tell it what there is.
+//! The agent: one task that owns the maps and makes them say what is wanted, and the tasks that
+//! tell it what there is.
 
 mod asked;
 mod beginning;

@@ -38,7 +38,8 @@ use crate::{
     view::types::Severity,
 };
 
-/// Runs until SIGTERM or SIGINT; the data path goes on. Fails with every mistake if the file is bad, and leaves a pinned data path as it is.
+/// Runs until SIGTERM or SIGINT; the data path goes on. Fails with every mistake if the file is
+/// bad, and leaves a pinned data path as it is.
 pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     let outcome = serve(options).await;
     outcome.inspect_err(supervisor::failed)
@@ -90,7 +91,8 @@ async fn serve(options: AgentOptions) -> anyhow::Result<()> {
     outcome
 }
 
-/// Opens everything that can fail before anything is changed, then starts the tasks beside the agent's own.
+/// Opens everything that can fail before anything is changed, then starts the tasks beside the
+/// agent's own.
 async fn prepare(
     options: &AgentOptions,
     config: &Arc<Config>,
@@ -195,7 +197,8 @@ fn map_sizes(tables: &FlowTables) -> MapSizes {
     ])
 }
 
-/// The error with what is wrong on the machine, which may be its cause: a missing capability reaches us as a mere "not permitted".
+/// The error with what is wrong on the machine, which may be its cause: a missing capability
+/// reaches us as a mere "not permitted".
 async fn explained(error: &LoadError, config: &Config, pin_dir: &Path) -> anyhow::Error {
     let mut text = error.to_string();
     for finding in crate::doctor::findings(Some(config), pin_dir, &Subject::Process).await {

@@ -1,4 +1,5 @@
-//! Which backend owns which slot: pure functions of what is declared and of who is eligible. Nodes that are told the same decide the same.
+//! Which backend owns which slot: pure functions of what is declared and of who is eligible. Nodes
+//! that are told the same decide the same.
 
 pub mod candidates;
 pub mod declared;
@@ -10,7 +11,8 @@ pub use declared::Declared;
 
 use self::declared::Keys;
 
-/// The ring of one service and family: its Maglev table, and what is needed to find the next candidate of a slot.
+/// The ring of one service and family: its Maglev table, and what is needed to find the next
+/// candidate of a slot.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Ring {
     declared: Declared,
@@ -29,9 +31,11 @@ impl Ring {
         &self.declared
     }
 
-    /// The owner of each slot, as an index into the declared backends; `None` where nobody is eligible.
+    /// The owner of each slot, as an index into the declared backends; `None` where nobody is
+    /// eligible.
     ///
-    /// Only slots whose owner in the table is not eligible differ from the table; each goes to its own next candidate.
+    /// Only slots whose owner in the table is not eligible differ from the table; each goes to its
+    /// own next candidate.
     pub fn owners(&self, is_eligible: &[bool]) -> Vec<Option<u32>> {
         let eligible = |backend: u32| is_eligible.get(backend as usize).copied().unwrap_or(false);
         let candidates = candidates::Candidates::new(&self.declared, &self.keys, is_eligible);

@@ -1,4 +1,5 @@
-//! The configuration file: how it is read with every mistake named, its example and its JSON schema.
+//! The configuration file: how it is read with every mistake named, its example and its JSON
+//! schema.
 
 mod address;
 mod check;

@@ -1,4 +1,5 @@
-//! The data path as the agent sees it: loading and attaching the programs, reading and writing their maps.
+//! The data path as the agent sees it: loading and attaching the programs, reading and writing
+//! their maps.
 
 pub mod arena;
 pub mod attach;

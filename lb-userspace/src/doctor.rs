@@ -16,7 +16,8 @@ use crate::{
     view::types::{Finding, Severity},
 };
 
-/// Looks at everything that Weir needs: the capabilities of `subject`, the kernel, and with a configuration also its interfaces and the ways to its backends. Worst first.
+/// Looks at everything that Weir needs: the capabilities of `subject`, the kernel, and with a
+/// configuration also its interfaces and the ways to its backends. Worst first.
 pub async fn findings(config: Option<&Config>, pin_dir: &Path, subject: &Subject) -> Vec<Finding> {
     let mut findings = kernel::findings(pin_dir);
     findings.push(capabilities::finding(subject));

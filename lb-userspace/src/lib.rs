@@ -1,5 +1,5 @@
-//! Weir's agent and CLI. State flows one way: source → desired state → + health → eligibility → rings → reconcile → BPF maps
-//! (docs/architecture.md).
+//! Weir's agent and CLI. State flows one way: source → desired state → + health → eligibility →
+//! rings → reconcile → BPF maps (docs/architecture.md).
 #![deny(unsafe_code)]
 
 pub mod agent;

@@ -1,5 +1,6 @@
-//! The agent's metrics: what a [`Snapshot`] holds, what is measured beside it, and the process itself, as OpenMetrics text. The names and
-//! labels are a contract with users' dashboards and alerts.
+//! The agent's metrics: what a [`Snapshot`] holds, what is measured beside it, and the process
+//! itself, as OpenMetrics text. The names and labels are a contract with users' dashboards and
+//! alerts.
 
 mod collect;
 mod measured;
@@ -55,7 +56,8 @@ impl Metrics {
         let mut text = String::new();
         let encoded = text::encode_registry(&mut text, &registry).and_then(|()| text::encode(&mut text, &shared));
         if encoded.is_err() {
-            // Writing to a string does not fail; a value that cannot be written does, and says nothing more.
+            // Writing to a string does not fail; a value that cannot be written does, and says
+            // nothing more.
             tracing::error!(target: "weir::metrics", "the metrics could not be encoded: what is served is cut short");
         }
         text

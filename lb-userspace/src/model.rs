@@ -1,5 +1,5 @@
-//! Desired state, checked: whatever holds a [`Config`] need not doubt it. Sources make it; a file is
-//! one of them.
+//! Desired state, checked: whatever holds a [`Config`] need not doubt it. Sources make it; a file
+//! is one of them.
 
 pub mod incompatible;
 pub mod seed;
@@ -72,7 +72,8 @@ pub struct Timeouts {
 pub struct Tunnel {
     /// From whom this node takes them; empty: from nobody.
     pub peers: Vec<Prefix>,
-    /// Within which the outer source varies by flow, at most one of each family; without one it is the node's address towards the tunnel.
+    /// Within which the outer source varies by flow, at most one of each family; without one it is
+    /// the node's address towards the tunnel.
     pub source: Vec<Prefix>,
 }
 
@@ -124,7 +125,8 @@ pub struct Service {
     /// A prime.
     pub ring_size: u32,
     pub drain_timeout: Duration,
-    /// How long a slot that changed owner sends what it does not know to the owner before. It changes nothing in `nat`, which has an entry for every flow.
+    /// How long a slot that changed owner sends what it does not know to the owner before. It
+    /// changes nothing in `nat`, which has an entry for every flow.
     pub settle_time: Duration,
     pub on_dead: OnDead,
     /// None: no probes; every backend counts as up.
@@ -158,10 +160,12 @@ impl Mode {
     }
 }
 
-/// What becomes of the flows of a backend that is gone, or dead while at least half of its service is up.
+/// What becomes of the flows of a backend that is gone, or dead while at least half of its service
+/// is up.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum OnDead {
-    /// They go to their slot's owner, who resets what it does not know. In `nat`, where nobody else can answer, a dead backend keeps them.
+    /// They go to their slot's owner, who resets what it does not know. In `nat`, where nobody else
+    /// can answer, a dead backend keeps them.
     #[default]
     Next,
     /// Weir resets them.

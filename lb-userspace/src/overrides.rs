@@ -1,4 +1,5 @@
-//! What a person set by the CLI, over what the file says; kept in the state directory until it is taken back.
+//! What a person set by the CLI, over what the file says; kept in the state directory until it is
+//! taken back.
 
 pub mod store;
 
@@ -56,7 +57,8 @@ impl Overrides {
         before != to
     }
 
-    /// Drops what was set for backends that neither the file names nor the data path still drains; gives their names.
+    /// Drops what was set for backends that neither the file names nor the data path still drains;
+    /// gives their names.
     ///
     /// A backend that comes back while it drains is the same one, and keeps what was set for it.
     pub fn forget_gone(&mut self, config: &Config, is_draining: impl Fn(&BackendId) -> bool) -> Vec<BackendId> {
@@ -85,7 +87,8 @@ pub struct Effective {
     pub admin_from: Origin,
 }
 
-/// A drain set by the CLI holds over `active`; `disabled` in the file is stronger, and ends the flows all the same.
+/// A drain set by the CLI holds over `active`; `disabled` in the file is stronger, and ends the
+/// flows all the same.
 pub fn effective(backend: &Backend, set: Override) -> Effective {
     let (admin, admin_from) = match (backend.state, set.drain) {
         (AdminState::Active, true) => (AdminState::Draining, Origin::Cli),
@@ -114,7 +117,8 @@ pub fn apply(config: &Config, overrides: &Overrides) -> BTreeMap<BackendId, Effe
     config.services.iter().flat_map(of_service).collect()
 }
 
-/// A family of the service's VIPs, `IPv4` or `IPv6`, in which no backend would have a weight: what the file may not say, the CLI may not set.
+/// A family of the service's VIPs, `IPv4` or `IPv6`, in which no backend would have a weight: what
+/// the file may not say, the CLI may not set.
 pub fn weightless_family(service: &Service, overrides: &Overrides) -> Option<&'static str> {
     let is_weightless = |v4: bool| {
         let weight = |backend: &Backend| {

@@ -33,7 +33,8 @@ pub struct Agent {
     pub log: PathBuf,
     /// What runs when it is started the next time.
     pub binary: PathBuf,
-    /// What root may do there from its next start on, as `setpriv --bounding-set` has it: [`unit_capabilities`].
+    /// What root may do there from its next start on, as `setpriv --bounding-set` has it:
+    /// [`unit_capabilities`].
     pub capabilities: String,
     /// Variables of its environment, from its next start on.
     pub environment: Vec<(OsString, OsString)>,
@@ -55,7 +56,8 @@ impl Agent {
         agent.started()
     }
 
-    /// The same on another machine of the bed. `name`, which is also that of its directories, is its own.
+    /// The same on another machine of the bed. `name`, which is also that of its directories, is
+    /// its own.
     pub fn start_beside(bed: &Bed, netns: &Netns, name: &str, config: &AgentConfig) -> Result<Self> {
         let dir = bed.dir().join(name).join("agent");
         fs::create_dir_all(&dir).with_context(|| format!("can't make {}", dir.display()))?;
@@ -276,8 +278,8 @@ impl Drop for Agent {
     }
 }
 
-/// The capabilities that the shipped unit grants, as `setpriv --bounding-set` wants them: the agent of every test has no others, so that
-/// one which it needs and the unit lacks fails the tests.
+/// The capabilities that the shipped unit grants, as `setpriv --bounding-set` wants them: the agent
+/// of every test has no others, so that one which it needs and the unit lacks fails the tests.
 pub fn unit_capabilities() -> Result<String> {
     let unit = Path::new(env!("CARGO_MANIFEST_DIR")).join("../deploy/systemd/weir.service");
     let text = fs::read_to_string(&unit).with_context(|| format!("can't read {}", unit.display()))?;

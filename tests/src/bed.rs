@@ -1,4 +1,5 @@
-//! A bed: a client, a balancer and servers, each in a network namespace of its own, with a bpffs and files of its own.
+//! A bed: a client, a balancer and servers, each in a network namespace of its own, with a bpffs
+//! and files of its own.
 
 use std::{
     fs,
@@ -14,11 +15,13 @@ use crate::{leftovers, netns::Netns, servers::Nginx, wiring};
 /// Where the balancer stands.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Layout {
-    /// Between client and servers, with an arm to each: `nat`. Without Weir it is a plain router to the servers.
+    /// Between client and servers, with an arm to each: `nat`. Without Weir it is a plain router to
+    /// the servers.
     Routed,
     /// Beside the servers, on their network; they hold the VIPs and answer past it: `dsr-l2`.
     SharedL2,
-    /// On links of its own behind the router that the servers are behind as well; they hold the VIPs and answer past it: `dsr-ipip`.
+    /// On links of its own behind the router that the servers are behind as well; they hold the
+    /// VIPs and answer past it: `dsr-ipip`.
     Tunnelled,
 }
 
@@ -36,7 +39,8 @@ pub const fn server_v6(number: u16) -> IpAddr {
     IpAddr::V6(Ipv6Addr::new(0xfd02, 0, 0, 0, 0, 0, 0, 0x10 + number))
 }
 
-/// The address of balancer `number`, from 1, in [`Layout::Tunnelled`], where each has a link of its own to the router.
+/// The address of balancer `number`, from 1, in [`Layout::Tunnelled`], where each has a link of its
+/// own to the router.
 pub const fn balancer_v4(number: u16) -> IpAddr {
     IpAddr::V4(Ipv4Addr::new(10, 3, number as u8, 2))
 }
@@ -148,13 +152,15 @@ impl Bed {
         (1..).zip(&self.servers).map(|(number, netns)| Nginx::start(&self.dir(), netns, number)).collect()
     }
 
-    /// In [`Layout::Tunnelled`]: the router sends what is for the VIPs to these balancers (from 1), by ECMP.
+    /// In [`Layout::Tunnelled`]: the router sends what is for the VIPs to these balancers (from 1),
+    /// by ECMP.
     pub fn route_to_balancers(&self, numbers: &[u16]) -> Result<()> {
         let router = self.router.as_ref().with_context(|| format!("the layout {:?} has no router", self.layout))?;
         wiring::route_to_balancers(router, numbers)
     }
 
-    /// In [`Layout::Tunnelled`]: the link of this balancer (from 1) with all that the kernel forgot when it went down.
+    /// In [`Layout::Tunnelled`]: the link of this balancer (from 1) with all that the kernel forgot
+    /// when it went down.
     pub fn bring_up_balancer(&self, number: u16) -> Result<()> {
         let netns = self.balancers().nth(usize::from(number) - 1);
         wiring::bring_up_balancer(netns.with_context(|| format!("there is no balancer {number}"))?, number)

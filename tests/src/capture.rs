@@ -23,7 +23,8 @@ pub struct Capture {
 }
 
 impl Capture {
-    /// The frames that arrive at `interface` and match `filter`, the first 200 bytes of each; it listens when this returns.
+    /// The frames that arrive at `interface` and match `filter`, the first 200 bytes of each; it
+    /// listens when this returns.
     pub fn start(netns: &Netns, interface: &str, filter: &str) -> Result<Self> {
         let mut command = netns.command("tcpdump");
         command.args(["-i", interface, "-Q", "in", "-n", "-s", "200", "--immediate-mode", "-U", "-w", "-", filter]);
@@ -77,7 +78,8 @@ fn frames(pcap: &[u8]) -> Result<Vec<Vec<u8>>> {
         bail!("tcpdump wrote {header:02x?}, which is no pcap header");
     }
     let mut frames = Vec::new();
-    // Time, time, length here, length on the wire. tcpdump may have been ended in the middle of a packet.
+    // Time, time, length here, length on the wire. tcpdump may have been ended in the middle of a
+    // packet.
     while let Some((record, after)) = rest.split_at_checked(16) {
         let length = u32::from_ne_bytes([record[8], record[9], record[10], record[11]]) as usize;
         let Some((frame, after)) = after.split_at_checked(length) else { break };

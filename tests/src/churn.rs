@@ -1,4 +1,5 @@
-//! Random changes of backends, made as a person would make them (by the file and by the CLI), and the truth about which backends live.
+//! Random changes of backends, made as a person would make them (by the file and by the CLI), and
+//! the truth about which backends live.
 
 use std::{
     collections::BTreeMap,
@@ -32,11 +33,13 @@ pub struct Churn<'a> {
     truth: Truth,
 }
 
-/// Backends of each family that must take new connections at any time, so that a refused one is a failure.
+/// Backends of each family that must take new connections at any time, so that a refused one is a
+/// failure.
 const SERVING: usize = 4;
 
 impl<'a> Churn<'a> {
-    /// All servers of the bed are backends of `web` now. The seed decides what is changed; not to the millisecond when.
+    /// All servers of the bed are backends of `web` now. The seed decides what is changed; not to
+    /// the millisecond when.
     pub fn new(bed: &Bed, agent: &'a Agent, echo: &'a EchoServers, config: &AgentConfig, seed: u64) -> Result<Self> {
         let service = config.services.first().context("the configuration has no service")?;
         let drain_timeout = service.drain_timeout.context("the truth needs a drainTimeout")?;
@@ -78,7 +81,8 @@ impl<'a> Churn<'a> {
         self.truth
     }
 
-    /// Decides on a change. What the CLI does is done at once, what the file says is published by the caller.
+    /// Decides on a change. What the CLI does is done at once, what the file says is published by
+    /// the caller.
     fn change(&mut self) -> Result<Hand> {
         let (address, change) = self.choose();
         let now = Instant::now();
@@ -106,7 +110,8 @@ impl<'a> Churn<'a> {
                 same_server.for_each(|other| other.take(change, now));
             }
             Change::Add => {
-                // What a person set by the CLI is kept while the backend drains; whether it was gone by now is not known here.
+                // What a person set by the CLI is kept while the backend drains; whether it was
+                // gone by now is not known here.
                 self.publish()?;
                 self.agent.cli(&["undrain", &selector])?;
                 self.agent.cli(&["set", "weight", &selector, "--reset"])?;
@@ -156,7 +161,8 @@ impl<'a> Churn<'a> {
         })
     }
 
-    /// Writes the file and lets the agent know by one of the ways that there are; returns when it is in force.
+    /// Writes the file and lets the agent know by one of the ways that there are; returns when it
+    /// is in force.
     fn publish(&mut self) -> Result<()> {
         let before = self.agent.status()?.config.loaded_at;
         let web = self.config.services.first_mut().context("the configuration has no service")?;

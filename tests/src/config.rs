@@ -60,7 +60,8 @@ impl Health {
     pub const QUICK: Health =
         Health { interval: Duration::from_millis(500), timeout: Duration::from_millis(400), fall: 3, rise: 2 };
 
-    /// After this a dead server gets no new connection: the promise of the project, with the tenth of a second that it allows.
+    /// After this a dead server gets no new connection: the promise of the project, with the tenth
+    /// of a second that it allows.
     pub fn promised_ejection(&self) -> Duration {
         self.interval * self.fall + self.timeout + Duration::from_millis(100)
     }
@@ -77,7 +78,8 @@ pub struct Backend {
 }
 
 impl AgentConfig {
-    /// `web` on port 80 of both VIPs, over the first `servers` servers of the bed, in the mode that the layout is made for.
+    /// `web` on port 80 of both VIPs, over the first `servers` servers of the bed, in the mode that
+    /// the layout is made for.
     pub fn web(bed: &Bed, servers: u16, health: Health) -> Self {
         let backends = VIPS
             .iter()
@@ -121,7 +123,8 @@ impl AgentConfig {
         }
     }
 
-    /// The same with `iperf` on port 5201, over the same servers; both connections of an iperf3 client meet the same server.
+    /// The same with `iperf` on port 5201, over the same servers; both connections of an iperf3
+    /// client meet the same server.
     pub fn with_iperf(mut self, bed: &Bed, servers: u16) -> Self {
         let address = |number, vip: &IpAddr| SocketAddr::new(bed.backend(number, *vip).ip(), 5201);
         self.services.push(Service {

@@ -1,5 +1,6 @@
-//! A crowd of connections to the echo servers, each with its story: talkers say a number every 100 ms and check the answer, the silent
-//! speak once at the beginning and once at the end, and passers come and go all the time.
+//! A crowd of connections to the echo servers, each with its story: talkers say a number every 100
+//! ms and check the answer, the silent speak once at the beginning and once at the end, and passers
+//! come and go all the time.
 
 use std::{
     cell::RefCell,
@@ -87,7 +88,8 @@ impl Crowd {
         Ok(crowd)
     }
 
-    /// Lets the silent speak, ends all, and returns their stories. A lost connection is followed by another one, which is a story of its own.
+    /// Lets the silent speak, ends all, and returns their stories. A lost connection is followed by
+    /// another one, which is a story of its own.
     pub fn finish(mut self) -> Result<Vec<Story>> {
         self.end()
     }

@@ -1,5 +1,6 @@
-//! Millions of flows in seconds: an XDP program makes the packets, sent by live frames on the link to the balancer, and a door at the other
-//! end of that link drops and counts what the balancer sends on.
+//! Millions of flows in seconds: an XDP program makes the packets, sent by live frames on the link
+//! to the balancer, and a door at the other end of that link drops and counts what the balancer
+//! sends on.
 
 use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -57,7 +58,8 @@ pub fn pour(bed: &Bed, target: SocketAddr, kind: Kind, flows: u32) -> Result<Pou
     netns.run(move || pour_here(target, kind, flows, wire, idle.ifindex))?
 }
 
-/// Where a deluge is poured: an interface of this thread's namespace, and the MAC addresses of both ends of its link.
+/// Where a deluge is poured: an interface of this thread's namespace, and the MAC addresses of both
+/// ends of its link.
 #[derive(Clone, Copy)]
 struct Wire {
     interface: &'static str,
@@ -65,8 +67,8 @@ struct Wire {
     macs: [Mac; 2],
 }
 
-/// An interface without traffic, to which the generator is attached while it runs: for a program that is not in use the kernel spends 25 ms before
-/// and after each run.
+/// An interface without traffic, to which the generator is attached while it runs: for a program
+/// that is not in use the kernel spends 25 ms before and after each run.
 struct Idle<'a> {
     netns: &'a Netns,
     ifindex: u32,
@@ -88,10 +90,12 @@ impl Drop for Idle<'_> {
     }
 }
 
-/// Drops and counts what comes from a deluge right behind the balancer, which is what is looked at here, and not how servers bear a flood.
+/// Drops and counts what comes from a deluge right behind the balancer, which is what is looked at
+/// here, and not how servers bear a flood.
 pub fn close_door(bed: &Bed) -> Result<()> {
     let (netns, interface) = facing_balancer(bed)?;
-    // 198.18.0.0/15 and fd99::/64 as sources; of tunnel packets within, behind an outer header of 20 or 40 bytes.
+    // 198.18.0.0/15 and fd99::/64 as sources; of tunnel packets within, behind an outer header of
+    // 20 or 40 bytes.
     let rules = format!(
         "table netdev door {{ counter stopped {{}}; chain arriving {{ type filter hook ingress device {interface} priority -500; \
          ip saddr 198.18.0.0/15 counter name stopped drop; ip6 saddr fd99::/64 counter name stopped drop; \
@@ -172,7 +176,8 @@ impl Generator {
         Ok(Self { ebpf, program, plan, wire })
     }
 
-    /// Sends the next `count` packets of the plan, never more of them at a time than the veth takes.
+    /// Sends the next `count` packets of the plan, never more of them at a time than the veth
+    /// takes.
     fn run(&mut self, plan: &mut Plan, count: u32) -> Result<()> {
         let mut left = count;
         while left > 0 {
@@ -201,7 +206,8 @@ impl Generator {
     }
 }
 
-/// Packets that the other end of a veth of this thread's namespace has taken, or that were dropped on the way there.
+/// Packets that the other end of a veth of this thread's namespace has taken, or that were dropped
+/// on the way there.
 fn arrived(interface: &str) -> Result<u64> {
     let text = std::fs::read_to_string("/proc/thread-self/net/dev").context("can't read net/dev")?;
     let line = text.lines().find_map(|line| line.trim_start().strip_prefix(interface)?.strip_prefix(':'));

@@ -1,5 +1,6 @@
-//! A server in every server's namespace that says who it is: `17 42` is answered by `s3 17 42`. One thread and one process for all of them.
-//! Its page `/healthz` can be turned to 503 while it goes on serving.
+//! A server in every server's namespace that says who it is: `17 42` is answered by `s3 17 42`. One
+//! thread and one process for all of them. Its page `/healthz` can be turned to 503 while it goes
+//! on serving.
 
 use std::{
     net::{Ipv6Addr, SocketAddr},

@@ -1,5 +1,6 @@
-//! A server with a kernel of its own, for what this machine's kernel may lack: tunnels that end at a backend. QEMU without KVM, Debian's
-//! kernel (`cargo xtask setup` unpacks both), and an archive of the machine's own programs instead of a disk.
+//! A server with a kernel of its own, for what this machine's kernel may lack: tunnels that end at
+//! a backend. QEMU without KVM, Debian's kernel (`cargo xtask setup` unpacks both), and an archive
+//! of the machine's own programs instead of a disk.
 
 use std::{
     fmt::Write as _,
@@ -31,8 +32,9 @@ pub enum Place {
     BehindRouter,
 }
 
-/// A web server, and on [`UPLOAD_PORTS`] one that answers whatever it is sent with its SHA-256; it holds the VIPs and takes packets for them out
-/// of any tunnel that ends at its addresses. Killed when dropped.
+/// A web server, and on [`UPLOAD_PORTS`] one that answers whatever it is sent with its SHA-256; it
+/// holds the VIPs and takes packets for them out of any tunnel that ends at its addresses. Killed
+/// when dropped.
 pub struct Guest {
     pub name: String,
     pub v4: IpAddr,
@@ -158,7 +160,8 @@ fn archive(parts: &Path, name: &str, init: &str) -> Result<Vec<u8>> {
     Ok(archive.finish())
 }
 
-/// The guest's whole user space. The tunnels are what docs/operations.md tells operators to make on a backend.
+/// The guest's whole user space. The tunnels are what docs/operations.md tells operators to make on
+/// a backend.
 fn init(v4: IpAddr, v6: IpAddr, place: Place) -> String {
     let (gateway_v4, gateway_v6) = match place {
         Place::Switch => ("10.2.0.1", "fd02::1"),

@@ -1,4 +1,5 @@
-//! Nothing stays behind: beds are removed when they are dropped, on Ctrl-C, and by the next run if a run was killed.
+//! Nothing stays behind: beds are removed when they are dropped, on Ctrl-C, and by the next run if
+//! a run was killed.
 
 use std::{
     fs,
@@ -26,7 +27,8 @@ static LIVING: Mutex<Vec<String>> = Mutex::new(Vec::new());
 static WATCH: Once = Once::new();
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
-/// The name of a bed: `t<pid>x<number>`. Its namespaces are `weir-<id>-<role>`, its files are in `/run/weir-<id>`.
+/// The name of a bed: `t<pid>x<number>`. Its namespaces are `weir-<id>-<role>`, its files are in
+/// `/run/weir-<id>`.
 pub fn new_id() -> Result<String> {
     if !nix::unistd::geteuid().is_root() {
         bail!("needs root: it makes network namespaces, mounts a bpffs and loads BPF programs");
@@ -59,7 +61,8 @@ pub fn remove_kept() -> Result<Vec<String>> {
     Ok(kept)
 }
 
-/// Ends the bed's processes, removes its namespaces, mount and files. Does as much as it can; says what it could not.
+/// Ends the bed's processes, removes its namespaces, mount and files. Does as much as it can; says
+/// what it could not.
 pub fn remove(id: &str) -> Result<()> {
     living().retain(|living| living != id);
     let mut problems = Vec::new();

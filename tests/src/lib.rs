@@ -1,4 +1,5 @@
-//! What the suites and the demo stand on: a bed of network namespaces with real servers, the agent, and clients that count.
+//! What the suites and the demo stand on: a bed of network namespaces with real servers, the agent,
+//! and clients that count.
 
 pub mod agent;
 pub mod bed;

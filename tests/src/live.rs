@@ -1,4 +1,5 @@
-//! Frames by BPF_F_TEST_XDP_LIVE_FRAMES: an XDP program is run over and over, and what it returns is done, millions of times a second.
+//! Frames by BPF_F_TEST_XDP_LIVE_FRAMES: an XDP program is run over and over, and what it returns
+//! is done, millions of times a second.
 
 use std::{io, os::fd::AsRawFd, os::fd::BorrowedFd};
 
@@ -40,8 +41,9 @@ const BPF_PROG_TEST_RUN: libc::c_long = 10;
 const BPF_F_TEST_XDP_LIVE_FRAMES: u32 = 2;
 const BATCH: u32 = 64;
 
-/// Runs `program` `count` times on buffers that begin as `frame`, as if they came in at `ifindex` of this thread's namespace: XDP_TX sends them out
-/// there. A buffer is used again as the program, and whoever got it, left it. An interrupted run is an error.
+/// Runs `program` `count` times on buffers that begin as `frame`, as if they came in at `ifindex`
+/// of this thread's namespace: XDP_TX sends them out there. A buffer is used again as the program,
+/// and whoever got it, left it. An interrupted run is an error.
 pub fn run(program: BorrowedFd<'_>, ifindex: u32, frame: &[u8], count: u32) -> io::Result<()> {
     let len = u32::try_from(frame.len()).map_err(io::Error::other)?;
     let context = Context { data_end: len, ingress_ifindex: ifindex, ..Context::default() };
@@ -56,7 +58,8 @@ pub fn run(program: BorrowedFd<'_>, ifindex: u32, frame: &[u8], count: u32) -> i
         batch_size: BATCH,
         ..TestRun::default()
     };
-    // SAFETY: the kernel reads `frame` and `context`, which live until it returns, and writes to `attr` alone: there is no room for output.
+    // SAFETY: the kernel reads `frame` and `context`, which live until it returns, and writes to
+    // `attr` alone: there is no room for output.
     let result = unsafe { libc::syscall(libc::SYS_bpf, BPF_PROG_TEST_RUN, &raw mut attr, size_of::<TestRun>()) };
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }

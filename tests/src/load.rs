@@ -1,4 +1,5 @@
-//! Steady load that keeps a record of every connection: when it began, which server answered, and how it ended.
+//! Steady load that keeps a record of every connection: when it began, which server answered, and
+//! how it ended.
 
 use std::{
     net::SocketAddr,
@@ -218,8 +219,9 @@ fn run(spec: &Spec, book: &Book) -> Result<()> {
     })
 }
 
-/// The client's next port. Ports go round in order rather than at random, so that none comes up again while anything on the way remembers it;
-/// and they are in the SNAT pool, so that the servers see them.
+/// The client's next port. Ports go round in order rather than at random, so that none comes up
+/// again while anything on the way remembers it; and they are in the SNAT pool, so that the servers
+/// see them.
 fn next_port() -> u16 {
     static NEXT: AtomicU16 = AtomicU16::new(0);
     const FIRST: u16 = 2048;

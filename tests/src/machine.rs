@@ -58,7 +58,8 @@ impl Machine {
 
         let socket = bed.dir().join("commands");
         let mut qemu = bed.switch.command("qemu-system-x86_64");
-        // Emulated, a string instruction goes byte by byte: without those the kernel copies by words.
+        // Emulated, a string instruction goes byte by byte: without those the kernel copies by
+        // words.
         qemu.args([
             "-accel",
             "tcg",

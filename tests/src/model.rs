@@ -1,9 +1,10 @@
-//! The promise of the ring, as a program: a packet of an established flow never reaches another backend while its own is serving, unless the
-//! flow was silent for longer than the settle time.
+//! The promise of the ring, as a program: a packet of an established flow never reaches another
+//! backend while its own is serving, unless the flow was silent for longer than the settle time.
 //!
-//! [`run`] shows random [`Event`]s to a [`System`] and judges every answer by the [`Truth`], which knows which flow lives on which backend and
-//! nothing of slots or tables. One system is [`Rules`], DESIGN section 1 in plain Rust, from which any single rule can be left out; the other is
-//! the kernel program with the agent's own code (tests/tests/model).
+//! [`run`] shows random [`Event`]s to a [`System`] and judges every answer by the [`Truth`], which
+//! knows which flow lives on which backend and nothing of slots or tables. One system is [`Rules`],
+//! DESIGN section 1 in plain Rust, from which any single rule can be left out; the other is the
+//! kernel program with the agent's own code (tests/tests/model).
 
 pub mod check;
 mod event;
@@ -101,8 +102,8 @@ impl World {
         is_declared && weight > 0 && admin == Admin::Active && health == Health::Up
     }
 
-    /// Whether flows of a declared backend may go on: not if somebody disabled it, nor if nothing answers there while at least half of the
-    /// declared ones that nobody disabled are up.
+    /// Whether flows of a declared backend may go on: not if somebody disabled it, nor if nothing
+    /// answers there while at least half of the declared ones that nobody disabled are up.
     pub fn is_serving(&self, backend: u8) -> bool {
         let Declared { admin, health, .. } = self.backends[usize::from(backend)];
         admin != Admin::Disabled && (health != Health::Dead || !self.is_half_up())
@@ -115,7 +116,8 @@ impl World {
     }
 }
 
-/// What is judged: a program with its tables, and the agent beside it. Times are seconds of the model.
+/// What is judged: a program with its tables, and the agent beside it. Times are seconds of the
+/// model.
 pub trait System {
     /// The packet comes.
     fn send(&mut self, packet: Packet) -> Outcome;
@@ -126,7 +128,8 @@ pub trait System {
     /// The agent makes the maps what the world wants.
     fn reconcile(&mut self, world: &World);
 
-    /// The agent does the next step of settling and collecting; false if that was the last one of this pass.
+    /// The agent does the next step of settling and collecting; false if that was the last one of
+    /// this pass.
     fn step(&mut self) -> bool;
 
     /// The agent ends, and another one begins.

@@ -28,7 +28,8 @@ impl Netns {
         Path::new("/run/netns").join(&self.name)
     }
 
-    /// A program in this namespace. `nsenter` and not `ip netns exec`: that would hide /sys behind a mount of its own.
+    /// A program in this namespace. `nsenter` and not `ip netns exec`: that would hide /sys behind
+    /// a mount of its own.
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new("nsenter");
         command.arg(format!("--net={}", self.path().display())).arg("--").arg(program);
@@ -63,7 +64,8 @@ impl Netns {
         }
     }
 
-    /// Writes sysctls (`net/ipv4/ip_forward`) of this namespace; /proc shows those of the thread that looks.
+    /// Writes sysctls (`net/ipv4/ip_forward`) of this namespace; /proc shows those of the thread
+    /// that looks.
     pub fn sysctl(&self, settings: &'static [(&'static str, &'static str)]) -> Result<()> {
         self.run(move || {
             for (name, value) in settings {

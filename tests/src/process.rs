@@ -118,7 +118,8 @@ impl Drop for Running {
     }
 }
 
-/// Waits until `condition` holds, asked every few milliseconds; fails and says `what` after `patience`.
+/// Waits until `condition` holds, asked every few milliseconds; fails and says `what` after
+/// `patience`.
 pub fn wait_for(what: &str, patience: Duration, mut condition: impl FnMut() -> Result<bool>) -> Result<Duration> {
     let started = Instant::now();
     loop {

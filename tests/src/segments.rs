@@ -64,7 +64,8 @@ fn read(lines: &Path) -> Result<String> {
     std::fs::read_to_string(lines).with_context(|| format!("can't read {}", lines.display()))
 }
 
-/// `1763716000.123456 IP 10.1.0.2.2048 > 192.0.2.10.80: Flags [P.], seq 1:5, ...`; `None` for any other line.
+/// `1763716000.123456 IP 10.1.0.2.2048 > 192.0.2.10.80: Flags [P.], seq 1:5, ...`; `None` for any
+/// other line.
 fn packet(line: &str) -> Option<Segment> {
     let mut words = line.split_whitespace();
     let at: f64 = words.next()?.parse().ok()?;

@@ -15,8 +15,9 @@ use crate::{
     process::{Running, wait_for},
 };
 
-/// A web server that answers with its name (`s1`) and the number it was asked for (`/?n=7` → `s1 7`), `/healthz` with `ok`, `/who` with the client's address, and
-/// serves the bed's files under `/files/`.
+/// A web server that answers with its name (`s1`) and the number it was asked for (`/?n=7` →
+/// `s1 7`), `/healthz` with `ok`, `/who` with the client's address, and serves the bed's files
+/// under `/files/`.
 pub struct Nginx {
     pub name: String,
     netns: Netns,
@@ -103,7 +104,8 @@ http {
 }
 "#;
 
-/// `iperf3 -s` in the namespace of a server, port 5201: one for each family, as each runs one test at a time.
+/// `iperf3 -s` in the namespace of a server, port 5201: one for each family, as each runs one test
+/// at a time.
 pub fn iperf_server(bed_dir: &Path, netns: &Netns) -> Result<[Running; 2]> {
     let start = |family: &str, table: &'static str| -> Result<Running> {
         let log = bed_dir.join(format!("{}-iperf3{family}.log", netns.name));

@@ -1,4 +1,5 @@
-//! What the slots of the rings were over time, read from the pinned maps and not asked of the agent: who owned them, and when they settled.
+//! What the slots of the rings were over time, read from the pinned maps and not asked of the
+//! agent: who owned them, and when they settled.
 
 use std::{
     collections::BTreeMap,
@@ -23,7 +24,8 @@ pub struct SlotWatch {
     thread: Option<JoinHandle<Result<SlotHistory>>>,
 }
 
-/// Shorter than any settle time: no settling is missed, as `previous` tells of it until the next one.
+/// Shorter than any settle time: no settling is missed, as `previous` tells of it until the next
+/// one.
 const SAMPLE: Duration = Duration::from_millis(250);
 
 impl SlotWatch {
@@ -54,7 +56,8 @@ impl Drop for SlotWatch {
     }
 }
 
-/// How many slots there are, of all VIPs of the pinned data path, and how many of them are in transition now.
+/// How many slots there are, of all VIPs of the pinned data path, and how many of them are in
+/// transition now.
 pub fn in_transition(pin_dir: &Path) -> Result<(usize, usize)> {
     let image = read(pin_dir)?;
     let slots = || image.rings.values().flat_map(|ring| ring.iter());
@@ -79,7 +82,8 @@ pub struct SlotHistory {
     key: Option<HashKey>,
     /// Offset and length of the ring of a VIP.
     rings: BTreeMap<SocketAddr, (u32, u32)>,
-    /// By place in the arena: whose the slot was when its owners last agreed, each with when that was first seen.
+    /// By place in the arena: whose the slot was when its owners last agreed, each with when that
+    /// was first seen.
     agreed: BTreeMap<u32, Vec<(Instant, Option<SocketAddr>)>>,
     slots: usize,
     settlings: usize,
@@ -92,8 +96,9 @@ pub struct SlotHistory {
 }
 
 impl SlotHistory {
-    /// Whether the slot of this flow was `backend`'s, both owners or the one before, and settled on another one later, all of it between the two
-    /// times. A flow that was opened while its slot was in transition has an entry, which outlives settling.
+    /// Whether the slot of this flow was `backend`'s, both owners or the one before, and settled on
+    /// another one later, all of it between the two times. A flow that was opened while its slot
+    /// was in transition has an entry, which outlives settling.
     pub fn settled_elsewhere(
         &self,
         client: SocketAddr,

@@ -1,4 +1,5 @@
-//! A supervisor as systemd is one to its services: a datagram socket that is named in `NOTIFY_SOCKET`.
+//! A supervisor as systemd is one to its services: a datagram socket that is named in
+//! `NOTIFY_SOCKET`.
 
 use std::{
     os::unix::net::UnixDatagram,

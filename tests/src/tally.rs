@@ -59,7 +59,8 @@ pub fn expect_no_failure(records: &[Record]) -> Result<()> {
 pub struct Ejection {
     pub failures: u64,
     pub lost: u64,
-    /// Failures whose connection was with another server than the dead one, or of which no server saw anything.
+    /// Failures whose connection was with another server than the dead one, or of which no server
+    /// saw anything.
     pub elsewhere: u64,
     /// From the death to the begin of the last connection that failed.
     pub last_failure: Option<Duration>,
@@ -70,7 +71,8 @@ pub struct Ejection {
 }
 
 impl Ejection {
-    /// `died_at`: when `server` was killed. A connection's server is the one that answered it, or else the one that saw its SYN.
+    /// `died_at`: when `server` was killed. A connection's server is the one that answered it, or
+    /// else the one that saw its SYN.
     pub fn of(records: &[Record], witness: &Witness, server: &str, died_at: Instant, promised: Duration) -> Self {
         let mut ejection = Ejection::default();
         for record in records.iter().filter(|record| record.is_failure()) {
@@ -78,7 +80,8 @@ impl Ejection {
             ejection.lost += u64::from(record.is_lost());
             let seen = record.server.clone().or_else(|| witness.server_of(record));
             let began = record.began.saturating_duration_since(died_at);
-            // A long connection began earlier; what counts is when new ones still met the dead server.
+            // A long connection began earlier; what counts is when new ones still met the dead
+            // server.
             if record.began >= died_at {
                 ejection.last_failure = ejection.last_failure.max(Some(began));
             }
@@ -94,7 +97,8 @@ impl Ejection {
         ejection
     }
 
-    /// Fails if a promise is broken: every failure is a connection to the dead server, and none was begun late.
+    /// Fails if a promise is broken: every failure is a connection to the dead server, and none was
+    /// begun late.
     pub fn expect_promised(&self) -> Result<()> {
         if self.elsewhere == 0 && self.late == 0 {
             return Ok(());

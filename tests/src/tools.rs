@@ -42,7 +42,8 @@ fn parse_wrk(text: &str) -> Result<Wrk> {
     })
 }
 
-/// Bits per second that the receiver got through one `iperf3` connection; `reverse` sends from the server.
+/// Bits per second that the receiver got through one `iperf3` connection; `reverse` sends from the
+/// server.
 pub fn iperf(client: &Netns, server: IpAddr, time: Duration, reverse: bool) -> Result<f64> {
     iperf_with(client, server, time, if reverse { &["-R"] } else { &[] })
 }
@@ -80,7 +81,8 @@ pub fn sha256_of_file(path: &std::path::Path) -> Result<String> {
     first_word(&check(std::process::Command::new("sha256sum").arg(path))?)
 }
 
-/// `http://192.0.2.10:80/` or `http://[2001:db8::10]:80/`; always with the port, for which wrk would want /etc/services.
+/// `http://192.0.2.10:80/` or `http://[2001:db8::10]:80/`; always with the port, for which wrk
+/// would want /etc/services.
 pub fn url(address: SocketAddr, path: &str) -> String {
     format!("http://{address}{path}")
 }

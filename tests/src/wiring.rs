@@ -1,4 +1,5 @@
-//! The cables of the two layouts: links, addresses, routes and the settings that veth needs (see the traps below).
+//! The cables of the two layouts: links, addresses, routes and the settings that veth needs (see
+//! the traps below).
 
 use std::process::Command;
 
@@ -21,7 +22,8 @@ pub fn wire(bed: &Bed) -> Result<()> {
         Layout::SharedL2 => wire_shared(bed)?,
         Layout::Tunnelled => wire_tunnelled(bed)?,
     }
-    // The ports of the SNAT pool, so that a connection keeps its port and can be recognised at the server.
+    // The ports of the SNAT pool, so that a connection keeps its port and can be recognised at the
+    // server.
     bed.client.sysctl(&[("net/ipv4/ip_local_port_range", "1024 32767"), ("net/ipv4/tcp_tw_reuse", "1")])
 }
 
@@ -85,7 +87,8 @@ fn wire_shared(bed: &Bed) -> Result<()> {
     bed.lb.sysctl(ROUTER)
 }
 
-/// client ── router ── switch ── servers, and router ── lb, lb2, ... by a link each; servers answer to the router, past them.
+/// client ── router ── switch ── servers, and router ── lb, lb2, ... by a link each; servers answer
+/// to the router, past them.
 fn wire_tunnelled(bed: &Bed) -> Result<()> {
     let router = wire_router(bed)?;
     for (number, lb) in (1..).zip(bed.balancers()) {
@@ -146,7 +149,8 @@ fn wire_router(bed: &Bed) -> Result<&Netns> {
          -6 route add fd99::/64 via fd01::2")?;
     router.sysctl(ROUTER)?;
     for server in &bed.servers {
-        // The VIP is theirs, but they must not say so to the network. (IPv6 answers only for the interface's own addresses.)
+        // The VIP is theirs, but they must not say so to the network. (IPv6 answers only for the
+        // interface's own addresses.)
         server.sysctl(&[("net/ipv4/conf/all/arp_ignore", "1"), ("net/ipv4/conf/all/arp_announce", "2")])?;
         server.ip("addr add 192.0.2.10/32 dev lo\naddr add 2001:db8::10/128 dev lo nodad")?;
     }
@@ -159,8 +163,8 @@ fn plug(bed: &Bed, netns: &Netns, interface: &str, port: &str) -> Result<()> {
     bed.switch.ip(&format!("link set {port} master br0"))
 }
 
-/// A veth pair. Checksums are completed before sending (an XDP redirect forwards them as they are), and GRO is on, without which a
-/// veth drops what XDP sends to it.
+/// A veth pair. Checksums are completed before sending (an XDP redirect forwards them as they are),
+/// and GRO is on, without which a veth drops what XDP sends to it.
 fn cable(left: &Netns, left_name: &str, right: &Netns, right_name: &str) -> Result<()> {
     let (left_ns, right_ns) = (&left.name, &right.name);
     let line = format!("link add name {left_name} netns {left_ns} type veth peer name {right_name} netns {right_ns}");
@@ -169,7 +173,8 @@ fn cable(left: &Netns, left_name: &str, right: &Netns, right_name: &str) -> Resu
     for (netns, name) in ends {
         netns.ip(&format!("link set {name} up"))?;
     }
-    // Only when both are up: GRO that is turned on earlier doesn't make the other end one to which XDP may redirect.
+    // Only when both are up: GRO that is turned on earlier doesn't make the other end one to which
+    // XDP may redirect.
     for (netns, name) in ends {
         check(netns.command("ethtool").args(["-K", name, "tx", "off", "gro", "off"]))?;
         check(netns.command("ethtool").args(["-K", name, "gro", "on"]))?;

@@ -1,4 +1,5 @@
-//! What reaches the servers, seen by tcpdump and not by Weir: which server got which connection's SYN.
+//! What reaches the servers, seen by tcpdump and not by Weir: which server got which connection's
+//! SYN.
 
 use std::{
     collections::BTreeMap,
@@ -16,7 +17,8 @@ use crate::{bed::Bed, load::Record};
 /// By family (v4: true) and client port: the servers, in the order in which they saw it.
 type Seen = BTreeMap<(bool, u16), Vec<String>>;
 
-/// Watches the SYNs that arrive at each server. The client's ports are in the SNAT pool and don't come twice, so a port tells the connection.
+/// Watches the SYNs that arrive at each server. The client's ports are in the SNAT pool and don't
+/// come twice, so a port tells the connection.
 pub struct Witness {
     seen: Arc<Mutex<Seen>>,
     watchers: Vec<(Child, JoinHandle<()>)>,
@@ -76,13 +78,15 @@ impl Drop for Witness {
 }
 
 fn tcpdump(mut command: Command) -> Result<Child> {
-    // Arriving only: what the server itself begins is not of interest. tcp[13] does not work for IPv6.
+    // Arriving only: what the server itself begins is not of interest. tcp[13] does not work for
+    // IPv6.
     let syns = "(tcp[tcpflags] & (tcp-syn|tcp-ack) == tcp-syn) or (ip6[6] == 6 and ip6[53] & 0x12 == 0x02)";
     command.args(["-i", "eth0", "-Q", "in", "-n", "-l", "-q", "--immediate-mode", syns]);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().context("can't start tcpdump")
 }
 
-/// Family and client port in a line like `12:00:00.1 IP 10.2.0.1.2048 > 10.2.0.11.8080: tcp 0`; probes' and the client's SYNs alike.
+/// Family and client port in a line like `12:00:00.1 IP 10.2.0.1.2048 > 10.2.0.11.8080: tcp 0`;
+/// probes' and the client's SYNs alike.
 fn connection_of(line: &str) -> Option<(bool, u16)> {
     let mut words = line.split_whitespace().skip(1);
     let v4 = match words.next()? {

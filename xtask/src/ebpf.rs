@@ -10,7 +10,8 @@ use crate::{
     toolchain::{TARGET, Toolchain, build_dir},
 };
 
-/// Builds the object of Weir if cargo finds that something has changed, and puts it where the build script of lb-userspace looks for it.
+/// Builds the object of Weir if cargo finds that something has changed, and puts it where the build
+/// script of lb-userspace looks for it.
 pub fn build() -> Result<PathBuf> {
     build_bin(&setup::toolchain()?, "weir-ebpf", "weir.bpf.o", &[])
 }

@@ -59,7 +59,8 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs it silently behind a line of progress that shows `what`, the time and the command's newest line; what it wrote is shown if it fails.
+/// Runs it silently behind a line of progress that shows `what`, the time and the command's newest
+/// line; what it wrote is shown if it fails.
 pub fn run_quietly(what: &str, log: &Path, command: &mut Command) -> Result<()> {
     let (reader, writer) = nix::unistd::pipe().context("can't make a pipe")?;
     let mut child = command
@@ -68,7 +69,8 @@ pub fn run_quietly(what: &str, log: &Path, command: &mut Command) -> Result<()> 
         .stderr(writer)
         .spawn()
         .with_context(|| format!("can't start {}", shown(command)))?;
-    // The command keeps copies of the pipe's end in its builder, which would keep the reader waiting.
+    // The command keeps copies of the pipe's end in its builder, which would keep the reader
+    // waiting.
     command.stdout(Stdio::null()).stderr(Stdio::null());
 
     let (lines, newest) = mpsc::channel();
@@ -76,7 +78,8 @@ pub fn run_quietly(what: &str, log: &Path, command: &mut Command) -> Result<()> 
         let mut all = Vec::new();
         for line in BufReader::new(File::from(reader)).split(b'\n').map_while(Result::ok) {
             let line = String::from_utf8_lossy(&line).trim_end().to_owned();
-            // Nobody listens any more when the child has ended; the log wants the line all the same.
+            // Nobody listens any more when the child has ended; the log wants the line all the
+            // same.
             lines.send(line.clone()).ok();
             all.push(line);
         }
@@ -115,11 +118,13 @@ pub fn shown(command: &Command) -> String {
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
-/// A child that the terminal's Ctrl-C reaches as well cleans up by itself: xtask waits for it rather than dying first.
+/// A child that the terminal's Ctrl-C reaches as well cleans up by itself: xtask waits for it
+/// rather than dying first.
 pub fn outlive_interrupts() {
     extern "C" fn ignore(_: nix::libc::c_int) {}
     use nix::sys::signal::{SigHandler, Signal, signal};
-    // SAFETY: the handler does nothing, so it is safe in any context. (SIG_IGN would be inherited by children, a handler is not.)
+    // SAFETY: the handler does nothing, so it is safe in any context. (SIG_IGN would be inherited
+    // by children, a handler is not.)
     let set = unsafe { signal(Signal::SIGINT, SigHandler::Handler(ignore)) };
     if let Err(error) = set {
         say("warning", format_args!("Ctrl-C will not wait for children: {error}"));

@@ -20,7 +20,8 @@ pub fn run_all() -> Result<()> {
     let toolchain = setup::toolchain()?;
     setup::clippy(&toolchain)?;
     let mut cargo = toolchain.cargo("check")?;
-    // What `cargo clippy` itself does; the subcommand of Debian's package would ask PATH for a cargo, and get rustup's.
+    // What `cargo clippy` itself does; the subcommand of Debian's package would ask PATH for a
+    // cargo, and get rustup's.
     cargo
         .args(["--lib", "--bins"])
         .env("RUSTC_WORKSPACE_WRAPPER", &toolchain.compiler.clippy)

@@ -1,5 +1,5 @@
-//! `cargo xtask`: everything that a checkout needs, from the eBPF toolchain to the tests. What it says goes to stderr, so that
-//! `demo --json` has stdout for itself.
+//! `cargo xtask`: everything that a checkout needs, from the eBPF toolchain to the tests. What it
+//! says goes to stderr, so that `demo --json` has stdout for itself.
 
 mod demo;
 mod ebpf;
@@ -38,9 +38,11 @@ struct Xtask {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Find or install the eBPF toolchain, the programs that the demo and the tests run, and a kernel for guests.
+    /// Find or install the eBPF toolchain, the programs that the demo and the tests run, and a
+    /// kernel for guests.
     ///
-    /// The other commands call it for what they need. As root on Debian it installs what is missing; elsewhere it says the command.
+    /// The other commands call it for what they need. As root on Debian it installs what is
+    /// missing; elsewhere it says the command.
     Setup,
     /// Build the eBPF object, target/ebpf/weir.bpf.o.
     BuildEbpf,
@@ -49,14 +51,16 @@ enum Command {
         #[arg(long)]
         release: bool,
     },
-    /// Show Weir at work: a client, a balancer and three servers in network namespaces, real HTTP. Needs root.
+    /// Show Weir at work: a client, a balancer and three servers in network namespaces, real HTTP.
+    /// Needs root.
     Demo(demo::Arguments),
     /// Measure; prints ratios, judges nothing. Needs root.
     #[command(subcommand)]
     Bench(Bench),
     /// Run the tests; all suites if none is named. All but `unit` need root.
     Test(suites::Arguments),
-    /// Leave out one rule of the ring after the other, and look whether the tests notice: minutes for each. Needs root.
+    /// Leave out one rule of the ring after the other, and look whether the tests notice: minutes
+    /// for each. Needs root.
     Mutate(mutate::Arguments),
     /// Check the format, and lint for the host and for the BPF target.
     Lint,
@@ -64,13 +68,16 @@ enum Command {
 
 #[derive(Subcommand)]
 enum Bench {
-    /// Nanoseconds a packet by BPF_PROG_TEST_RUN, beside a floor that only encapsulates. The table, or `--json`, goes to stdout.
+    /// Nanoseconds a packet by BPF_PROG_TEST_RUN, beside a floor that only encapsulates. The table,
+    /// or `--json`, goes to stdout.
     Packet {
-        /// Handed on: `--json`, `--markdown`, `--quick`, `--rounds N`, `--packets N`, `--only TEXT`.
+        /// Handed on: `--json`, `--markdown`, `--quick`, `--rounds N`, `--packets N`,
+        /// `--only TEXT`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Live frames through veth: Weir in each DSR mode against a program that only redirects, in turns.
+    /// Live frames through veth: Weir in each DSR mode against a program that only redirects, in
+    /// turns.
     Forward {
         /// Handed on: `--markdown`, `--rounds N`, `--packets N`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

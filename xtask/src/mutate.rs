@@ -1,5 +1,5 @@
-//! Leaves out one rule of the ring after the other, in a copy of the sources, and looks whether the model's suite notices. Not for CI: it builds
-//! everything again for each.
+//! Leaves out one rule of the ring after the other, in a copy of the sources, and looks whether the
+//! model's suite notices. Not for CI: it builds everything again for each.
 
 mod rules;
 
@@ -70,7 +70,8 @@ pub fn run_all(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// The sources as git knows them and as they are now, under target/. Files that are the same keep their time, so that little is built again.
+/// The sources as git knows them and as they are now, under target/. Files that are the same keep
+/// their time, so that little is built again.
 fn copy() -> Result<PathBuf> {
     let tree = exec::root().join("target/mutants");
     let listed =

@@ -27,7 +27,8 @@ pub fn install(packages: &[&str], why: &str) -> Result<()> {
     let mut install = apt("install");
     install.args(["--yes", "--no-install-recommends"]).args(packages);
     run_quietly(&format!("install {}", packages.join(" ")), &tools().join("apt-install.log"), &mut install)?;
-    // Where systemd runs, installing nginx also enables it for the next boot; nobody asked for a web server on this machine.
+    // Where systemd runs, installing nginx also enables it for the next boot; nobody asked for a
+    // web server on this machine.
     if packages.contains(&"nginx-light") && Path::new("/run/systemd/system").exists() {
         exec::run(Command::new("systemctl").args(["disable", "--quiet", "nginx"]))?;
     }
@@ -61,8 +62,8 @@ pub fn download(package: &str, dir: &Path) -> Result<PathBuf> {
     archive.with_context(|| format!("apt-get downloaded {package}, but there is no .deb in {}", dir.display()))
 }
 
-/// Always, however new the lists are: with those of an installation medium apt installs its old versions. A failure is not the end: what apt
-/// knows already may do.
+/// Always, however new the lists are: with those of an installation medium apt installs its old
+/// versions. A failure is not the end: what apt knows already may do.
 fn update_once() {
     static UPDATED: Once = Once::new();
     UPDATED.call_once(|| {

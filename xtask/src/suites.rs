@@ -24,7 +24,8 @@ pub struct Arguments {
     /// The suites to run; all if none is named.
     #[arg(value_enum)]
     suites: Vec<Suite>,
-    /// The long runs as well: five million packets of each flood, and what is nearly the same again.
+    /// The long runs as well: five million packets of each flood, and what is nearly the same
+    /// again.
     #[arg(long)]
     long: bool,
     /// Handed on to the tests: a part of a test's name, `--nocapture`, ...
@@ -36,11 +37,13 @@ pub struct Arguments {
 enum Suite {
     /// What needs no root: pure logic, properties, command lines.
     Unit,
-    /// The programs, one packet at a time, by BPF_PROG_TEST_RUN; hooks and maps on this kernel; that the bench runs. Needs root.
+    /// The programs, one packet at a time, by BPF_PROG_TEST_RUN; hooks and maps on this kernel;
+    /// that the bench runs. Needs root.
     Packet,
     /// Real connections to real servers in network namespaces. Needs root.
     E2e,
-    /// Installed by the documented commands on a Debian with systemd, on each older kernel that is supported, in QEMU. Needs root.
+    /// Installed by the documented commands on a Debian with systemd, on each older kernel that is
+    /// supported, in QEMU. Needs root.
     Guest,
 }
 
@@ -204,7 +207,8 @@ fn run_suite(suite: Suite, binaries: &[Binary], arguments: &Arguments) -> Result
     Ok(outcome)
 }
 
-/// Where the tests find what they run: both builds of `weir`, the guests, the packet suite for them.
+/// Where the tests find what they run: both builds of `weir`, the guests, the packet suite for
+/// them.
 fn set_environment(command: &mut Command, binary: &Binary, binaries: &[Binary]) -> Result<()> {
     let packet = binaries.iter().find(|other| other.is_integration && other.target == "packet");
     command

@@ -59,7 +59,8 @@ impl Compiler {
             .map(|entry| entry.path())
             .filter(|dir| dir.join("lib/rustlib/src/rust/library/core/Cargo.toml").exists())
             .collect();
-        // `nightly-x86_64-…` before `nightly-2026-01-01-x86_64-…`: the one that rustup keeps current.
+        // `nightly-x86_64-…` before `nightly-2026-01-01-x86_64-…`: the one that rustup keeps
+        // current.
         found.sort_by_key(|dir| dir.file_name().map(|name| name.len()));
         let dir = found.first()?.join("bin");
         let rustc = dir.join("rustc");
@@ -102,7 +103,8 @@ impl Toolchain {
         Some(Self { compiler, linker })
     }
 
-    /// Cargo with this compiler for the BPF target. The variables of the cargo and the rustup shim that run xtask would choose another compiler.
+    /// Cargo with this compiler for the BPF target. The variables of the cargo and the rustup shim
+    /// that run xtask would choose another compiler.
     pub fn cargo(&self, subcommand: &str) -> Result<Command> {
         self.cargo_into(subcommand, &build_dir())
     }
@@ -148,7 +150,8 @@ pub fn build_dir() -> PathBuf {
     exec::root().join("target/ebpf-build")
 }
 
-/// Debug information and BTF let bpftool and libbpf load the object; v3 has 32-bit arithmetic and jumps.
+/// Debug information and BTF let bpftool and libbpf load the object; v3 has 32-bit arithmetic and
+/// jumps.
 const RUSTFLAGS: [&str; 3] = ["-Cdebuginfo=2", "-Clink-arg=--btf", "-Ctarget-cpu=v3"];
 
 const FOREIGN: [&str; 12] = [
@@ -186,7 +189,8 @@ fn home() -> Option<PathBuf> {
     std::env::var_os("HOME").map(PathBuf::from)
 }
 
-/// What `--version` of a program said, remembered for as long as the file stays the same: asking a compiler takes longer than all the rest.
+/// What `--version` of a program said, remembered for as long as the file stays the same: asking a
+/// compiler takes longer than all the rest.
 pub struct Versions {
     stamp: PathBuf,
     known: BTreeMap<String, String>,

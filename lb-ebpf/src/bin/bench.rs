@@ -1,6 +1,6 @@
-//! The programs of `cargo xtask bench`: wrappers, which make one packet after the other of the same buffer and tail-call what is
-//! measured; the floor, which Weir is compared with; and targets that do nothing, which tell what the wrapper itself costs. And the floods of the
-//! end-to-end suite.
+//! The programs of `cargo xtask bench`: wrappers, which make one packet after the other of the same
+//! buffer and tail-call what is measured; the floor, which Weir is compared with; and targets that
+//! do nothing, which tell what the wrapper itself costs. And the floods of the end-to-end suite.
 #![cfg_attr(target_arch = "bpf", no_std, no_main)]
 #![cfg_attr(target_arch = "bpf", feature(asm_experimental_arch, core_intrinsics))]
 #![cfg_attr(target_arch = "bpf", expect(internal_features, reason = "what packet.rs tells the compiler of its bound"))]
@@ -59,7 +59,8 @@ mod programs {
     #[btf_map]
     static REPLIES: Array<Reply, { MAX_REPLIES as usize }> = Array::new();
 
-    /// What is measured. One place with a constant index, so that the kernel makes a direct jump of the tail call.
+    /// What is measured. One place with a constant index, so that the kernel makes a direct jump of
+    /// the tail call.
     #[btf_map]
     static TARGET: ProgramArray<1> = ProgramArray::new();
 
@@ -110,7 +111,8 @@ mod programs {
         if surplus != 0 {
             frame.adjust_head(surplus as i32)?;
         }
-        // By the words that the target will read: a load that spans two stores waits for both to reach the cache.
+        // By the words that the target will read: a load that spans two stores waits for both to
+        // reach the cache.
         let [a, b, c] = plan.macs;
         let ethernet = header::<EthHdr, _>(frame, 0)?;
         ethernet.set::<u32, 0>(a);
@@ -171,7 +173,8 @@ mod programs {
         if made.is_some() { xdp_action::XDP_TX } else { xdp_action::XDP_ABORTED }
     }
 
-    /// Sets the sequence number, and the checksums, which the plan has for its first client, port 0 and sequence 0 (RFC 1624).
+    /// Sets the sequence number, and the checksums, which the plan has for its first client, port 0
+    /// and sequence 0 (RFC 1624).
     #[inline(always)]
     fn complete<const IP: usize>(frame: &XdpFrame, plan: &Plan, sequence: u32) -> Option<()> {
         const IPV4_CHECK: usize = offset_of!(Ipv4Hdr, check);
@@ -221,7 +224,8 @@ mod programs {
         Some(())
     }
 
-    /// Does nothing: what is left is the wrapper, for targets that leave the frame as long as it was.
+    /// Does nothing: what is left is the wrapper, for targets that leave the frame as long as it
+    /// was.
     #[xdp(frags)]
     pub fn null(_context: XdpContext) -> u32 {
         xdp_action::XDP_TX
@@ -249,7 +253,8 @@ mod programs {
         if done.is_none() {
             return xdp_action::XDP_ABORTED;
         }
-        // SAFETY: a constant, set before the program was loaded; volatile, as the compiler knows only its first value. The helper takes numbers.
+        // SAFETY: a constant, set before the program was loaded; volatile, as the compiler knows
+        // only its first value. The helper takes numbers.
         unsafe { bpf_redirect((&raw const REDIRECT_TO).read_volatile(), 0) as u32 }
     }
 
@@ -277,7 +282,8 @@ mod programs {
         moved(context, [-ROOM, 0, 0])
     }
 
-    /// Moves the head twice more: half of what this costs more than `push` is what one move costs, which is the target's and not the wrapper's.
+    /// Moves the head twice more: half of what this costs more than `push` is what one move costs,
+    /// which is the target's and not the wrapper's.
     #[xdp(frags)]
     pub fn push_thrice(context: XdpContext) -> u32 {
         moved(context, [-ROOM, ROOM, -ROOM])
@@ -297,8 +303,8 @@ mod programs {
         xdp_action::XDP_TX
     }
 
-    /// The least that an encapsulating balancer must do, IPv4 in IPv4: no map, no choice, no counter. Field by field and summed word by word, as in
-    /// the kernel's samples.
+    /// The least that an encapsulating balancer must do, IPv4 in IPv4: no map, no choice, no
+    /// counter. Field by field and summed word by word, as in the kernel's samples.
     #[xdp(frags)]
     pub fn floor_v4(context: XdpContext) -> u32 {
         let frame = XdpFrame(context);

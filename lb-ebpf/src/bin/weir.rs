@@ -102,7 +102,8 @@ mod programs {
         reason
     }
 
-    /// Makes the answer of a packet that is rejected, to be sent back through the interface on which it came.
+    /// Makes the answer of a packet that is rejected, to be sent back through the interface on
+    /// which it came.
     #[inline(always)]
     fn answer<V: Family>(frame: &XdpFrame, ifindex: u32, reason: Reason, work: &mut Work<V::Addr>) -> Reason {
         let answered = match reason {
@@ -206,7 +207,8 @@ mod programs {
     /// A packet at TC.
     pub struct SkbFrame(TcContext);
 
-    /// Headers must be reachable: Ethernet, IPv6 with some extensions or a quoted packet, TCP with options.
+    /// Headers must be reachable: Ethernet, IPv6 with some extensions or a quoted packet, TCP with
+    /// options.
     const REACH: u32 = 192;
 
     impl SkbFrame {

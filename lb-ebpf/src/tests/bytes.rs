@@ -7,7 +7,8 @@ use lb_common::flow::Flow;
 
 use crate::packet::Frame;
 
-/// A frame; its last bytes may be out of direct reach, as in a packet of several buffers. Cells, because headers write through what they point at.
+/// A frame; its last bytes may be out of direct reach, as in a packet of several buffers. Cells,
+/// because headers write through what they point at.
 pub struct Bytes {
     cells: Box<[Cell<u8>]>,
     reachable: usize,

@@ -154,7 +154,8 @@ proptest! {
             }
         }
         frame.truncate(len);
-        // A length of 0 is that of a jumbogram to etherparse, which then takes all that is there; to us it is 0.
+        // A length of 0 is that of a jumbogram to etherparse, which then takes all that is there;
+        // to us it is 0.
         if !is_v4 && frame.get(L3 + 4..L3 + 6) == Some(&[0, 0]) {
             return Ok(());
         }
@@ -168,7 +169,8 @@ proptest! {
             _ => return Ok(()),
         };
         let end = payload.as_ptr().addr() + payload.len() - frame.as_ptr().addr();
-        // We refuse more than etherparse does (fragments, a routing header that is not done), but what we take is the same.
+        // We refuse more than etherparse does (fragments, a routing header that is not done), but
+        // what we take is the same.
         if let Ok(transport) = found {
             prop_assert_eq!(transport, Transport { offset: at, protocol: PROTOCOL_TCP, end });
         }

@@ -1,4 +1,5 @@
-//! What people ask of single flows: which there are, and where one goes. On blocking threads: there may be a million of them.
+//! What people ask of single flows: which there are, and where one goes. On blocking threads: there
+//! may be a million of them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -214,7 +214,8 @@ impl Agent {
         loop {
             let retry = self.retry.map(|(at, _)| at);
             tokio::select! {
-                // In the order of haste: shutdown; health, on which connections wait; commands, on which people do; then what can wait a moment.
+                // In the order of haste: shutdown; health, on which connections wait; commands, on
+                // which people do; then what can wait a moment.
                 biased;
                 () = stopped(&mut shutdown) => {
                     self.trace(false);

@@ -41,7 +41,8 @@ impl Counted {
     }
 }
 
-/// Starts the task on the current runtime. It passes over the tables once it has been told the time-outs.
+/// Starts the task on the current runtime. It passes over the tables once it has been told the
+/// time-outs.
 pub fn start(
     pin_dir: &Path,
     shutdown: watch::Receiver<bool>,

@@ -1,4 +1,5 @@
-//! What the program would do with packets of a flow, by the functions and the tables that the program itself uses.
+//! What the program would do with packets of a flow, by the functions and the tables that the
+//! program itself uses.
 
 mod rules;
 

@@ -1,5 +1,6 @@
-//! What the node is like: its interfaces and addresses, the hooks on them, the ways to the backends. A task of its own keeps it up to date and the
-//! hooks attached, so that nothing of it delays the owner of the maps.
+//! What the node is like: its interfaces and addresses, the hooks on them, the ways to the
+//! backends. A task of its own keeps it up to date and the hooks attached, so that nothing of it
+//! delays the owner of the maps.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -168,7 +169,8 @@ impl Keeper {
             routes,
             error: None,
         };
-        // The least of it: a next hop that is not kept is resolved by the first packet, which goes by TC.
+        // The least of it: a next hop that is not kept is resolved by the first packet, which goes
+        // by TC.
         self.netlink.keep_neighbours(&next_hops).await?;
         Ok(())
     }

@@ -21,7 +21,8 @@ use crate::{
 /// Where the present contents of the maps are taken from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Read {
-    /// What was written last: a change of health must not wait for reading it all. A slot that differs is left by its compare-and-swap.
+    /// What was written last: a change of health must not wait for reading it all. A slot that
+    /// differs is left by its compare-and-swap.
     Cached,
     /// The maps themselves.
     Maps,
@@ -114,7 +115,8 @@ impl Agent {
                 }
             }
         }
-        // Those that had begun to settle, or had settled, in between: what they hold is what the next plan must start from.
+        // Those that had begun to settle, or had settled, in between: what they hold is what the
+        // next plan must start from.
         plan.target.set_slots(&others);
         let writes = plan.writes.len();
         if writes > 0 {
@@ -171,7 +173,8 @@ impl Agent {
                 info!(service, backend = %gone.address, "gone: it had left the configuration and its drain has ended");
             }
         }
-        // What was set by the CLI for who is gone would else wait for somebody who gets the address later.
+        // What was set by the CLI for who is gone would else wait for somebody who gets the address
+        // later.
         if before.len() > after.len() {
             self.forget_overrides();
         }
@@ -230,7 +233,8 @@ impl Agent {
     }
 }
 
-/// How many writes it would take to make one of the other. That slots settle is no difference: a task of ours does it.
+/// How many writes it would take to make one of the other. That slots settle is no difference: a
+/// task of ours does it.
 fn differences(known: &Image, found: &Image) -> usize {
     let slots = known.rings.iter().map(|(offset, slots)| {
         let found = found.rings.get(offset);

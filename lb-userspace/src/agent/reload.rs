@@ -145,7 +145,8 @@ impl Agent {
     }
 }
 
-/// Backends keep their health; one that was served without probes counts as up until the first verdict, or its service would reject until then.
+/// Backends keep their health; one that was served without probes counts as up until the first
+/// verdict, or its service would reject until then.
 fn carry_health(running: &Config, config: &Config, health: &mut super::wanted::HealthOf) {
     for service in config.services.iter().filter(|service| service.health.is_some()) {
         let Some(before) = running.services.iter().find(|before| before.name == service.name) else { continue };

@@ -33,7 +33,8 @@ impl Settled {
     }
 }
 
-/// Starts the task on the current runtime. It passes over the rings once it has been told which there are.
+/// Starts the task on the current runtime. It passes over the rings once it has been told which
+/// there are.
 pub fn start(
     pin_dir: &Path,
     shutdown: watch::Receiver<bool>,

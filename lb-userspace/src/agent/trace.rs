@@ -1,5 +1,6 @@
-//! Tells decisions of the programs to whoever asks. The programs tell only while somebody does: then the owner of the maps sets `FLAG_TRACE`, and
-//! here is said which. A reader that is too slow loses events, never delays anything, and is told how many.
+//! Tells decisions of the programs to whoever asks. The programs tell only while somebody does:
+//! then the owner of the maps sets `FLAG_TRACE`, and here is said which. A reader that is too slow
+//! loses events, never delays anything, and is told how many.
 
 mod filter;
 mod view;
@@ -43,8 +44,9 @@ struct Ask {
 const MAX_LISTENERS: usize = 16;
 /// Events that wait for a listener's reader.
 const BACKLOG: usize = 4096;
-/// How often events are taken while somebody listens: the buffer holds more than [`MAX_RATE`](crate::view::trace::MAX_RATE) brings in this time, and
-/// the programs need not wake anybody.
+/// How often events are taken while somebody listens: the buffer holds more than
+/// [`MAX_RATE`](crate::view::trace::MAX_RATE) brings in this time, and the programs need not wake
+/// anybody.
 const TAKE_EVERY: Duration = Duration::from_millis(10);
 /// Events taken before the task looks at anything else: as many as the buffer holds.
 const BATCH: usize = TRACE_BYTES as usize / size_of::<TraceEvent>();

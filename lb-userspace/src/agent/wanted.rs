@@ -1,4 +1,5 @@
-//! What the maps are to say, made of the configuration, the overrides, the health and the node: a pure function.
+//! What the maps are to say, made of the configuration, the overrides, the health and the node: a
+//! pure function.
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
@@ -31,7 +32,8 @@ pub struct Desired {
     pub is_traced: bool,
 }
 
-/// What is known of the health of each backend, and since when in nanoseconds since 1970 (0 is never).
+/// What is known of the health of each backend, and since when in nanoseconds since 1970 (0 is
+/// never).
 pub type HealthOf = BTreeMap<BackendId, (Health, u64)>;
 
 /// Rings that have been built: a health event needs no new one.

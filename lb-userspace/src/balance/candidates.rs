@@ -1,5 +1,6 @@
-//! Who gets a slot whose owner is not eligible: weighted rendezvous hashing (Thaler and Ravishankar 1998; weights by −weight / ln hash)
-//! over slot and backend, in whole numbers, so that every machine gets the same.
+//! Who gets a slot whose owner is not eligible: weighted rendezvous hashing (Thaler and Ravishankar
+//! 1998; weights by −weight / ln hash) over slot and backend, in whole numbers, so that every
+//! machine gets the same.
 
 use lb_common::hash::mix;
 
@@ -31,7 +32,8 @@ impl Candidates {
         let first = if self.is_even {
             hashed.max_by_key(|(_, hash, _)| *hash)
         } else {
-            // The least cost by weight; among equals the highest hash, so that equal weights give the same either way.
+            // The least cost by weight; among equals the highest hash, so that equal weights give
+            // the same either way.
             hashed
                 .map(|(backend, hash, weight)| (cost(hash), backend, hash, weight))
                 .min_by(|(a, _, a_hash, a_weight), (b, _, b_hash, b_weight)| {
@@ -49,7 +51,8 @@ const STEPS: usize = 1 << STEPS_LOG;
 /// log2(1 + n / STEPS), times 2^32.
 const LOGARITHMS: [u64; STEPS + 1] = logarithms();
 
-/// −log2((hash + 1) / 2^64), times 2^32, never rising with the hash; to within 2^-22 by interpolation.
+/// −log2((hash + 1) / 2^64), times 2^32, never rising with the hash; to within 2^-22 by
+/// interpolation.
 fn cost(hash: u64) -> u64 {
     let Some(number) = hash.checked_add(1) else { return 0 };
     let zeros = number.leading_zeros();

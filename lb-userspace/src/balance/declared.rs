@@ -36,7 +36,8 @@ pub struct Keys {
 }
 
 impl Keys {
-    /// SHA-256 over a label, the seed, the family, the address and the port, in little-endian thirds.
+    /// SHA-256 over a label, the seed, the family, the address and the port, in little-endian
+    /// thirds.
     pub fn new(seed: &[u8; SEED_BYTES], address: &SocketAddr) -> Self {
         let mut hash = Sha256::new();
         hash.update(b"weir backend 1");

@@ -7,9 +7,11 @@ use sha2::{Digest, Sha256};
 
 use super::declared::{Declared, update};
 
-/// Two hashes in hex, `DECLARED-OWNERS`: of what is declared (seed, size, backends, weights), and of the owner of each slot.
+/// Two hashes in hex, `DECLARED-OWNERS`: of what is declared (seed, size, backends, weights), and
+/// of the owner of each slot.
 ///
-/// Nodes whose first half differs were told different things; those whose second half alone differs see other backends up.
+/// Nodes whose first half differs were told different things; those whose second half alone differs
+/// see other backends up.
 pub fn digest(declared: &Declared, family: Family, owners: impl IntoIterator<Item = Option<SocketAddr>>) -> String {
     let mut told = Sha256::new();
     told.update(b"weir declared 1");
@@ -23,7 +25,8 @@ pub fn digest(declared: &Declared, family: Family, owners: impl IntoIterator<Ite
     let mut ring = Sha256::new();
     ring.update(b"weir ring 1");
     ring.update([family.number()]);
-    // One buffer for the whole ring: the hash is much faster over one long run than over many short ones.
+    // One buffer for the whole ring: the hash is much faster over one long run than over many short
+    // ones.
     let mut bytes = Vec::new();
     for owner in owners {
         match owner {

@@ -6,8 +6,9 @@ use super::declared::{Declared, Keys};
 
 /// The owner of each slot, as an index into the declared backends; empty if none has a weight.
 ///
-/// As in the paper, backends take turns, and at its turn a backend takes the next free slot of its permutation. With weights, a backend's
-/// k-th turn comes at the time (2k − 1) / weight: so many turns in proportion to its weight as is possible in whole numbers (Webster).
+/// As in the paper, backends take turns, and at its turn a backend takes the next free slot of its
+/// permutation. With weights, a backend's k-th turn comes at the time (2k − 1) / weight: so many
+/// turns in proportion to its weight as is possible in whole numbers (Webster).
 pub fn table(declared: &Declared, keys: &[Keys]) -> Vec<u32> {
     const FREE: u32 = u32::MAX;
     let size = u64::from(declared.ring_size);

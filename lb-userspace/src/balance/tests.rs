@@ -33,7 +33,8 @@ fn shares(owners: &[Option<SocketAddr>]) -> BTreeMap<SocketAddr, usize> {
     shares
 }
 
-/// The tables were made by `tests/data/maglev.py`, which was written from the paper, in another language and another way.
+/// The tables were made by `tests/data/maglev.py`, which was written from the paper, in another
+/// language and another way.
 #[test]
 fn tables_are_those_of_an_independent_implementation() {
     let golden: serde_json::Value = serde_json::from_str(include_str!("../../tests/data/maglev.json")).unwrap();
@@ -143,7 +144,8 @@ proptest! {
         prop_assert_eq!(owners(&ring(251, backends(&weights)), &[]), owners(&ring(251, other), &[]));
     }
 
-    /// The paper's section 5.3: with a table a hundred times the backends, few slots of others move when one comes or goes.
+    /// The paper's section 5.3: with a table a hundred times the backends, few slots of others move
+    /// when one comes or goes.
     #[test]
     fn backend_that_comes_or_goes_moves_few_slots_of_others(n in 5..30_usize, which in 0..30_usize) {
         let all = backends(&vec![1; n]);

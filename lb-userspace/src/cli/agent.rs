@@ -14,8 +14,9 @@ use crate::{
 
 /// Run the agent: program the data path from a configuration file, and keep it so
 ///
-/// It follows the file; SIGHUP reads it at once. SIGTERM and SIGINT end the agent and leave the data path forwarding: only
-/// `weir cleanup` takes that away. A file with mistakes is refused with all of them, and what is running stays as it is.
+/// It follows the file; SIGHUP reads it at once. SIGTERM and SIGINT end the agent and leave the
+/// data path forwarding: only `weir cleanup` takes that away. A file with mistakes is refused with
+/// all of them, and what is running stays as it is.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:

@@ -27,8 +27,9 @@ struct Waiting {
 
 /// Take a backend out gently: no new connections, old ones go on
 ///
-/// The drain stays over reloads and restarts until `weir undrain`. With --wait it exits when the backend has no connections, or, in
-/// DSR modes, where they are not counted, when the drain is over; with 1 when the drain ends, or --timeout passes, before that, saying what remains.
+/// The drain stays over reloads and restarts until `weir undrain`. With --wait it exits when the
+/// backend has no connections, or, in DSR modes, where they are not counted, when the drain is
+/// over; with 1 when the drain ends, or --timeout passes, before that, saying what remains.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -53,8 +54,8 @@ impl Drain {
 
 /// Take a drain back that `weir drain` began
 ///
-/// A backend that the file drains stays drained: change the file. With --wait it exits when the backend gets new
-/// connections, or with 1 after --timeout.
+/// A backend that the file drains stays drained: change the file. With --wait it exits when the
+/// backend gets new connections, or with 1 after --timeout.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -94,7 +95,8 @@ enum SetWhat {
 
 /// Give a backend another weight than the file does
 ///
-/// It stays over reloads and restarts until it is taken back by --reset. A weight of 0 ends new connections.
+/// It stays over reloads and restarts until it is taken back by --reset. A weight of 0 ends new
+/// connections.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -126,8 +128,9 @@ impl Set {
 
 /// Read the configuration file again, now
 ///
-/// The agent does so by itself when the file changes. A file with mistakes changes nothing. So does one that would move
-/// every connection of a running service (`hashSeed`, `ringSize`, `affinity`), unless --accept-loss says that they may break.
+/// The agent does so by itself when the file changes. A file with mistakes changes nothing. So does
+/// one that would move every connection of a running service (`hashSeed`, `ringSize`, `affinity`),
+/// unless --accept-loss says that they may break.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -169,7 +172,8 @@ impl Reload {
     }
 }
 
-/// Says what was done and, if asked to, waits for what comes of it. A document is printed once, as things stand at the end.
+/// Says what was done and, if asked to, waits for what comes of it. A document is printed once, as
+/// things stand at the end.
 async fn finish(
     client: &Client,
     mut changed: Changed,

@@ -141,7 +141,8 @@ impl Client {
         Failure::Foreign { path: self.path(), why: why.to_string() }
     }
 
-    /// The process that listens on the socket; `None` if it can't be told, as of one in another PID namespace.
+    /// The process that listens on the socket; `None` if it can't be told, as of one in another PID
+    /// namespace.
     pub async fn agent_pid(&self) -> Option<u32> {
         let stream = UnixStream::connect(&self.socket).await.ok()?;
         let pid = stream.peer_cred().ok()?.pid()?;
@@ -163,7 +164,8 @@ pub struct Lines<T> {
 }
 
 impl<T: DeserializeOwned> Lines<T> {
-    /// The next one; `None` when the agent ends the answer. Nothing is lost if it is not awaited to its end.
+    /// The next one; `None` when the agent ends the answer. Nothing is lost if it is not awaited to
+    /// its end.
     pub async fn next(&mut self) -> Result<Option<T>, Failure> {
         loop {
             if let Some(end) = self.read.iter().position(|byte| *byte == b'\n') {

@@ -35,7 +35,8 @@ enum What {
 
 /// Check a file: all its mistakes at once, each with file, line, key and reason
 ///
-/// Exits with 1 if there are any. What only this machine can tell (interfaces, capabilities) is `weir doctor`'s to say.
+/// Exits with 1 if there are any. What only this machine can tell (interfaces, capabilities) is
+/// `weir doctor`'s to say.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:

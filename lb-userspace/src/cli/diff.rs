@@ -13,8 +13,8 @@ use crate::view::types::DiffView;
 
 /// Show how the kernel's maps differ from what is wanted
 ///
-/// Exits with 0 when they are equal, 1 when they differ, 2 when that cannot be told. The agent mends differences by itself
-/// within seconds; one that stays is worth a look at its log.
+/// Exits with 0 when they are equal, 1 when they differ, 2 when that cannot be told. The agent
+/// mends differences by itself within seconds; one that stays is worth a look at its log.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:

@@ -20,10 +20,10 @@ use crate::{
 
 /// Say what is wrong on this machine, and how to mend it
 ///
-/// Works with and without a running agent. Looks at capabilities (of the running agent, else of
-/// the installed unit weir.service, else of this process), the kernel, the bpffs, forwarding, offloads, the hooks of the
-/// interfaces in the configuration, the configuration itself, and the agent. Changes nothing. Exits with 1 if something
-/// can't work like that.
+/// Works with and without a running agent. Looks at capabilities (of the running agent, else of the
+/// installed unit weir.service, else of this process), the kernel, the bpffs, forwarding, offloads,
+/// the hooks of the interfaces in the configuration, the configuration itself, and the agent.
+/// Changes nothing. Exits with 1 if something can't work like that.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:

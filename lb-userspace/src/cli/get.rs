@@ -67,7 +67,8 @@ struct Listing {
 }
 
 impl Listing {
-    /// Shows the rows as a table; that there are none is said on standard error, and `none` says what.
+    /// Shows the rows as a table; that there are none is said on standard error, and `none` says
+    /// what.
     async fn show<T: Serialize>(
         &self,
         columns: &[Column<T>],

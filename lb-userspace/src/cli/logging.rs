@@ -10,7 +10,8 @@ pub struct Logging {
     /// How a line of the log looks; without a timestamp where journald takes it, which has its own
     #[arg(long, value_enum, env = "WEIR_LOG_FORMAT", default_value_t)]
     log_format: LogFormat,
-    /// What is logged: error, warn, info, debug, trace, or more finely as in `info,lb_userspace::health=debug`
+    /// What is logged: error, warn, info, debug, trace, or more finely as in
+    /// `info,lb_userspace::health=debug`
     #[arg(long, env = "WEIR_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
     log_level: String,
 }

@@ -17,8 +17,9 @@ use crate::view::types::{FlowView, LookupQuery, LookupView};
 
 /// Say which backend the program would choose for a client, and why
 ///
-/// Says it for a new connection (`backend`) and for a packet of one that has begun before (`under way`): the two differ while a slot changes
-/// owners, and where a flow has an entry of its own. Exits with 1 when a new connection would get none. The choice depends on the client's port,
+/// Says it for a new connection (`backend`) and for a packet of one that has begun before
+/// (`under way`): the two differ while a slot changes owners, and where a flow has an entry of its
+/// own. Exits with 1 when a new connection would get none. The choice depends on the client's port,
 /// unless the service has `affinity: client-ip`.
 #[derive(Args, Debug)]
 #[command(after_help = "\

@@ -89,7 +89,8 @@ pub async fn show<T: Serialize>(
     }
 }
 
-/// What stands before each round but the first: a terminal shows the newest alone, a file keeps them apart.
+/// What stands before each round but the first: a terminal shows the newest alone, a file keeps
+/// them apart.
 fn separator(view: &View) -> &'static str {
     match view.output {
         Format::Json => "",

@@ -13,8 +13,9 @@ use crate::view::types::{BackendTotals, Overall, Severity, Snapshot, Status as D
 
 /// Summarise how the agent and its data path are
 ///
-/// Exits with 0 when all is well, 1 when degraded (traffic flows, but something needs a look), and 2 when down: a service
-/// has no backend, the data path is not attached, or the agent isn't running.
+/// Exits with 0 when all is well, 1 when degraded (traffic flows, but something needs a look), and
+/// 2 when down: a service has no backend, the data path is not attached, or the agent isn't
+/// running.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:

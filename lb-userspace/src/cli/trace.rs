@@ -15,9 +15,11 @@ use crate::view::trace::{DEFAULT_RATE, End, SlotView, TraceQuery, TraceView};
 
 /// Show what becomes of packets, one line each, as the programs decide it
 ///
-/// Each line: time (UTC), interface and program, source and destination as the packet came, TCP flags, length, what they become in mode `nat`;
-/// service, slot and backend, and why that one; what became of the packet. Packets that are none of Weir's are not told. Of busy traffic it is a
-/// sample: at most --rate decisions a second are told, the others counted. While nobody traces, packets cost nothing more.
+/// Each line: time (UTC), interface and program, source and destination as the packet came, TCP
+/// flags, length, what they become in mode `nat`; service, slot and backend, and why that one; what
+/// became of the packet. Packets that are none of Weir's are not told. Of busy traffic it is a
+/// sample: at most --rate decisions a second are told, the others counted. While nobody traces,
+/// packets cost nothing more.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:

@@ -1,4 +1,5 @@
-//! Reads values out of a YAML tree and notes every mistake with its place, instead of ending at the first.
+//! Reads values out of a YAML tree and notes every mistake with its place, instead of ending at the
+//! first.
 
 use std::{
     cell::RefCell,

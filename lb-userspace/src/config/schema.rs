@@ -1,4 +1,5 @@
-//! The JSON schema of the file, for editors. The reader is `document` and `service`; a test holds both to the same keys.
+//! The JSON schema of the file, for editors. The reader is `document` and `service`; a test holds
+//! both to the same keys.
 #![expect(dead_code, reason = "the types below are there for their schema alone")]
 
 use schemars::JsonSchema;
@@ -25,7 +26,8 @@ struct File {
     interfaces: Vec<String>,
     /// `auto`, the default, prefers native and says what it got.
     xdp_mode: Option<XdpMode>,
-    /// 32 hex digits, the same on every node of a set. Left out, it is made once and kept in the state directory.
+    /// 32 hex digits, the same on every node of a set. Left out, it is made once and kept in the
+    /// state directory.
     #[schemars(regex(pattern = r"^[0-9a-fA-F]{32}$"))]
     hash_seed: Option<String>,
     /// Under which addresses and ports backends see clients, in mode nat with `source: translate`.
@@ -84,7 +86,8 @@ struct Timeouts {
 struct Tunnel {
     /// Who may send this node encapsulated packets: the balancers. Default: nobody.
     peers: Option<Vec<Prefix>>,
-    /// Within which the outer source varies by flow, one for each family. Default: the node's address towards the tunnel.
+    /// Within which the outer source varies by flow, one for each family. Default: the node's
+    /// address towards the tunnel.
     #[schemars(length(max = 2))]
     source: Option<Vec<Prefix>>,
 }
@@ -140,14 +143,17 @@ struct Service {
     source: Option<Source>,
     /// Default none.
     affinity: Option<Affinity>,
-    /// Slots of the ring of each family: a prime, at least 20 for each backend. Default 16381. Can't change without loss.
+    /// Slots of the ring of each family: a prime, at least 20 for each backend. Default 16381.
+    /// Can't change without loss.
     #[schemars(range(min = 2, max = MAX_RING_SIZE))]
     ring_size: Option<u32>,
     /// How long flows may go on at a backend that left the file. Default 15m.
     drain_timeout: Option<Time>,
-    /// DSR modes only: how long a slot that changed owner sends connections it does not know to the owner before. Default 15m.
+    /// DSR modes only: how long a slot that changed owner sends connections it does not know to the
+    /// owner before. Default 15m.
     settle_time: Option<Time>,
-    /// What becomes of connections of a backend that is gone or dead. Default next; not drop in nat.
+    /// What becomes of connections of a backend that is gone or dead. Default next; not drop in
+    /// nat.
     on_dead: Option<OnDead>,
     /// Left out: no probes, every backend counts as up.
     health: Option<Health>,

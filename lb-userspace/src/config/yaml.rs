@@ -1,4 +1,5 @@
-//! A YAML document as a tree that knows where everything stands and keeps duplicate keys, made of the parser's events.
+//! A YAML document as a tree that knows where everything stands and keeps duplicate keys, made of
+//! the parser's events.
 
 use std::{collections::BTreeMap, rc::Rc};
 
@@ -182,7 +183,8 @@ fn key_text(node: &Node, at: Mark) -> Result<String, SyntaxError> {
     }
 }
 
-/// Whether a tag makes a plain scalar a string; the core schema's other tags change nothing, others are refused.
+/// Whether a tag makes a plain scalar a string; the core schema's other tags change nothing, others
+/// are refused.
 fn is_string(tag: Option<&Tag>, at: Mark) -> Result<bool, SyntaxError> {
     match tag {
         None => Ok(false),

@@ -1,4 +1,5 @@
-//! Which ring ranges, service ids, counters and backend indexes are free, out of what an image already uses.
+//! Which ring ranges, service ids, counters and backend indexes are free, out of what an image
+//! already uses.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -18,7 +19,8 @@ pub const SERVICE_STATS_LEN: u32 = 2 * MAX_VIP_PORTS;
 pub struct Ranges(BTreeMap<u32, u32>);
 
 impl Ranges {
-    /// Every range that a service of `image` names, wanted or not: programs may be reading it. One that is longer than any ring is nobody's.
+    /// Every range that a service of `image` names, wanted or not: programs may be reading it. One
+    /// that is longer than any ring is nobody's.
     pub fn of(image: &Image) -> Self {
         let mut ranges = Self::default();
         for service in image.services.values().filter(|service| service.ring_len <= MAX_RING_SIZE) {
@@ -75,7 +77,8 @@ impl Numbers {
         Self { taken: services.chain(in_use.iter().copied()).collect(), next: 0, end: SERVICE_STATS_LEN }
     }
 
-    /// Indexes of `BACKENDS`: not in use, named by no slot and by no flow. A grace period must pass before they are written.
+    /// Indexes of `BACKENDS`: not in use, named by no slot and by no flow. A grace period must pass
+    /// before they are written.
     pub fn backends(image: &Image, in_use: &BTreeSet<u32>) -> Self {
         let entries = image.backends.iter().filter(|(_, backend)| backend.family != 0).map(|(index, _)| *index);
         let slots =

@@ -1,5 +1,6 @@
-//! The hooks on each interface: an XDP link, and a TC link (or filter) each way. Links are pinned; a restarted agent takes them over and
-//! replaces their programs in place, so that no packet meets an interface without one.
+//! The hooks on each interface: an XDP link, and a TC link (or filter) each way. Links are pinned;
+//! a restarted agent takes them over and replaces their programs in place, so that no packet meets
+//! an interface without one.
 
 mod filter;
 
@@ -105,9 +106,10 @@ const DIRECTIONS: [(&str, TcAttachType, PinKind, PinKind); 2] = [
 ];
 
 impl DataPath {
-    /// Makes the hooks of `wanted` ours and gives up those of all other interfaces. What is in order already is not touched, so it is
-    /// also how a lost hook is found and attached again: call it at start, when interfaces have changed, and now and then.
-    /// The interfaces must have been listed just before.
+    /// Makes the hooks of `wanted` ours and gives up those of all other interfaces. What is in
+    /// order already is not touched, so it is also how a lost hook is found and attached again:
+    /// call it at start, when interfaces have changed, and now and then. The interfaces must have
+    /// been listed just before.
     pub fn sync(&mut self, wanted: &[&Interface], mode: XdpMode) -> Vec<Hook> {
         self.keep_record();
         self.release_others(wanted);
@@ -290,8 +292,9 @@ enum UpdateError {
     Program(#[from] ProgramError),
 }
 
-/// Gives the program of this process to the pinned link. The kernel does nothing if it has that program already, and refuses with ENOLINK if
-/// the link is attached nowhere, so this also tells whether it lives.
+/// Gives the program of this process to the pinned link. The kernel does nothing if it has that
+/// program already, and refuses with ENOLINK if the link is attached nowhere, so this also tells
+/// whether it lives.
 fn take_over(
     interface: &Interface,
     hook: &'static str,
@@ -348,7 +351,8 @@ fn attach_xdp(program: &mut Xdp, interface: &Interface, wanted: XdpMode, path: &
     Ok(mode)
 }
 
-/// A link, never an attachment by netlink, which aya makes where links fail and which ends with the process.
+/// A link, never an attachment by netlink, which aya makes where links fail and which ends with the
+/// process.
 fn create_xdp(program: &mut Xdp, interface: &Interface, mode: AttachMode) -> Result<FdLink, AttachError> {
     let failed = |error: ProgramError| failed(interface, program::XDP, error);
     let id = program.attach_to_if_index(interface.index, mode).map_err(failed)?;

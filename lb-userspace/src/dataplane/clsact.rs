@@ -6,7 +6,8 @@ use aya::maps::{MapData, MapType};
 use futures_util::TryStreamExt;
 use rtnetlink::{Handle, packet_route::tc::TcHandle};
 
-/// Pins the mark that Weir has added the qdisc: an array without use, because a program would keep its maps.
+/// Pins the mark that Weir has added the qdisc: an array without use, because a program would keep
+/// its maps.
 pub fn mark(path: &Path) -> io::Result<()> {
     if path.exists() {
         return Ok(());
@@ -17,9 +18,11 @@ pub fn mark(path: &Path) -> io::Result<()> {
     map.pin(path).map_err(io::Error::other)
 }
 
-/// Removes the qdisc from an interface if no filter is in it; whether it was removed, or gone already.
+/// Removes the qdisc from an interface if no filter is in it; whether it was removed, or gone
+/// already.
 pub fn remove_if_empty(ifindex: u32) -> io::Result<bool> {
-    // A thread of its own, because whoever calls may be a task of another event loop; it is in the caller's network namespace.
+    // A thread of its own, because whoever calls may be a task of another event loop; it is in the
+    // caller's network namespace.
     let work = || -> io::Result<bool> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {

@@ -1,4 +1,5 @@
-//! What the maps hold, as plain values, and the writes that change it. Reconcile compares two images; only `maps` touches the kernel.
+//! What the maps hold, as plain values, and the writes that change it. Reconcile compares two
+//! images; only `maps` touches the kernel.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,7 +20,8 @@ pub struct Image {
     pub addresses: BTreeMap<IpAddr, u32>,
     /// By VIP and port.
     pub services: BTreeMap<SocketAddr, Service>,
-    /// The slots of each range that a service names, by its offset in the arena; shared, because most of them stay as they are.
+    /// The slots of each range that a service names, by its offset in the arena; shared, because
+    /// most of them stay as they are.
     pub rings: BTreeMap<u32, Arc<[Slot]>>,
     /// By index; free entries (family 0) whose generation is 0 are left out.
     pub backends: BTreeMap<u32, Backend>,
@@ -71,15 +73,17 @@ pub enum Write {
     ClearServiceStats {
         index: u32,
     },
-    /// By compare-and-swap. A slot that is not `from` by then, because it was settled or the program has set a flag, is changed in the same way:
-    /// see [`super::settle::change::follow`]. `now_ds` becomes its clock if its owners agreed.
+    /// By compare-and-swap. A slot that is not `from` by then, because it was settled or the
+    /// program has set a flag, is changed in the same way: see [`super::settle::change::follow`].
+    /// `now_ds` becomes its clock if its owners agreed.
     Slot {
         at: u32,
         from: Slot,
         to: Slot,
         now_ds: u32,
     },
-    /// Zeroes the fingerprints of SYNs that went to these indexes, before they are used for other backends.
+    /// Zeroes the fingerprints of SYNs that went to these indexes, before they are used for other
+    /// backends.
     ForgetSyns {
         backends: BTreeSet<u32>,
     },
@@ -115,6 +119,7 @@ pub enum Write {
     RemoveWayOut {
         ifindex: u32,
     },
-    /// `membarrier(GLOBAL)`: no program that saw the state before the writes above is still running.
+    /// `membarrier(GLOBAL)`: no program that saw the state before the writes above is still
+    /// running.
     GracePeriod,
 }

@@ -1,4 +1,5 @@
-//! Loads the eBPF object and pins its maps, so that the data path outlives the agent. What is pinned already is taken over.
+//! Loads the eBPF object and pins its maps, so that the data path outlives the agent. What is
+//! pinned already is taken over.
 
 use std::{
     fs::{DirBuilder, File},
@@ -60,7 +61,8 @@ pub enum LoadError {
 }
 
 impl LoadError {
-    /// A program that the kernel refused. The verifier's log may have thousands of lines, of which the last ones say why.
+    /// A program that the kernel refused. The verifier's log may have thousands of lines, of which
+    /// the last ones say why.
     fn refused(program: &'static str, error: &ProgramError) -> Self {
         const LINES: usize = 12;
         let ProgramError::LoadError { io_error, verifier_log } = error else {
@@ -91,7 +93,8 @@ pub enum BpfLog {
     Debug,
 }
 
-/// The loaded programs and their pins. While it lives no other agent uses the same pin directory; dropping it detaches nothing.
+/// The loaded programs and their pins. While it lives no other agent uses the same pin directory;
+/// dropping it detaches nothing.
 pub struct DataPath {
     pub(super) pin_dir: PathBuf,
     pub(super) ebpf: Ebpf,
@@ -103,8 +106,9 @@ pub struct DataPath {
 }
 
 impl DataPath {
-    /// Loads and pins. Programs that are attached already go on as they are until [`DataPath::sync`]; if maps of another layout are pinned, they
-    /// are replaced at once, with the maps: see [`super::migrate`].
+    /// Loads and pins. Programs that are attached already go on as they are until
+    /// [`DataPath::sync`]; if maps of another layout are pinned, they are replaced at once, with
+    /// the maps: see [`super::migrate`].
     pub fn open(pin_dir: &Path, log: BpfLog) -> Result<Self, LoadError> {
         Self::open_sized(pin_dir, log, &MapSizes::new())
     }
@@ -122,7 +126,8 @@ impl DataPath {
         Ok(Self { pin_dir: pin_dir.to_owned(), ebpf, record, hooks, tc, _lock: lock })
     }
 
-    /// Writes the record of the layouts again if somebody has deleted its pin: without it the next start would need CAP_SYS_ADMIN.
+    /// Writes the record of the layouts again if somebody has deleted its pin: without it the next
+    /// start would need CAP_SYS_ADMIN.
     pub(super) fn keep_record(&self) {
         if self.pin_dir.join(LAYOUTS).exists() {
             return;
@@ -135,7 +140,8 @@ impl DataPath {
         }
     }
 
-    /// Attaches at TC by filters of clsact, as on kernels without tcx links; for tests of that on others.
+    /// Attaches at TC by filters of clsact, as on kernels without tcx links; for tests of that on
+    /// others.
     pub fn use_clsact(&mut self) {
         self.tc = TcHook::Clsact;
     }

@@ -1,4 +1,5 @@
-//! The maps that the agent writes, typed. One task owns them; the counters and flow tables have handles of their own.
+//! The maps that the agent writes, typed. One task owns them; the counters and flow tables have
+//! handles of their own.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -118,7 +119,8 @@ impl Maps {
         })
     }
 
-    /// Does one write. What a slot holds then is the answer if that is not what the write says: it had changed meanwhile.
+    /// Does one write. What a slot holds then is the answer if that is not what the write says: it
+    /// had changed meanwhile.
     pub fn apply(&mut self, write: &Write) -> Result<Option<Slot>, MapsError> {
         if let Write::Slot { at, from, to, now_ds } = write {
             let changed = self.rings.change(*at, *from, *to, *now_ds).ok_or(MapsError::NoSuchSlot { at: *at })?;
@@ -164,7 +166,8 @@ impl Maps {
                 self.let_services_be_looked_up()
             }
             Write::Address { address, bits } => {
-                // Before the address itself: what the filter doesn't know the programs never look up.
+                // Before the address itself: what the filter doesn't know the programs never look
+                // up.
                 self.let_through(address)?;
                 match address {
                     IpAddr::V4(v4) => {
@@ -235,7 +238,8 @@ impl Maps {
         }
     }
 
-    /// Makes the programs ask `SERVICES_*` again and not what they remember of it; to be called after any change of it, and before a grace period.
+    /// Makes the programs ask `SERVICES_*` again and not what they remember of it; to be called
+    /// after any change of it, and before a grace period.
     fn let_services_be_looked_up(&mut self) -> Result<(), MapsError> {
         let epoch = self.services_epoch.get(&0, 0).map_err(unread(map::SERVICES_EPOCH))?;
         self.services_epoch.set(0, epoch.wrapping_add(1).max(1), 0).map_err(failed(map::SERVICES_EPOCH, "the epoch"))
@@ -258,8 +262,8 @@ impl Maps {
         Ok(())
     }
 
-    /// Makes what the programs look at first fit the maps, of which `image` was just read, whoever has changed them: the filter before the
-    /// addresses, and what is remembered of the services.
+    /// Makes what the programs look at first fit the maps, of which `image` was just read, whoever
+    /// has changed them: the filter before the addresses, and what is remembered of the services.
     pub fn fit_shortcuts(&mut self, image: &Image) -> Result<(), MapsError> {
         self.let_services_be_looked_up()?;
         let mut wanted = vec![u64::MAX; FILTER_WORDS as usize];
@@ -352,7 +356,8 @@ fn place(address: &IpAddr) -> (u32, u64) {
     }
 }
 
-/// An IPv6 address that ends in twelve zero bytes looks like an IPv4 address; the backends that use it know.
+/// An IPv6 address that ends in twelve zero bytes looks like an IPv4 address; the backends that use
+/// it know.
 fn family_of_snat(index: u32, words: AnyAddr, backends: &BTreeMap<u32, Backend>) -> Family {
     let [_, rest @ ..] = words;
     if rest != [0; 3] {
@@ -369,7 +374,8 @@ fn peer<A: Pod>(prefix: &Prefix, address: A) -> lpm_trie::Key<A> {
     lpm_trie::Key::new(u32::from(prefix.len), address)
 }
 
-/// Waits until no program that saw the state before is still running. Blocks for tens of milliseconds.
+/// Waits until no program that saw the state before is still running. Blocks for tens of
+/// milliseconds.
 pub(super) fn grace_period() -> Result<(), MapsError> {
     match raw::membarrier_global() {
         // Refused on kernels with nohz_full CPUs. A program runs for microseconds, so this is long.

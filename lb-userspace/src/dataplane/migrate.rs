@@ -1,15 +1,23 @@
-//! Takes over what another build has pinned, whose maps may be laid out otherwise: copy, switch, copy again; never rebuilt.
+//! Takes over what another build has pinned, whose maps may be laid out otherwise: copy, switch,
+//! copy again; never rebuilt.
 //!
-//! 1. [`Plan`] looks at what is pinned and changes nothing. A map that is as this build would make it is taken over; others are made anew, pinned as
-//!    `NAME-new`. What their entries are made of the [`record`] says, or their BTF, which the kernel keeps, so no code knows versions: [`convert`].
-//! 2. The new programs are loaded with the new maps, which are filled from the old ones and brought up to date: [`copy`].
-//! 3. Every hook gets the new program: [`switch`]. From before the last copy until the end of the next one, `Settings::FLAG_HANDOVER` makes both
-//!    programs drop what they would else reset as unknown: the other map knows it, and TCP sends again.
-//! 4. What the old program wrote since the last copy is brought over: [`merge`]. Then the pins are renamed, and the old maps end with the old programs.
+//! 1. [`Plan`] looks at what is pinned and changes nothing. A map that is as this build would make
+//!    it is taken over; others are made anew, pinned as `NAME-new`. What their entries are made of
+//!    the [`record`] says, or their BTF, which the kernel keeps, so no code knows versions:
+//!    [`convert`].
+//! 2. The new programs are loaded with the new maps, which are filled from the old ones and brought
+//!    up to date: [`copy`].
+//! 3. Every hook gets the new program: [`switch`]. From before the last copy until the end of the
+//!    next one, `Settings::FLAG_HANDOVER` makes both programs drop what they would else reset as
+//!    unknown: the other map knows it, and TCP sends again.
+//! 4. What the old program wrote since the last copy is brought over: [`merge`]. Then the pins are
+//!    renamed, and the old maps end with the old programs.
 //!
-//! Maps that were not pinned before go the same way, so that a start that fails or is interrupted leaves no new pin behind.
+//! Maps that were not pinned before go the same way, so that a start that fails or is interrupted
+//! leaves no new pin behind.
 //!
-//! It is over before the agent writes anything, so that both programs see what the agent before left. [`leftovers`] says what an interruption leaves.
+//! It is over before the agent writes anything, so that both programs see what the agent before
+//! left. [`leftovers`] says what an interruption leaves.
 
 mod btf;
 pub mod convert;
@@ -79,7 +87,8 @@ pub struct Migration {
 }
 
 impl Migration {
-    /// Looks at what is pinned; puts right what an interrupted migration has left, and changes nothing else.
+    /// Looks at what is pinned; puts right what an interrupted migration has left, and changes
+    /// nothing else.
     pub fn begin(pin_dir: &Path, object: &aya_obj::Object, sizes: &MapSizes) -> Result<Self, MigrateError> {
         let record = match Record::read(pin_dir) {
             Ok(record) => record.unwrap_or_default(),
@@ -101,8 +110,9 @@ impl Migration {
         if is_new { leftovers::new_path(&self.pin_dir.join(name)) } else { self.pin_dir.join(name) }
     }
 
-    /// Writes down what the pinned maps hold, old and new, and which of them the programs of `ebpf` and those on the hooks use: all that
-    /// the next start must know whenever this one is interrupted.
+    /// Writes down what the pinned maps hold, old and new, and which of them the programs of `ebpf`
+    /// and those on the hooks use: all that the next start must know whenever this one is
+    /// interrupted.
     pub fn record(&self, ebpf: &Ebpf) -> Result<Record, MigrateError> {
         let in_use = leftovers::programs_in_use(&self.pin_dir)?;
         let mut record = Record { maps: self.plan.pinned.clone(), programs: self.record.programs.clone() };
@@ -135,8 +145,8 @@ impl Migration {
         }
     }
 
-    /// Fills the new maps, gives the hooks the programs of `ebpf`, which use them, and ends the old maps. After an error either nothing
-    /// has changed, or the next start does the rest.
+    /// Fills the new maps, gives the hooks the programs of `ebpf`, which use them, and ends the old
+    /// maps. After an error either nothing has changed, or the next start does the rest.
     pub fn run(&mut self, ebpf: &mut Ebpf) -> Result<(), MigrateError> {
         if self.plan.changes_nothing() && !self.resumes {
             return self.settle();

@@ -95,7 +95,8 @@ impl Pin {
         pin_dir.join(format!("{}{}", self.kind.prefix(), self.ifindex))
     }
 
-    /// What is pinned, in the order in which it is to be released. An error if there is no such directory.
+    /// What is pinned, in the order in which it is to be released. An error if there is no such
+    /// directory.
     pub fn list(pin_dir: &Path) -> io::Result<Vec<Pin>> {
         let mut pins: Vec<Pin> = names(pin_dir)?.iter().filter_map(|name| Pin::parse(name)).collect();
         pins.sort_unstable();
@@ -180,7 +181,8 @@ pub(super) fn remove_link(path: &Path) -> io::Result<()> {
     fs::remove_file(path)
 }
 
-/// Detaches every hook and removes every pin; says what was done, nothing if there was nothing. Connections through Weir end.
+/// Detaches every hook and removes every pin; says what was done, nothing if there was nothing.
+/// Connections through Weir end.
 pub fn cleanup(pin_dir: &Path) -> Result<Vec<String>, LoadError> {
     let failed = |source| LoadError::PinDir { path: pin_dir.to_owned(), source };
     if !fs::exists(pin_dir).map_err(failed)? {

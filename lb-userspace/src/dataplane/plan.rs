@@ -1,7 +1,9 @@
-//! From what is wanted and what is programmed to the writes that make them equal, as a pure function.
+//! From what is wanted and what is programmed to the writes that make them equal, as a pure
+//! function.
 //!
-//! A first step makes the image that is wanted, keeping every index, range and counter of the programmed one that is still right; a second
-//! puts the differences in an order in which a packet sees at any instant either the old or the new state.
+//! A first step makes the image that is wanted, keeping every index, range and counter of the
+//! programmed one that is still right; a second puts the differences in an order in which a packet
+//! sees at any instant either the old or the new state.
 
 mod backends;
 mod ids;
@@ -30,7 +32,8 @@ use crate::{
     state::{AdminState, BackendId, Health},
 };
 
-/// Everything that the maps are to say: configuration, overrides, health and what was found out about the node.
+/// Everything that the maps are to say: configuration, overrides, health and what was found out
+/// about the node.
 #[derive(Clone, Debug)]
 pub struct Wanted {
     /// The plan adds the flags that the backends need.
@@ -158,12 +161,14 @@ pub enum PlanError {
     Snat { backend: BackendId },
 }
 
-/// What to write so that the maps say what is wanted. From any state of the maps, also one that somebody edited by hand; nothing if all is right.
+/// What to write so that the maps say what is wanted. From any state of the maps, also one that
+/// somebody edited by hand; nothing if all is right.
 pub fn plan(wanted: &Wanted, programmed: &Image, in_use: &FlowUse, now_ns: u64) -> Result<Plan, PlanError> {
     plan_again(wanted, programmed, in_use, now_ns, &mut Memo::default())
 }
 
-/// The same, by what is remembered from the plan before: rings in which nothing has changed are not looked at.
+/// The same, by what is remembered from the plan before: rings in which nothing has changed are not
+/// looked at.
 pub fn plan_again(
     wanted: &Wanted,
     programmed: &Image,

@@ -1,4 +1,5 @@
-//! The programs beside their hooks: their pins, by which the next agent finds the old ones again, and what the kernel tells of them.
+//! The programs beside their hooks: their pins, by which the next agent finds the old ones again,
+//! and what the kernel tells of them.
 //!
 //! A hook's program is opened by its pin and never by its id, which takes CAP_SYS_ADMIN.
 
@@ -93,13 +94,15 @@ pub fn name_by_id(id: u32) -> Name {
     }
 }
 
-/// The ids of the maps of a program that is loaded; none if it is gone. An error: this process may not ask.
+/// The ids of the maps of a program that is loaded; none if it is gone. An error: this process may
+/// not ask.
 pub fn maps_by_id(id: u32) -> io::Result<Vec<u32>> {
     let Some(info) = by_id(id)? else { return Ok(Vec::new()) };
     Ok(info.map_ids().map_err(io::Error::other)?.unwrap_or_default())
 }
 
-/// The program of this id; `None` if there is none. An error: this process may not ask, which takes CAP_SYS_ADMIN.
+/// The program of this id; `None` if there is none. An error: this process may not ask, which takes
+/// CAP_SYS_ADMIN.
 fn by_id(id: u32) -> io::Result<Option<ProgramInfo>> {
     for info in loaded_programs() {
         match info {

@@ -1,4 +1,5 @@
-//! The only unsafe code of the agent: kernel interfaces that no library wraps safely. What leaves this module is safe.
+//! The only unsafe code of the agent: kernel interfaces that no library wraps safely. What leaves
+//! this module is safe.
 #![expect(
     unsafe_code,
     reason = "mapping a BPF array, membarrier, much of bpf(2) and bytes as values have no safe wrapper"
@@ -17,7 +18,8 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 use self::bytes::Bytes;
 
-/// A BPF array made with BPF_F_MMAPABLE, shared with the programs that use it. Its values are of at most 8 bytes, each in a word of its own.
+/// A BPF array made with BPF_F_MMAPABLE, shared with the programs that use it. Its values are of at
+/// most 8 bytes, each in a word of its own.
 pub struct Words {
     start: NonNull<AtomicU64>,
     len: usize,
@@ -39,13 +41,15 @@ impl Words {
             return Err(io::Error::other("not an array of values of at most 8 bytes"));
         };
         let (read_write, shared) = (ProtFlags::PROT_READ | ProtFlags::PROT_WRITE, MapFlags::MAP_SHARED);
-        // SAFETY: a new mapping at an address that the kernel chooses; it overlaps no memory of ours.
+        // SAFETY: a new mapping at an address that the kernel chooses; it overlaps no memory of
+        // ours.
         let start = unsafe { mmap(None, bytes, read_write, shared, map.fd().as_fd(), 0) }?;
         Ok(Self { start: start.cast(), len })
     }
 
     pub fn as_slice(&self) -> &[AtomicU64] {
-        // SAFETY: `map` checked that the array holds `len` words of 8 bytes, the mapping is page-aligned, and it lives as long as `self`.
+        // SAFETY: `map` checked that the array holds `len` words of 8 bytes, the mapping is
+        // page-aligned, and it lives as long as `self`.
         unsafe { slice::from_raw_parts(self.start.as_ptr(), self.len) }
     }
 }
@@ -59,7 +63,8 @@ impl Drop for Words {
     }
 }
 
-/// Waits until no BPF program that runs now on any CPU is still running. It takes tens of milliseconds.
+/// Waits until no BPF program that runs now on any CPU is still running. It takes tens of
+/// milliseconds.
 pub fn membarrier_global() -> io::Result<()> {
     // SAFETY: a system call with integers only.
     let result = unsafe { libc::syscall(libc::SYS_membarrier, libc::MEMBARRIER_CMD_GLOBAL, 0, 0) };
@@ -75,7 +80,8 @@ pub fn value<T: Pod>(bytes: &[u8]) -> Option<T> {
 /// bpf(2); what it returns if that is no error.
 ///
 /// # Safety
-/// `attr` must be what `command` wants, and its pointers must have the sizes that the kernel expects behind them.
+/// `attr` must be what `command` wants, and its pointers must have the sizes that the kernel
+/// expects behind them.
 unsafe fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<i32> {
     // SAFETY: the caller's.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
@@ -97,7 +103,8 @@ pub fn take<K: Pod, V: Pod>(map: &MapData, key: &K) -> Result<Option<V>, MapErro
     Ok(if bytes.take(key, &mut found)? { value(&found) } else { None })
 }
 
-/// Shows `visit` every entry of an array or hash map. A per-CPU map has `cpus` values for each key, others one. See [`Bytes::scan`].
+/// Shows `visit` every entry of an array or hash map. A per-CPU map has `cpus` values for each key,
+/// others one. See [`Bytes::scan`].
 pub fn scan<K: Pod, V: Pod>(map: &MapData, cpus: usize, mut visit: impl FnMut(&K, &[V])) -> Result<(), MapError> {
     let bytes = Bytes::of(map)?;
     let value = bytes.info.value_size() as usize;

@@ -1,4 +1,5 @@
-//! The ring arena, `RINGS`: slots that the programs read while the agent changes them; and `SLOT_CLOCKS`, since when their owners differ.
+//! The ring arena, `RINGS`: slots that the programs read while the agent changes them; and
+//! `SLOT_CLOCKS`, since when their owners differ.
 
 use std::{io, path::Path, sync::atomic::Ordering};
 
@@ -42,8 +43,9 @@ impl Rings {
         }
     }
 
-    /// Makes the change `from` → `to` of the slot at `at`, whatever the slot is by now; what it holds then. Its clock is set if its owners
-    /// agreed: before the slot, so that an agent that dies in between leaves no slot in transition with an older clock.
+    /// Makes the change `from` → `to` of the slot at `at`, whatever the slot is by now; what it
+    /// holds then. Its clock is set if its owners agreed: before the slot, so that an agent that
+    /// dies in between leaves no slot in transition with an older clock.
     pub fn change(&self, at: u32, from: Slot, to: Slot, now_ds: u32) -> Option<Slot> {
         let mut found = self.slot(at)?;
         loop {
@@ -71,7 +73,8 @@ impl Rings {
         words.map(|word| Slot(word.load(Ordering::Relaxed))).collect()
     }
 
-    /// Fills the range from `offset` on, which no service names; false if the arena ends before it does.
+    /// Fills the range from `offset` on, which no service names; false if the arena ends before it
+    /// does.
     pub fn fill(&self, offset: u32, slots: &[Slot]) -> bool {
         let words = self.slots.as_slice().get(offset as usize..).unwrap_or_default();
         for (word, slot) in words.iter().zip(slots) {
@@ -80,7 +83,8 @@ impl Rings {
         words.len() >= slots.len()
     }
 
-    /// Replaces the slot at `at` if it still holds `from`; the program may have set a flag meanwhile. Otherwise what it holds is the error.
+    /// Replaces the slot at `at` if it still holds `from`; the program may have set a flag
+    /// meanwhile. Otherwise what it holds is the error.
     pub fn compare_exchange(&self, at: u32, from: Slot, to: Slot) -> Result<(), Slot> {
         let Some(word) = self.slots.as_slice().get(at as usize) else { return Err(from) };
         word.compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Acquire).map(|_| ()).map_err(Slot)

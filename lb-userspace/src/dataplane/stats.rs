@@ -118,7 +118,8 @@ impl Sample {
         self.verdicts.iter().filter(|((_, at), _)| *at == place).map(|(_, count)| count).sum()
     }
 
-    /// How much `value` grew each second since `before`; 0 without one, or when the counter has begun anew.
+    /// How much `value` grew each second since `before`; 0 without one, or when the counter has
+    /// begun anew.
     pub fn per_second(&self, before: Option<&Sample>, value: impl Fn(&Sample) -> u64) -> f64 {
         let Some(before) = before else { return 0.0 };
         let seconds = self.at.saturating_duration_since(before.at).as_secs_f64();

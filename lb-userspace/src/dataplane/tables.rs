@@ -1,5 +1,5 @@
-//! The flow tables: one way to open, look up, list, insert and remove. A user of them has handles of
-//! its own, so that it can run on a blocking thread while the owner of the maps goes on.
+//! The flow tables: one way to open, look up, list, insert and remove. A user of them has handles
+//! of its own, so that it can run on a blocking thread while the owner of the maps goes on.
 
 use std::{
     net::{IpAddr, SocketAddr},

@@ -1,4 +1,5 @@
-//! What the programs tell of their decisions: the ring buffer `TRACE` and its filter. Handles of its own: nobody else uses these maps.
+//! What the programs tell of their decisions: the ring buffer `TRACE` and its filter. Handles of
+//! its own: nobody else uses these maps.
 
 use std::path::Path;
 
@@ -24,7 +25,8 @@ impl Trace {
         Ok(Self { events: maps::open(pin_dir, map::TRACE)?, filter: maps::open(pin_dir, map::TRACE_FILTER)? })
     }
 
-    /// Says which decisions are told. A program that runs just now may read half of it: the events are judged again here.
+    /// Says which decisions are told. A program that runs just now may read half of it: the events
+    /// are judged again here.
     pub fn set_filter(&mut self, filter: &TraceFilter) -> Result<(), MapsError> {
         self.filter.set(0, filter, 0).map_err(|source| MapsError::Write {
             map: map::TRACE_FILTER,
@@ -33,7 +35,8 @@ impl Trace {
         })
     }
 
-    /// The next event; `None` if there is none now. What another version's program has written is left out.
+    /// The next event; `None` if there is none now. What another version's program has written is
+    /// left out.
     pub fn take(&mut self) -> Option<TraceEvent> {
         loop {
             let record = self.events.next()?;

@@ -17,7 +17,8 @@ pub(super) fn findings(pin_dir: &Path) -> Vec<Finding> {
     findings
 }
 
-/// Pins of maps that somebody deleted beside others that are there: the running data path keeps its maps, the next one would begin with empty ones.
+/// Pins of maps that somebody deleted beside others that are there: the running data path keeps its
+/// maps, the next one would begin with empty ones.
 fn pins(pin_dir: &Path) -> Option<Finding> {
     let (there, gone): (Vec<&str>, Vec<&str>) = map::PINNED.iter().partition(|name| pin_dir.join(name).exists());
     if there.is_empty() {

@@ -76,7 +76,8 @@ struct Streak {
 }
 
 impl Machine {
-    /// Starts with the health that is known already, from before a restart of the agent, or with `Unknown`.
+    /// Starts with the health that is known already, from before a restart of the agent, or with
+    /// `Unknown`.
     pub fn new(initial: Health) -> Self {
         Self {
             view: HealthView { health: initial, ..HealthView::default() },
@@ -90,11 +91,13 @@ impl Machine {
         &self.view
     }
 
-    /// Takes one result into account. From `Unknown` a single success is enough for `Up`; `Down` always takes `fall` failures, and `Dead` as many
-    /// at which nothing answered. The first answer of a dead backend, whatever it is, leaves it merely down.
+    /// Takes one result into account. From `Unknown` a single success is enough for `Up`; `Down`
+    /// always takes `fall` failures, and `Dead` as many at which nothing answered. The first answer
+    /// of a dead backend, whatever it is, leaves it merely down.
     ///
-    /// A result that a probe begun later has contradicted already says nothing of now, and a probe that this node could not even begin
-    /// says nothing of the backend: both are noted, neither is judged.
+    /// A result that a probe begun later has contradicted already says nothing of now, and a probe
+    /// that this node could not even begin says nothing of the backend: both are noted, neither is
+    /// judged.
     pub fn observe(&mut self, observation: &Observation, thresholds: Thresholds, now: SystemTime) -> Option<Change> {
         self.note(&observation.outcome, now);
         let (is_success, is_silent) = match &observation.outcome {

@@ -111,7 +111,8 @@ fn timed_out(after: Duration) -> Failure {
     Failure { reason: FailureKind::Timeout, detail: format!("no answer within {}", humantime::format_duration(after)) }
 }
 
-/// A connection that is reset when it is dropped: closed in order, thousands of probes would leave thousands of ports in TIME_WAIT.
+/// A connection that is reset when it is dropped: closed in order, thousands of probes would leave
+/// thousands of ports in TIME_WAIT.
 async fn connect(address: SocketAddr) -> Result<TcpStream, Failure> {
     let failed = |error| io_failure("connect", &error);
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(failed)?;
@@ -120,7 +121,8 @@ async fn connect(address: SocketAddr) -> Result<TcpStream, Failure> {
     socket.connect(address).await.map_err(failed)
 }
 
-/// hyper's smallest; a longer header is a protocol error, so that no backend makes the agent read without end.
+/// hyper's smallest; a longer header is a protocol error, so that no backend makes the agent read
+/// without end.
 const READ_BYTES: usize = 8192;
 
 /// The status line if the status is an expected one. The body is not read.

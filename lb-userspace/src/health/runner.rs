@@ -1,7 +1,9 @@
-//! Probes thousands of backends, each on its own schedule, from one task, and publishes what their health becomes.
+//! Probes thousands of backends, each on its own schedule, from one task, and publishes what their
+//! health becomes.
 //!
-//! A backend that dies is down within `fall × interval + timeout`: probes are begun at most an interval apart, counted from start to
-//! start whether or not the one before has ended, and jitter only ever shortens the gap.
+//! A backend that dies is down within `fall × interval + timeout`: probes are begun at most an
+//! interval apart, counted from start to start whether or not the one before has ended, and jitter
+//! only ever shortens the gap.
 
 mod schedule;
 
@@ -84,7 +86,8 @@ pub struct Options {
 }
 
 impl Options {
-    /// As many probes at once as this process may have files open for, up to 1024. Raises the soft limit of open files to the hard one.
+    /// As many probes at once as this process may have files open for, up to 1024. Raises the soft
+    /// limit of open files to the hard one.
     pub fn new(on_duration: DurationHook) -> Self {
         Self { concurrency: affordable_concurrency(), on_duration }
     }
@@ -168,7 +171,8 @@ impl Runner {
             self.begin_due_probes();
             let next = self.schedule.next().filter(|_| self.in_flight.len() < self.options.concurrency);
             tokio::select! {
-                // Shutdown first; then what has been seen before what is asked next, so that verdicts are never late for new probes' sake.
+                // Shutdown first; then what has been seen before what is asked next, so that
+                // verdicts are never late for new probes' sake.
                 biased;
                 _ = shutdown.wait_for(|stop| *stop) => return,
                 Some(ended) = self.in_flight.join_next() => self.judge(ended),

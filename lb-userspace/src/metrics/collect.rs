@@ -53,7 +53,8 @@ pub(super) fn gauges<V: EncodeGaugeValue>(
     Ok(())
 }
 
-/// A family of counters; the encoder appends `_total` to the name. One without samples is left out whole.
+/// A family of counters; the encoder appends `_total` to the name. One without samples is left out
+/// whole.
 pub(super) fn counters<V: EncodeCounterValue>(
     encoder: &mut DescriptorEncoder,
     name: &str,

@@ -54,7 +54,8 @@ fn max_files() -> Option<f64> {
     Some(getrlimit(Resource::RLIMIT_NOFILE).ok()?.0 as f64)
 }
 
-/// USER_HZ, the unit of times in /proc: part of the kernel's ABI on every architecture that Weir runs on.
+/// USER_HZ, the unit of times in /proc: part of the kernel's ABI on every architecture that Weir
+/// runs on.
 const TICKS_PER_SECOND: f64 = 100.0;
 
 fn start_time() -> Option<f64> {

@@ -20,8 +20,8 @@ impl fmt::Display for Incompatible {
 
 /// What `new` changes that the running services would lose their connections by.
 ///
-/// The seeds are those that result: the file's, or the kept one. A service is the same if its name is, or if it serves
-/// one of the same VIPs and ports under another name.
+/// The seeds are those that result: the file's, or the kept one. A service is the same if its name
+/// is, or if it serves one of the same VIPs and ports under another name.
 pub fn incompatible(running: &Config, running_seed: &Seed, new: &Config, new_seed: &Seed) -> Vec<Incompatible> {
     let mut found = Vec::new();
     let pairs = || {

@@ -1,5 +1,5 @@
-//! Two questions over generic netlink: what an interface can do with XDP, and which offloads are on. Answers come from the kernel at once, so
-//! the socket blocks.
+//! Two questions over generic netlink: what an interface can do with XDP, and which offloads are
+//! on. Answers come from the kernel at once, so the socket blocks.
 
 use std::{collections::BTreeSet, io};
 
@@ -21,7 +21,8 @@ impl XdpFeatures {
         self.0 & 1 != 0
     }
 
-    /// Packets can be redirected to it as it is now; to a veth that means that its other end takes them.
+    /// Packets can be redirected to it as it is now; to a veth that means that its other end takes
+    /// them.
     pub const fn can_be_redirected_to(self) -> bool {
         self.0 & 4 != 0
     }
@@ -70,7 +71,8 @@ impl Genl {
         Ok(features.and_then(|bytes| bytes.try_into().ok()).map(|bytes| XdpFeatures(u64::from_ne_bytes(bytes))))
     }
 
-    /// The names of the offloads that are on, as `ethtool -k` has them in the kernel: `rx-gro`, `rx-lro`, ...; `None` on kernels that don't tell.
+    /// The names of the offloads that are on, as `ethtool -k` has them in the kernel: `rx-gro`,
+    /// `rx-lro`, ...; `None` on kernels that don't tell.
     pub fn offloads(&self, ifindex: u32) -> io::Result<Option<BTreeSet<String>>> {
         let Some(family) = self.ethtool else { return Ok(None) };
         let mut header = vec![0; 8];

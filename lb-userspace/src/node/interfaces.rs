@@ -1,4 +1,5 @@
-//! The node's interfaces and addresses, as the kernel tells them over rtnetlink: always those of the network namespace the agent runs in.
+//! The node's interfaces and addresses, as the kernel tells them over rtnetlink: always those of
+//! the network namespace the agent runs in.
 
 use std::{collections::BTreeMap, io, net::IpAddr};
 
@@ -91,7 +92,8 @@ impl Netlink {
         let mut addresses = self.handle.address().get().execute();
         while let Some(message) = addresses.try_next().await.map_err(request("list addresses"))? {
             let Some(interface) = interfaces.get_mut(&message.header.index) else { continue };
-            // On point-to-point links ADDRESS is the other end's; LOCAL is always ours, but IPv6 has it only there.
+            // On point-to-point links ADDRESS is the other end's; LOCAL is always ours, but IPv6
+            // has it only there.
             let local = message.attributes.iter().find_map(|attribute| match attribute {
                 AddressAttribute::Local(address) => Some(*address),
                 _ => None,
@@ -110,8 +112,8 @@ impl Netlink {
     }
 }
 
-/// A channel that gets a message after interfaces or addresses have changed, or a TC filter or qdisc is gone, however many did or are; the
-/// task ends with the receiver.
+/// A channel that gets a message after interfaces or addresses have changed, or a TC filter or
+/// qdisc is gone, however many did or are; the task ends with the receiver.
 pub fn watch() -> Result<mpsc::Receiver<()>, NetlinkError> {
     let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr, MulticastGroup::Tc];
     let (connection, _, mut messages) = rtnetlink::new_multicast_connection(&groups).map_err(NetlinkError::Socket)?;
@@ -153,8 +155,8 @@ fn is_news(message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
     )
 }
 
-/// Those of `interfaces` that one of `patterns` (names, or globs with `*`, `?` and `[...]`) means, without the loopback unless it is named,
-/// and the patterns that mean none.
+/// Those of `interfaces` that one of `patterns` (names, or globs with `*`, `?` and `[...]`) means,
+/// without the loopback unless it is named, and the patterns that mean none.
 pub fn matching<'a, 'p>(
     interfaces: &'a BTreeMap<u32, Interface>,
     patterns: &'p [String],

@@ -1,5 +1,6 @@
-//! Keeps the neighbour entries of backends' next hops resolved, so that XDP can forward at once: managed entries, which the kernel
-//! (from 5.16 on) probes by itself. Ours carry a protocol number of ours, so that the next agent knows them.
+//! Keeps the neighbour entries of backends' next hops resolved, so that XDP can forward at once:
+//! managed entries, which the kernel (from 5.16 on) probes by itself. Ours carry a protocol number
+//! of ours, so that the next agent knows them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -44,7 +45,8 @@ struct Entry {
 }
 
 impl Netlink {
-    /// Makes managed entries for the `wanted` next hops that have none, and takes ours away from all others.
+    /// Makes managed entries for the `wanted` next hops that have none, and takes ours away from
+    /// all others.
     pub async fn keep_neighbours(&self, wanted: &BTreeSet<NextHop>) -> Result<Neighbourhood, NetlinkError> {
         let can_manage = KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(5, 16, 0));
         let entries = self.neighbours().await?;

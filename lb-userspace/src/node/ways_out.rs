@@ -1,4 +1,5 @@
-//! How XDP may send through each interface. The kernel drops what is sent another way, without a word.
+//! How XDP may send through each interface. The kernel drops what is sent another way, without a
+//! word.
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -1,4 +1,5 @@
-//! The state directory: `overrides.json` and `hash-seed`, each written whole or not at all, readable by root alone.
+//! The state directory: `overrides.json` and `hash-seed`, each written whole or not at all,
+//! readable by root alone.
 
 use std::{
     fs::{self, DirBuilder, File},

@@ -1,4 +1,5 @@
-//! The API's unix socket: made so that nobody else can connect, and every peer's user checked all the same.
+//! The API's unix socket: made so that nobody else can connect, and every peer's user checked all
+//! the same.
 
 use std::{
     fs::{self, DirBuilder},
@@ -43,7 +44,8 @@ pub struct SocketServer {
 }
 
 impl SocketServer {
-    /// Makes the directory if it is missing, replaces the socket of an agent that is dead, refuses that of a living one.
+    /// Makes the directory if it is missing, replaces the socket of an agent that is dead, refuses
+    /// that of a living one.
     pub fn bind(path: &Path) -> Result<Self, ServeError> {
         let failed = |source| ServeError::Socket { path: path.to_owned(), source };
         if let Some(directory) = path.parent() {
@@ -100,7 +102,8 @@ fn holder(stream: &UnixStream) -> String {
     }
 }
 
-/// The mode is set before the bind, which gives it to the file: at no moment can another user connect.
+/// The mode is set before the bind, which gives it to the file: at no moment can another user
+/// connect.
 fn bind_private(path: &Path) -> io::Result<StdUnixListener> {
     let descriptor =
         socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;

@@ -1,4 +1,5 @@
-//! Follows a configuration file: events of the directories that lead to it, a slow poll where events fail, and on demand.
+//! Follows a configuration file: events of the directories that lead to it, a slow poll where
+//! events fail, and on demand.
 
 mod trail;
 
@@ -249,7 +250,8 @@ impl Eyes {
     }
 }
 
-/// Whether the file may be another one after `event`; reading it is an event as well, which must not begin a circle.
+/// Whether the file may be another one after `event`; reading it is an event as well, which must
+/// not begin a circle.
 fn matters(event: &notify::Event, names: &BTreeSet<PathBuf>) -> bool {
     let is_read = matches!(event.kind, EventKind::Access(kind) if kind != AccessKind::Close(AccessMode::Write));
     event.need_rescan() || (!is_read && event.paths.iter().any(|path| names.contains(path)))

@@ -1,5 +1,6 @@
-//! A fake agent: the real API servers, behind which a task answers canned snapshots instead of owning a data path, which
-//! needs root and a kernel. It drains in steps: each look at a draining backend ends one of its connections.
+//! A fake agent: the real API servers, behind which a task answers canned snapshots instead of
+//! owning a data path, which needs root and a kernel. It drains in steps: each look at a draining
+//! backend ends one of its connections.
 
 use std::{net::SocketAddr, path::PathBuf};
 
@@ -114,7 +115,8 @@ async fn answer(mut commands: mpsc::Receiver<Command>, mut snapshot: Snapshot, s
     }
 }
 
-/// A SYN to each VIP, and a packet that was dropped; then nothing more, until nobody listens or the agent stops.
+/// A SYN to each VIP, and a packet that was dropped; then nothing more, until nobody listens or the
+/// agent stops.
 async fn tell(query: TraceQuery, to: mpsc::Sender<TraceView>, mut stopped: watch::Receiver<bool>) {
     let decision = |src: &str, dst: &str, verdict: &str, reason: &str| TraceView {
         at: 1_700_000_000.5,

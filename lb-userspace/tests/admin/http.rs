@@ -1,4 +1,5 @@
-//! The API servers as a program other than `weir` meets them, in front of a fake agent (agent.rs says why).
+//! The API servers as a program other than `weir` meets them, in front of a fake agent (agent.rs
+//! says why).
 
 use crate::agent::{FakeAgent, snapshot};
 use http_body_util::{BodyExt, Full};

@@ -1,4 +1,5 @@
-//! The log of the real `weir agent`, of a start that fails: it needs no root, and says one line before that.
+//! The log of the real `weir agent`, of a start that fails: it needs no root, and says one line
+//! before that.
 
 use std::{
     fs::{self, File},
@@ -7,8 +8,9 @@ use std::{
     process::Command,
 };
 
-/// Starts an agent that warns of its damaged overrides, and then fails because its pin directory is on no bpffs.
-/// `stream` makes the value of `JOURNAL_STREAM` from the file behind its standard error.
+/// Starts an agent that warns of its damaged overrides, and then fails because its pin directory is
+/// on no bpffs. `stream` makes the value of `JOURNAL_STREAM` from the file behind its standard
+/// error.
 fn logged(format: &str, stream: impl FnOnce(&fs::Metadata) -> Option<String>) -> String {
     let directory = tempfile::tempdir().unwrap();
     let at = |name: &str| directory.path().join(name);

@@ -1,5 +1,5 @@
-//! wrk through `nat` against wrk through a plain router, on two beds alike that take turns; medians and their ratio. Not a test: it judges
-//! nothing, and other work on the machine shows in it.
+//! wrk through `nat` against wrk through a plain router, on two beds alike that take turns; medians
+//! and their ratio. Not a test: it judges nothing, and other work on the machine shows in it.
 
 use std::{net::IpAddr, time::Duration};
 

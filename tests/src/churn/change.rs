@@ -94,7 +94,8 @@ impl Backend {
         }
     }
 
-    /// What a person could do to it now. What takes connections away is as likely as what brings it back.
+    /// What a person could do to it now. What takes connections away is as likely as what brings it
+    /// back.
     pub(super) fn options(&self, random: &mut fastrand::Rng) -> Vec<Change> {
         let hand = if random.bool() { Hand::Cli } else { Hand::File };
         let weight = random.u32(0..=5);

@@ -31,7 +31,8 @@ impl Truth {
         self.changes.push((at, backend, change.to_string()));
     }
 
-    /// From before the order was given, so that the drain surely does not end earlier than is thought here.
+    /// From before the order was given, so that the drain surely does not end earlier than is
+    /// thought here.
     pub(super) fn drains(&mut self, backend: SocketAddr, since: Instant) {
         self.ends.entry(backend).or_insert(since + self.drain_timeout);
     }

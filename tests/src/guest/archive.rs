@@ -74,7 +74,8 @@ impl Archive {
     fn entry(&mut self, name: &str, mode: u32, content: &[u8]) {
         self.entries += 1;
         let (links, size, name_size) = (1, content.len() as u32, name.len() as u32 + 1);
-        // inode, mode, uid, gid, links, mtime, size, four numbers of devices, size of the name, checksum
+        // inode, mode, uid, gid, links, mtime, size, four numbers of devices, size of the name,
+        // checksum
         let fields = [self.entries, mode, 0, 0, links, 0, size, 0, 0, 0, 0, name_size, 0];
         self.bytes.extend_from_slice(b"070701");
         for field in fields {
@@ -92,7 +93,8 @@ impl Archive {
     }
 }
 
-/// The paths in what `ldd` prints: `libc.so.6 => /lib/libc.so.6 (0x7f...)` and `/lib64/ld-linux.so.2 (0x7f...)`.
+/// The paths in what `ldd` prints: `libc.so.6 => /lib/libc.so.6 (0x7f...)` and
+/// `/lib64/ld-linux.so.2 (0x7f...)`.
 fn libraries(listed: &str) -> impl Iterator<Item = &str> {
     listed.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')))
 }

@@ -9,7 +9,8 @@ const EVENTS: usize = 100;
 /// How many attempts to make a failure short, unless `WEIR_MODEL_SHRINKS` says another number.
 const SHRINKS: u32 = 20_000;
 
-/// Runs `cases` random plans, each against what `system` gives; the first that breaks the promise, made short, is the error.
+/// Runs `cases` random plans, each against what `system` gives; the first that breaks the promise,
+/// made short, is the error.
 pub fn check<S: System>(cases: u32, seed: u64, mut system: impl FnMut(&Plan) -> S) -> Result<Stats, String> {
     let mut bytes = [0; 32];
     bytes[..8].copy_from_slice(&seed.to_le_bytes());

@@ -9,14 +9,16 @@ use super::{BACKENDS, FLOWS, Health};
 pub enum Event {
     /// A client opens a connection, perhaps on a tuple whose connection is over.
     Open(u8),
-    /// A client opens a connection on the tuple of one that it has forgotten and that the backend has not.
+    /// A client opens a connection on the tuple of one that it has forgotten and that the backend
+    /// has not.
     Reopen(u8),
     /// The client's SYN comes again: it got no answer, or the network made two of one.
     Again(u8),
     Data(u8),
     /// All that are established send data.
     Everyone,
-    /// Both ends close; the client first, so that a bare acknowledgement is the last of it, or second, so that its FIN is.
+    /// Both ends close; the client first, so that a bare acknowledgement is the last of it, or
+    /// second, so that its FIN is.
     Close(u8, bool),
     /// The client has nothing more to say, and goes on listening.
     Shut(u8),

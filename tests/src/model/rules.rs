@@ -1,4 +1,5 @@
-//! DESIGN section 1 in plain Rust: one node, tables without end, time by the second. The kernel's program and the agent must behave like this.
+//! DESIGN section 1 in plain Rust: one node, tables without end, time by the second. The kernel's
+//! program and the agent must behave like this.
 
 use std::collections::BTreeMap;
 
@@ -211,7 +212,8 @@ impl Rules {
         self.to(owner)
     }
 
-    /// Where the flow of a SYN is already, and not closing: in ESTABLISHED, or seen where its next packet would go.
+    /// Where the flow of a SYN is already, and not closing: in ESTABLISHED, or seen where its next
+    /// packet would go.
     fn already(&mut self, flow: u8, slot: Slot) -> Option<Owner> {
         let is_open = |entry: Entry| !entry.is_closing || !self.has(Rule::SynReplacesClosing);
         if let Some(entry) = self.established.get(&flow).copied().filter(|entry| self.lives(entry.owner)) {
@@ -271,7 +273,8 @@ impl Rules {
         self.misses(slot, packet)
     }
 
-    /// It was there before the change. Only what lives on `previous` is noted: nobody knows a flow whose backend is dead.
+    /// It was there before the change. Only what lives on `previous` is noted: nobody knows a flow
+    /// whose backend is dead.
     fn misses(&mut self, slot: Slot, packet: Packet) -> Outcome {
         if slot.current == slot.previous || !self.has(Rule::MissGoesToPrevious) {
             return self.to(slot.current);

@@ -1,4 +1,5 @@
-//! Which flow lives where, and whether an answer of the system is right; of how the system works it knows nothing.
+//! Which flow lives where, and whether an answer of the system is right; of how the system works it
+//! knows nothing.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -119,7 +120,8 @@ enum State {
     Opening(Vec<Home>),
     Open {
         home: Home,
-        /// It was silent for too long, or its backend did not serve for a time: from then on its packets may go anywhere.
+        /// It was silent for too long, or its backend did not serve for a time: from then on its
+        /// packets may go anywhere.
         is_excused: bool,
         /// The client said FIN.
         is_shut: bool,
@@ -295,7 +297,8 @@ impl Truth {
     fn goes_on(&mut self, flow: u8, kind: Kind, system: &mut impl System) -> Result<(), String> {
         let now = self.now;
         let Flow { sequence, offset, .. } = *self.flow(flow);
-        // From the handshake on each is in order, and soon outside of the window in which a half-open flow is confirmed.
+        // From the handshake on each is in order, and soon outside of the window in which a
+        // half-open flow is confirmed.
         let outcome = self.send(flow, kind, sequence.wrapping_add(1).wrapping_add(offset), system);
         let is_serving = |home: Home, lives: &[Life]| {
             lives[usize::from(home.0)].is_serving && lives[usize::from(home.0)].number == home.1

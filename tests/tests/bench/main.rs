@@ -1,4 +1,5 @@
-//! `cargo xtask bench` runs to its end and reports every case. What it measures is not judged here: other work on the machine decides that. Needs root.
+//! `cargo xtask bench` runs to its end and reports every case. What it measures is not judged here:
+//! other work on the machine decides that. Needs root.
 #![allow(clippy::unwrap_used, reason = "a test's own helpers may fail it")]
 
 use std::{collections::BTreeSet, process::Command};

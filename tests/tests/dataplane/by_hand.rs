@@ -54,7 +54,8 @@ impl ByHand<'_> {
         bpf(BPF_OBJ_PIN, &mut [path.as_ptr() as u64, fd as u64]);
     }
 
-    /// The BTF and the numbers of the key's and the value's type in it: https://docs.kernel.org/bpf/btf.html.
+    /// The BTF and the numbers of the key's and the value's type in it:
+    /// https://docs.kernel.org/bpf/btf.html.
     fn btf(&self) -> (Vec<u8>, (u32, u32)) {
         let (mut strings, mut types) = (vec![0_u8], Vec::<u32>::new());
         let mut string = |text: &str| {
@@ -95,7 +96,8 @@ fn bytes(members: &[Member], numbers: &[u64]) -> Vec<u8> {
 }
 
 fn bpf<T>(command: libc::c_long, attr: &mut T) -> i32 {
-    // SAFETY: what the callers give is laid out as the kernel wants it for `command`, and lives as long as the call.
+    // SAFETY: what the callers give is laid out as the kernel wants it for `command`, and lives as
+    // long as the call.
     let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
     assert!(result >= 0, "bpf({command}): {}", io::Error::last_os_error());
     result as i32

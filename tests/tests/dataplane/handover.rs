@@ -100,9 +100,11 @@ fn what_either_program_did_to_a_flow_while_they_handed_over_stays_done() {
         let expected = BTreeMap::from([
             (1, new(5, 1, 200)),
             (2, new(3, 2, 150)),
-            // Each set a flag; the sequence number is the old one's, who alone changed it; the time is the later.
+            // Each set a flag; the sequence number is the old one's, who alone changed it; the time
+            // is the later.
             (4, new(7, 77, 300)),
-            // 5 and 6 were removed by the new one; 7 by the old one, but the new one has seen it since; 8 by the old one.
+            // 5 and 6 were removed by the new one; 7 by the old one, but the new one has seen it
+            // since; 8 by the old one.
             (7, new(9, 7, 300)),
             (9, new(1, 9, 100)),
             (10, new(1, 10, 150)),

@@ -113,7 +113,8 @@ fn what_is_written_is_read_again_also_by_the_next_agent() {
             Write::Backend { index: 9, backend: backend("fd02::11", 2) },
             Write::Slot { at: 14, from: Slot(0), to: Slot::settled(1), now_ds: 70 },
             Write::Slot { at: 15, from: Slot(0), to: Slot::new(9, 1, Slot::TRACKED), now_ds: 70 },
-            // Expects what is not there: the owner comes, and what is there stays as the one before.
+            // Expects what is not there: the owner comes, and what is there stays as the one
+            // before.
             Write::Slot { at: 15, from: Slot::new(5, 2, 0), to: Slot::new(7, 2, 0), now_ds: 80 },
             Write::GracePeriod,
             Write::Service { vip: v4, service: service(14) },

@@ -1,4 +1,5 @@
-//! What another build has pinned: maps of another layout or size, other maps, and what an interrupted migration left.
+//! What another build has pinned: maps of another layout or size, other maps, and what an
+//! interrupted migration left.
 
 use std::{
     collections::BTreeSet,
@@ -76,7 +77,8 @@ async fn program(netlink: &Netlink) -> u32 {
     matching(&interfaces, &["one".to_owned()]).0[0].xdp.unwrap().program
 }
 
-/// `SERVICES_V4` as another build might have it: other orders and widths, a member that is gone since, and none of those that came.
+/// `SERVICES_V4` as another build might have it: other orders and widths, a member that is gone
+/// since, and none of those that came.
 const SERVICES: ByHand<'_> = ByHand {
     name: map::SERVICES_V4,
     map_type: MapType::Hash,
@@ -318,7 +320,8 @@ fn damaged_or_missing_record_of_layouts_is_made_anew_and_a_foreign_map_is_none_o
         drop(open(sandbox));
         assert_eq!(Record::read(&sandbox.pin_dir()).unwrap().unwrap().maps, written.maps);
 
-        // Made by another hand under the same name: its layout is its own, whatever was recorded of the one before.
+        // Made by another hand under the same name: its layout is its own, whatever was recorded of
+        // the one before.
         fs::remove_file(sandbox.pin_dir().join(map::SERVICES_V4)).unwrap();
         SERVICES.pin(&place(sandbox, map::SERVICES_V4), &[ONE]);
         drop(open(sandbox));

@@ -1,4 +1,5 @@
-//! A thread with a network namespace and a BPF file system of its own; both go with the thread, however the test ends.
+//! A thread with a network namespace and a BPF file system of its own; both go with the thread,
+//! however the test ends.
 
 use std::{
     fs,

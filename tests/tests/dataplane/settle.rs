@@ -1,5 +1,5 @@
-//! Settling and collecting against real maps, step by step. What the program does in between is written by hand here; the model suite has the
-//! program itself.
+//! Settling and collecting against real maps, step by step. What the program does in between is
+//! written by hand here; the model suite has the program itself.
 
 use std::{collections::BTreeMap, net::SocketAddr, path::Path};
 
@@ -252,7 +252,8 @@ fn slot_waits_for_its_time_and_for_a_previous_owner_that_drains() {
         bed.backend(A, |backend| backend.admin = ADMIN_DRAINING);
         assert_eq!(bed.pass(NOW).settled, 0);
         bed.backend(A, |_| {});
-        // The clock of slot 1 has counted since its owners last agreed, not since the second change.
+        // The clock of slot 1 has counted since its owners last agreed, not since the second
+        // change.
         assert_eq!(bed.pass(NOW).settled, 2);
         assert_eq!((bed.slot(0), bed.slot(1)), (Slot::new(B, A, 0), Slot::settled(C)));
         assert_eq!(bed.pass(NOW + SECOND).settled, 2);
@@ -266,7 +267,8 @@ fn restarted_agent_goes_on_where_the_one_before_ended() {
         let mut bed = Bed::new(sandbox, &[]);
         let differ = Slot::new(B, A, 0);
         for offset in RINGS {
-            // Settling, its flows not kept yet; collecting, and then changed; in transition, with a clock from before a reboot, and without.
+            // Settling, its flows not kept yet; collecting, and then changed; in transition, with a
+            // clock from before a reboot, and without.
             let tracked = Slot::TRACKED;
             for (at, slot, clock) in [
                 (0, Slot::new(B, B, tracked | Slot::SETTLING), 5),
@@ -357,7 +359,8 @@ fn what_the_program_does_between_the_steps_of_settling_is_kept() {
         bed.settler.keep(&scope(), NOW).unwrap();
         assert_eq!(bed.find(Established, 1), Some((B, EXCEPTION_OPENED)));
         assert_eq!(bed.slot(0), Slot::new(B, B, Slot::TRACKED));
-        // The slot changes, and the program sees flow 2 anew, at another owner: that is not what was scanned.
+        // The slot changes, and the program sees flow 2 anew, at another owner: that is not what
+        // was scanned.
         bed.change(0, C, NOW);
         bed.put(Seen, 2, 0, entry(B, 0));
         bed.settler.forget().unwrap();

@@ -40,7 +40,8 @@ struct Pace {
 
 impl Pace {
     /// Where the settle time is short, slots settle between the changes, and when the drains are
-    /// over, if there is time for it. `cargo xtask test --long` goes on two and a half times as long.
+    /// over, if there is time for it. `cargo xtask test --long` goes on two and a half times as
+    /// long.
     fn of(layout: Layout, settle_time: Option<Duration>) -> Self {
         let settles = layout != Layout::Routed && settle_time.is_some();
         let (changes, seconds) = if settles { (80, 48) } else { (80, 20) };

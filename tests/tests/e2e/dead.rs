@@ -60,7 +60,8 @@ fn dead_host_clients_are_reset(layout: Layout) -> Result<()> {
     }
     // Seen here a little later than it was so in the maps.
     let dead_at = SystemTime::now();
-    // The talkers' packets are sent again at intervals that double, so the next ones come within as much time as has gone by.
+    // The talkers' packets are sent again at intervals that double, so the next ones come within as
+    // much time as has gone by.
     seconds(killed_at.elapsed().as_secs_f64() + 2.0);
     let stories = crowd.finish()?;
     let packets = capture.stop()?;

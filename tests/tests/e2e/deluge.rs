@@ -1,4 +1,5 @@
-//! Floods of millions of flows against a service of a DSR mode: what they leave in the tables, and what they do to connections.
+//! Floods of millions of flows against a service of a DSR mode: what they leave in the tables, and
+//! what they do to connections.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -21,8 +22,8 @@ use crate::{
     stage::Stage,
 };
 
-/// Of each kind and family, where a twentieth of the slots is in transition: what they remember of it is more than SEEN and HALF_OPEN
-/// have room for.
+/// Of each kind and family, where a twentieth of the slots is in transition: what they remember of
+/// it is more than SEEN and HALF_OPEN have room for.
 const FLOWS: u32 = 5_000_000;
 
 /// Of each kind and family, where no slot is: many times what every table has room for.
@@ -119,7 +120,8 @@ impl Place {
     fn new(layout: Layout) -> Result<Self> {
         let bed = Bed::new(layout, SERVERS)?;
         let mut config = AgentConfig::web(&bed, SERVERS, HEALTH).with_iperf(&bed, SERVERS);
-        // Without probes nothing changes but what a test changes, whatever the flood does to the machine.
+        // Without probes nothing changes but what a test changes, whatever the flood does to the
+        // machine.
         config.services[0].health = None;
         let stage = Stage::with(bed, &config)?;
         let bed = &stage.bed;

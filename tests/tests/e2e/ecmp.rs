@@ -1,4 +1,5 @@
-//! Two balancers behind a router that spreads connections over them by ECMP: one dies, and comes back.
+//! Two balancers behind a router that spreads connections over them by ECMP: one dies, and comes
+//! back.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -28,7 +29,8 @@ const SETTLE_TIME: Duration = Duration::from_secs(2);
 #[test]
 fn dsr_ipip_balancer_that_dies_and_comes_back_costs_no_connection_once_changes_have_settled() -> Result<()> {
     let mut pair = Pair::new()?;
-    // A change that stays, and one that is taken back while the crowd is there: its connections agree with the ring again.
+    // A change that stays, and one that is taken back while the crowd is there: its connections
+    // agree with the ring again.
     pair.set_weight(2, 3)?;
     pair.wait_settled()?;
     let crowd = pair.crowd(TALKERS, 0)?;
@@ -38,7 +40,8 @@ fn dsr_ipip_balancer_that_dies_and_comes_back_costs_no_connection_once_changes_h
     pair.wait_settled()?;
 
     let before = pair.connections()?;
-    // Only now: a connection that began during the drain would be an exception, of one balancer alone.
+    // Only now: a connection that began during the drain would be an exception, of one balancer
+    // alone.
     let passers = pair.crowd(0, 20)?;
     assert!(before.iter().all(|connections| *connections > 50), "ECMP does not spread: {before:?}");
     pair.kill_second()?;
@@ -78,7 +81,8 @@ fn dsr_ipip_balancer_that_dies_during_a_change_costs_no_more_than_the_flows_of_s
     Ok(())
 }
 
-/// Two balancers with one configuration. Fields are dropped in this order: the agents go before their bed.
+/// Two balancers with one configuration. Fields are dropped in this order: the agents go before
+/// their bed.
 struct Pair {
     agents: [Agent; 2],
     configs: [AgentConfig; 2],

@@ -1,7 +1,9 @@
-//! `dsr-ipip` to backends whose own kernel takes packets out of the tunnel: guests, because this machine's kernel may not have such tunnels.
+//! `dsr-ipip` to backends whose own kernel takes packets out of the tunnel: guests, because this
+//! machine's kernel may not have such tunnels.
 //!
-//! `s1` is beside the balancer, and its tunnels end at its address of the VIP's family (4in4, 6in6); `s2` is behind the router, and its tunnels end
-//! at its address of the other family (4in6, 6in4).
+//! `s1` is beside the balancer, and its tunnels end at its address of the VIP's family (4in4,
+//! 6in6); `s2` is behind the router, and its tunnels end at its address of the other family (4in6,
+//! 6in4).
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -315,7 +317,8 @@ impl Tunnels {
         Ok(())
     }
 
-    /// Packets of a service must have ended at XDP for this reason; the metrics show only those that have occurred.
+    /// Packets of a service must have ended at XDP for this reason; the metrics show only those
+    /// that have occurred.
     fn expect_counted(&self, reason: &str) -> Result<()> {
         let metrics = self.agent.metrics()?;
         let counted = metrics.lines().filter(|line| line.starts_with("weir_service_refusals_total{"));

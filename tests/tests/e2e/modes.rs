@@ -1,4 +1,5 @@
-//! Other settings than those of most tests: the client's address kept, a server on the balancer itself, generic XDP, disabled servers.
+//! Other settings than those of most tests: the client's address kept, a server on the balancer
+//! itself, generic XDP, disabled servers.
 
 use std::{net::SocketAddr, process::Command, time::Duration};
 

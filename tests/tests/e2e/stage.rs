@@ -1,4 +1,5 @@
-//! A bed with echo servers, a ready agent and, where the mode needs it, Weir on the servers to open tunnel packets.
+//! A bed with echo servers, a ready agent and, where the mode needs it, Weir on the servers to open
+//! tunnel packets.
 
 use anyhow::Result;
 use weir_tests::{

@@ -1,7 +1,8 @@
 //! Servers come and go under load.
 //!
-//! In `dsr-l2` a slot that changes its owner takes its connections along until the loss-free transition is built, so there the
-//! promises are about connections that are begun after the change.
+//! In `dsr-l2` a slot that changes its owner takes its connections along until the loss-free
+//! transition is built, so there the promises are about connections that are begun after the
+//! change.
 
 use std::{
     process::Command,

@@ -1,4 +1,5 @@
-//! Two builds whose maps are laid out otherwise take over from each other, forward and back, under load.
+//! Two builds whose maps are laid out otherwise take over from each other, forward and back, under
+//! load.
 
 use std::{fs, path::PathBuf, time::Duration};
 
@@ -77,7 +78,8 @@ fn builds() -> Result<[PathBuf; 2]> {
     Ok([other_binary()?, weir_binary()?])
 }
 
-/// Three servers, of which the second is down and the third drained by hand, with a weight of its own.
+/// Three servers, of which the second is down and the third drained by hand, with a weight of its
+/// own.
 fn troubled(layout: Layout) -> Result<Scene> {
     let mut scene = Scene::new(layout, 3, 3)?;
     for backend in scene.backends(3) {
@@ -109,7 +111,8 @@ fn log_length(scene: &Scene) -> Result<usize> {
     Ok(fs::metadata(&scene.agent.log).context("can't look at the agent's log")?.len() as usize)
 }
 
-/// The log, from `begin` on, tells of the maps whose layout differs between the builds, and of no loss.
+/// The log, from `begin` on, tells of the maps whose layout differs between the builds, and of no
+/// loss.
 fn expect_migrated(scene: &Scene, begin: usize) -> Result<()> {
     let log = fs::read_to_string(&scene.agent.log).context("can't read the agent's log")?;
     let log = log.get(begin..).context("the agent's log has become shorter")?;

@@ -59,7 +59,8 @@ pub fn install(scene: &mut Scene) -> Result<()> {
     })
 }
 
-/// To the build with the other layout of maps. (The way back is shown end to end, with the same capabilities.)
+/// To the build with the other layout of maps. (The way back is shown end to end, with the same
+/// capabilities.)
 pub fn upgrade(scene: &mut Scene) -> Result<()> {
     let section = section("Restart, upgrade, roll back, remove")?;
     let [restart, status] = [section.names("systemctl restart weir")?, section.names("weir status")?];

@@ -42,7 +42,8 @@ const AT_ONCE: Duration = Duration::from_millis(2500);
 pub fn filter(scene: &mut Scene) -> Result<()> {
     if scene.machine.run("tc qdisc show dev eth0")?.contains("clsact") {
         scene.does("tc filter del: the filter is put back and counted", |scene| {
-            // Three times: the slow look, every five seconds, finds none of them so soon but by chance.
+            // Three times: the slow look, every five seconds, finds none of them so soon but by
+            // chance.
             for direction in ["ingress", "egress", "ingress"] {
                 scene.machine.run(&format!(
                     "tc filter show dev eth0 {direction} | grep -q weir_ && tc filter del dev eth0 {direction}"

@@ -8,8 +8,9 @@ use weir_tests::machine::disk::{OBJECT, PACKET_SUITE};
 
 use crate::scene::Scene;
 
-/// Parts of the names of the tests that are run: every mode (`handshake`, `keep`: nat; `every_packet_...`: dsr-l2 and dsr-ipip;
-/// `decap`), each of them in both families, XDP and TC, and every verdict. The host runs all of the suite; here each costs ten times as much.
+/// Parts of the names of the tests that are run: every mode (`handshake`, `keep`: nat;
+/// `every_packet_...`: dsr-l2 and dsr-ipip; `decap`), each of them in both families, XDP and TC,
+/// and every verdict. The host runs all of the suite; here each costs ten times as much.
 const RUN: [&str; 11] = [
     "verifier::",
     "handshake::",

@@ -1,4 +1,5 @@
-//! The agent's own code, called as its tasks call it, but for the grace periods: no program runs meanwhile.
+//! The agent's own code, called as its tasks call it, but for the grace periods: no program runs
+//! meanwhile.
 
 use std::{
     collections::BTreeMap,
@@ -196,7 +197,8 @@ impl Agent {
         }
     }
 
-    /// Everything away that it has written. Generations count on, for programs remember next hops by them.
+    /// Everything away that it has written. Generations count on, for programs remember next hops
+    /// by them.
     pub fn undo(&mut self) {
         let before = std::mem::take(&mut self.programmed);
         for (index, backend) in before.backends {

@@ -1,4 +1,5 @@
-//! The system under test: the program as it is loaded, its maps pinned in a BPF file system of the test's own, and the agent's code.
+//! The system under test: the program as it is loaded, its maps pinned in a BPF file system of the
+//! test's own, and the agent's code.
 
 use std::{
     path::{Path, PathBuf},
@@ -160,8 +161,8 @@ impl Kernel {
         segment.payload(if kind == Kind::Data { b"data" } else { b"" }).frame()
     }
 
-    /// The program's clock is the real one, which stands still as far as the model is concerned. So for it what a flow's entries say of their age
-    /// is put in its time, and back again.
+    /// The program's clock is the real one, which stands still as far as the model is concerned. So
+    /// for it what a flow's entries say of their age is put in its time, and back again.
     fn in_programs_time(&mut self, flow: u8, run: impl FnOnce(&Self) -> Outcome) -> Outcome {
         let before_ns = boottime_ns();
         let now_ns = self.now_ns();

@@ -1,5 +1,5 @@
-//! The loaded program and the agent's own code against the promise of `weir_tests::model`, by random sequences; and beside each other, each on a
-//! core of its own. Needs root.
+//! The loaded program and the agent's own code against the promise of `weir_tests::model`, by
+//! random sequences; and beside each other, each on a core of its own. Needs root.
 #![allow(clippy::unwrap_used, reason = "a test's own helpers may fail it")]
 
 mod agent;

@@ -1,4 +1,5 @@
-//! The program and the agent at the same time, which `promise` can't show: packets on one core; changes, and settling and collecting, on the other.
+//! The program and the agent at the same time, which `promise` can't show: packets on one core;
+//! changes, and settling and collecting, on the other.
 
 use std::{
     collections::BTreeMap,
@@ -29,8 +30,9 @@ use crate::{
     sandbox::sandbox,
 };
 
-/// Rings of other sizes, one after the other, whose ranges are wiped as soon as the agent may use them again: a program that went by what it remembers
-/// of a service for longer would find nobody there.
+/// Rings of other sizes, one after the other, whose ranges are wiped as soon as the agent may use
+/// them again: a program that went by what it remembers of a service for longer would find nobody
+/// there.
 #[test]
 fn no_service_is_remembered_for_longer_than_its_ring_is_there() {
     let seconds = std::env::var("WEIR_RACE_SECONDS").map_or(5, |seconds| seconds.parse().unwrap());
@@ -89,7 +91,8 @@ fn no_service_is_remembered_for_longer_than_its_ring_is_there() {
 const FLOWS: u16 = 48;
 const SLOTS: u32 = 13;
 const SETTLE_TIME: Duration = Duration::from_millis(600);
-/// A flow that was silent for so long may be lost: this machine did not give the sender a turn. A slot's clock counts tenths of seconds.
+/// A flow that was silent for so long may be lost: this machine did not give the sender a turn. A
+/// slot's clock counts tenths of seconds.
 const SILENT: Duration = Duration::from_millis(450);
 
 #[test]
@@ -145,7 +148,8 @@ fn no_flow_is_moved_while_its_slot_changes_and_settles_beside_the_program() {
     });
 }
 
-/// Somebody is down, or up again, or has another weight. Nobody dies: so every flow has its backend to the end.
+/// Somebody is down, or up again, or has another weight. Nobody dies: so every flow has its backend
+/// to the end.
 fn change(world: &mut World) {
     let at = fastrand::usize(0..world.backends.len());
     let backend = &mut world.backends[at];
@@ -235,7 +239,8 @@ impl Sender {
                 self.flows[at].home = None;
                 self.sent.closed += 1;
             }
-            // Somebody else, from its address. Between SYN and ACK nothing could tell the two apart.
+            // Somebody else, from its address. Between SYN and ACK nothing could tell the two
+            // apart.
             1 if flow.is_confirmed => drop(self.shows(at, SYN, fastrand::u32(..), b"")),
             2..20 => self.goes_on(at, home, ACK, b""),
             _ => self.goes_on(at, home, ACK, b"some data"),

@@ -1,5 +1,5 @@
-//! The network that the programs see: interfaces, addresses, neighbours and routes of the test's own namespace. The far ends are
-//! addresses only; nothing listens there.
+//! The network that the programs see: interfaces, addresses, neighbours and routes of the test's
+//! own namespace. The far ends are addresses only; nothing listens there.
 //!
 //! ```text
 //! clients 198.51.100.0/24 ── router 10.1.0.254 ── front [balancer] back ── backends 10.2.0.11, .12, ...

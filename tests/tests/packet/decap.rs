@@ -1,4 +1,5 @@
-//! What arrives in a tunnel at a node that has backends: a peer's is taken out and left to the stack, anybody else's is left as it is.
+//! What arrives in a tunnel at a node that has backends: a peer's is taken out and left to the
+//! stack, anybody else's is left as it is.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -17,10 +18,12 @@ use crate::{
 const MIXED: [(Family, Family); 4] =
     [(Family::V4, Family::V4), (Family::V6, Family::V6), (Family::V4, Family::V6), (Family::V6, Family::V4)];
 
-/// Stands before a packet that was taken out, as metadata, so that weir_ingress knows it: see decap.rs of lb-ebpf.
+/// Stands before a packet that was taken out, as metadata, so that weir_ingress knows it: see
+/// decap.rs of lb-ebpf.
 const MARK: [u8; 4] = 0x5745_4952_u32.to_ne_bytes();
 
-/// A node whose tunnels end at its address on `back`; its peers are `10.9.1.0/24` and `fd09:1::/64`.
+/// A node whose tunnels end at its address on `back`; its peers are `10.9.1.0/24` and
+/// `fd09:1::/64`.
 fn node(rig: &mut Rig) {
     rig.settings.set(0, Settings { flags: Settings::FLAG_TUNNEL, ..setup::settings() }, 0).unwrap();
     for family in Family::BOTH {
@@ -160,7 +163,8 @@ fn outer_options_and_extension_headers_are_taken_off_too() {
             let mut outer = outer(over);
             match over {
                 Family::V4 => outer.options = vec![1; 40],
-                // What Linux sends: the tunnel encapsulation limit (RFC 2473, section 5.1), in destination options.
+                // What Linux sends: the tunnel encapsulation limit (RFC 2473, section 5.1), in
+                // destination options.
                 Family::V6 => outer.extensions = Some((60, vec![protocol(family).0, 0, 4, 1, 4, 1, 1, 0])),
             }
             is_taken_out(&arrives(rig, &outer.around(protocol(family), &packet(&inner))), &inner.frame());
@@ -174,7 +178,8 @@ fn congestion_marks_on_the_way_reach_the_receiver_as_rfc_6040_says() {
     const ECT1: u8 = 1;
     const ECT0: u8 = 2;
     const CE: u8 = 3;
-    // Figure 4 of RFC 6040: what arrives on the inner header; what goes on if the outer one says NOT_ECT, ECT0, ECT1, CE.
+    // Figure 4 of RFC 6040: what arrives on the inner header; what goes on if the outer one says
+    // NOT_ECT, ECT0, ECT1, CE.
     const FIGURE: [(u8, [Option<u8>; 4]); 4] = [
         (NOT_ECT, [Some(NOT_ECT), Some(NOT_ECT), Some(NOT_ECT), None]),
         (ECT0, [Some(ECT0), Some(ECT0), Some(ECT1), Some(CE)]),

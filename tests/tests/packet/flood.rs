@@ -22,7 +22,8 @@ fn flood_of_syns_leaves_established_flows_alone() {
             let talk = Talk::new(family, 1);
             talk.handshake(rig);
             let before = talk.entries(rig, Table::Established);
-            // The half-open table is far smaller than the flood, in either family; half of it is enough for the second.
+            // The half-open table is far smaller than the flood, in either family; half of it is
+            // enough for the second.
             let syns = if family == Family::V4 { SYNS } else { SYNS / 2 };
             for number in 0..syns {
                 let ip = match family {

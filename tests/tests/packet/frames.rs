@@ -1,4 +1,5 @@
-//! Frames, made by etherparse: what goes in, and what is expected to come out, byte for byte. Checksums are etherparse's, never ours.
+//! Frames, made by etherparse: what goes in, and what is expected to come out, byte for byte.
+//! Checksums are etherparse's, never ours.
 
 use std::net::{IpAddr, SocketAddr};
 

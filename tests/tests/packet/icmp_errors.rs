@@ -42,7 +42,8 @@ fn quote(segment: &Segment, tcp: usize) -> Vec<u8> {
     packet[..packet.len().min(header + tcp)].to_vec()
 }
 
-/// The quote of `original` when it is told of `seen`: addresses and ports are those of `seen`, its TCP checksum still the original one.
+/// The quote of `original` when it is told of `seen`: addresses and ports are those of `seen`, its
+/// TCP checksum still the original one.
 fn quote_translated(original: &Segment, seen: &Segment, tcp: usize) -> Vec<u8> {
     let (mut translated, original) = (quote(seen, tcp), quote(original, tcp));
     let header = translated.len() - tcp.min(seen.tcp().len());

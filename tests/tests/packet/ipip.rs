@@ -1,4 +1,5 @@
-//! Mode `dsr-ipip`: the packet as it was, but for its TTL, behind another IP header (RFC 2003, RFC 2473, RFC 6040), in every mixture of families.
+//! Mode `dsr-ipip`: the packet as it was, but for its TTL, behind another IP header (RFC 2003, RFC
+//! 2473, RFC 6040), in every mixture of families.
 
 use std::{
     collections::BTreeSet,
@@ -27,7 +28,8 @@ use crate::{
 const MIXED: [(Family, Family); 4] =
     [(Family::V4, Family::V4), (Family::V6, Family::V6), (Family::V4, Family::V6), (Family::V6, Family::V4)];
 
-/// `web` over backends whose tunnels are of the family `outer`, and end at their addresses of that family.
+/// `web` over backends whose tunnels are of the family `outer`, and end at their addresses of that
+/// family.
 fn ipip(rig: &mut Rig, family: Family, outer: Family, backends: u8) {
     rig.nat(family, backends);
     rig.forget_syns();
@@ -53,7 +55,8 @@ fn outer(family: Family, number: u8) -> Envelope {
     envelope
 }
 
-/// `segment` in the tunnel that `envelope` describes. The flow label carries the flow's hash (RFC 6438), whose value is Weir's own affair.
+/// `segment` in the tunnel that `envelope` describes. The flow label carries the flow's hash (RFC
+/// 6438), whose value is Weir's own affair.
 fn tunnelled(rig: &mut Rig, mut envelope: Envelope, segment: &Segment) -> Vec<u8> {
     let (hash, _) = hashes(rig, segment);
     envelope.flow_label = hash as u32 & 0xf_ffff;

@@ -1,4 +1,5 @@
-//! `source: keep` and backends on this node: the client's address stays, and what the backend answers is known by its source.
+//! `source: keep` and backends on this node: the client's address stays, and what the backend
+//! answers is known by its source.
 
 use std::net::SocketAddr;
 

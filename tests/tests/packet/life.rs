@@ -226,7 +226,8 @@ fn half_open_flow_of_a_disabled_backend_is_reset_and_its_syn_opens_anew() {
     });
 }
 
-/// A state, the table that holds it, the seconds that a flow in it may be idle, and how it gets there.
+/// A state, the table that holds it, the seconds that a flow in it may be idle, and how it gets
+/// there.
 type State = (&'static str, Table, u64, fn(&Rig, &Talk));
 
 fn states() -> [State; 4] {

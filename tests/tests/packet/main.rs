@@ -1,5 +1,6 @@
-//! The programs, one packet at a time, by BPF_PROG_TEST_RUN: frames made by an independent library, every byte of what comes out
-//! compared with what that library makes of it, every counter looked at. Needs root.
+//! The programs, one packet at a time, by BPF_PROG_TEST_RUN: frames made by an independent library,
+//! every byte of what comes out compared with what that library makes of it, every counter looked
+//! at. Needs root.
 #![allow(clippy::unwrap_used, reason = "a test's own helpers may fail it")]
 
 mod bed;

@@ -1,4 +1,5 @@
-//! Frames to a VIP that are cut short, contradict themselves or come in pieces: a stated rule and a counter each.
+//! Frames to a VIP that are cut short, contradict themselves or come in pieces: a stated rule and a
+//! counter each.
 
 use etherparse::IpNumber;
 use lb_common::{flow::Family, verdict::Reason};
@@ -88,7 +89,8 @@ fn headers_that_contradict_themselves_are_dropped() {
                     for len in [0_u16, 1, 19, 25, 1500, 65_535] {
                         malformed(&format!("payload length {len}"), patched(&frame, 18, &len.to_be_bytes()));
                     }
-                    // Behind the fixed header there is TCP: taken for an extension header it is longer than the packet.
+                    // Behind the fixed header there is TCP: taken for an extension header it is
+                    // longer than the packet.
                     malformed("extension header beyond the end", patched(&frame, 20, &[60]));
                     let long = |length| {
                         talk.ask(SYN).with(|ip| ip.extensions = Some((60, vec![6, length, 1, 4, 0, 0, 0, 0]))).frame()

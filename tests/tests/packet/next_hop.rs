@@ -18,7 +18,8 @@ fn over(rig: &mut Rig, family: Family, backend: SocketAddr) -> Talk {
     Talk { backend, ..Talk::new(family, 1) }
 }
 
-/// What TC makes of a frame: all but the MAC addresses, which the kernel sets when it knows the neighbour.
+/// What TC makes of a frame: all but the MAC addresses, which the kernel sets when it knows the
+/// neighbour.
 fn by_tc(segment: &Segment, out: &Segment) -> Vec<u8> {
     out.clone().macs(segment.envelope.src_mac, segment.envelope.dst_mac).frame()
 }

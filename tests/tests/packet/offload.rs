@@ -75,7 +75,8 @@ fn begun(segment: &Segment) -> Vec<u8> {
     frame
 }
 
-/// Sends a segment with offloads left to do into the far end of `from`; at the far end of `to` the same must be left to do on `out`.
+/// Sends a segment with offloads left to do into the far end of `from`; at the far end of `to` the
+/// same must be left to do on `out`.
 #[track_caller]
 fn crosses(from: &str, to: &str, segment: &Segment, out: &Segment) {
     let mut receiver = Wire::receiver(to);

@@ -38,7 +38,8 @@ fn is_refused(ran: &Ran, syn: &Segment) {
     ran.is(Action::Tx, Reason::PortsExhausted, &reset_of(syn).frame());
 }
 
-/// Opens, closes from both ends, the backend first, so that it keeps TIME_WAIT; the client's last sequence number and timestamp are `sequence` and `timestamp`.
+/// Opens, closes from both ends, the backend first, so that it keeps TIME_WAIT; the client's last
+/// sequence number and timestamp are `sequence` and `timestamp`.
 #[track_caller]
 fn open_and_close(rig: &mut Rig, talk: Talk, sequence: u32, timestamp: u32) -> Talk {
     let talk = open(rig, talk, &talk.ask(SYN));
@@ -162,7 +163,8 @@ fn closed_tuple_comes_up_again_after_all_others() {
 fn closed_tuple_is_taken_only_by_a_syn_that_time_wait_lets_in() {
     rig(|rig| {
         for family in Family::BOTH {
-            // (last sequence, last timestamp, the SYN's sequence, its timestamp, whether it is let in)
+            // (last sequence, last timestamp, the SYN's sequence, its timestamp, whether it is let
+            // in)
             let cases: [(u32, u32, u32, u32, bool); 14] = [
                 (5000, 0, 5001, 0, true),
                 (5000, 0, 5000, 0, false),
@@ -217,7 +219,8 @@ fn tuple_that_the_client_closed_first_is_free_after_a_second() {
             old.send(rig, &old.ask(FIN | ACK).sequence(5000, SERVER_SEQUENCE + 1));
             old.reply(rig, &old.answer(FIN | ACK));
             let mut new = from_port(family, 40_001);
-            // Older in sequence: a TIME_WAIT would not let it in, and its backend's last acknowledgement may still be under way.
+            // Older in sequence: a TIME_WAIT would not let it in, and its backend's last
+            // acknowledgement may still be under way.
             let syn = new.ask(SYN).sequence(4000, 0);
             is_refused(&new.show(rig, &syn), &syn);
             rig.age(family, Table::HalfOpen, 2);

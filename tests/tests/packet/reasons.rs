@@ -171,7 +171,8 @@ fn given(rig: &mut Rig, family: Family, reason: Reason) -> Option<Ran> {
         Reason::NotPeer | Reason::Decapsulated | Reason::PacketTooBig | Reason::BadInner => return None,
         // Takes two CPUs at the same tuple in the same instant.
         Reason::FlowTable => return None,
-        // The kernel refuses a change only when memory is short, or the packet is another one than it was when it was read.
+        // The kernel refuses a change only when memory is short, or the packet is another one than
+        // it was when it was read.
         Reason::Rewrite => return None,
         Reason::StrayReset => rig.run(Hook::Xdp, front, &talk.ask(RST).frame()),
         Reason::Raced => rig.run(Hook::Ingress, front, &ack),

@@ -1,5 +1,6 @@
-//! The programs, loaded once for the whole suite without pins, and their maps, emptied before each test. A test runs on a thread with
-//! a network namespace of its own, which goes with the thread; so FIB look-ups are answered by a real kernel.
+//! The programs, loaded once for the whole suite without pins, and their maps, emptied before each
+//! test. A test runs on a thread with a network namespace of its own, which goes with the thread;
+//! so FIB look-ups are answered by a real kernel.
 
 use std::{
     collections::BTreeMap,
@@ -259,7 +260,8 @@ impl Rig {
         (0..REASONS).map(total).collect()
     }
 
-    /// Shows `frame`, come in through the interface `ifindex`, to a program; egress: going out through it.
+    /// Shows `frame`, come in through the interface `ifindex`, to a program; egress: going out
+    /// through it.
     #[track_caller]
     pub fn run(&self, hook: Hook, ifindex: u32, frame: &[u8]) -> Ran {
         let before = self.verdicts(ifindex);

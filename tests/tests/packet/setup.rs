@@ -45,7 +45,8 @@ pub fn settings() -> Settings {
 }
 
 impl Rig {
-    /// Mode `nat` over the first `backends` backends of the backends' network, which own the slots in turn.
+    /// Mode `nat` over the first `backends` backends of the backends' network, which own the slots
+    /// in turn.
     pub fn nat(&mut self, family: Family, backends: u8) {
         self.settings.set(0, settings(), 0).unwrap();
         for (index, ip) in [bed::snat(family), bed::other_snat(family)].into_iter().enumerate() {

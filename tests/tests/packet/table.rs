@@ -30,7 +30,8 @@ impl Case {
 }
 
 impl Rig {
-    /// Shows every frame to XDP on the interface towards the clients; fails with all that is not as expected.
+    /// Shows every frame to XDP on the interface towards the clients; fails with all that is not as
+    /// expected.
     #[track_caller]
     pub fn check_at_xdp(&mut self, cases: &[Case]) {
         let mut problems = String::new();
@@ -44,7 +45,8 @@ impl Rig {
         assert!(problems.is_empty(), "{problems}");
     }
 
-    /// Shows every frame to the program at TC ingress, which leaves what XDP leaves or answers, and counts nothing then.
+    /// Shows every frame to the program at TC ingress, which leaves what XDP leaves or answers, and
+    /// counts nothing then.
     #[track_caller]
     pub fn check_left_alone_at_tc(&mut self, cases: &[Case]) {
         let mut problems = String::new();

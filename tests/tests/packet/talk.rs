@@ -1,4 +1,5 @@
-//! A TCP conversation through Weir, packet by packet: what each end sends, and what the other must see of it.
+//! A TCP conversation through Weir, packet by packet: what each end sends, and what the other must
+//! see of it.
 
 use std::net::SocketAddr;
 

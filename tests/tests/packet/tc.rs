@@ -1,4 +1,5 @@
-//! TC ingress by itself: all that XDP passes on because it can't send, and what must not get that far.
+//! TC ingress by itself: all that XDP passes on because it can't send, and what must not get that
+//! far.
 
 use lb_common::{flow::Family, service::address, verdict::Reason};
 

@@ -1,4 +1,5 @@
-//! What does not fit in a tunnel: the client is told, by ICMP from the VIP (RFC 1191, RFC 8201), and not too often.
+//! What does not fit in a tunnel: the client is told, by ICMP from the VIP (RFC 1191, RFC 8201),
+//! and not too often.
 
 use etherparse::IpNumber;
 use lb_common::{
@@ -93,7 +94,8 @@ fn answer_quotes_the_packet_as_it_came_with_options_and_extension_headers() {
     });
 }
 
-/// Hosts with path MTU discovery turned off then send less at once, too; without an answer they would send the same for ever.
+/// Hosts with path MTU discovery turned off then send less at once, too; without an answer they
+/// would send the same for ever.
 #[test]
 fn sender_that_lets_its_packets_be_cut_is_told_as_well() {
     rig(|rig| {
@@ -139,8 +141,9 @@ fn answers_are_limited_and_what_is_left_unsaid_is_counted() {
     });
 }
 
-/// GRO has made it of several packets, each of which may fit: generic XDP sees only the whole. What TC does with it can't be shown here: a test
-/// run's super-packet is of no kind that the kernel lets grow.
+/// GRO has made it of several packets, each of which may fit: generic XDP sees only the whole. What
+/// TC does with it can't be shown here: a test run's super-packet is of no kind that the kernel
+/// lets grow.
 #[test]
 fn super_packet_is_left_to_tc() {
     rig(|rig| {

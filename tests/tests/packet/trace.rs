@@ -1,4 +1,5 @@
-//! What is told of decisions: while somebody asks, what is asked for, no more than the rate, and no word of another packet.
+//! What is told of decisions: while somebody asks, what is asked for, no more than the rate, and no
+//! word of another packet.
 
 use std::net::SocketAddr;
 

@@ -1,4 +1,5 @@
-//! Frames on a real interface, with what the kernel knows of them beside their bytes: partial checksums, segments still to be cut.
+//! Frames on a real interface, with what the kernel knows of them beside their bytes: partial
+//! checksums, segments still to be cut.
 
 use std::{
     fs::File,

@@ -1,4 +1,5 @@
-//! The rules of DESIGN section 1 once more, for a person who asks: the program's are in `lb-ebpf/src/dsr.rs`.
+//! The rules of DESIGN section 1 once more, for a person who asks: the program's are in
+//! `lb-ebpf/src/dsr.rs`.
 
 use std::collections::BTreeMap;
 
@@ -64,7 +65,8 @@ impl Rules<'_> {
         seen.map(|entry| Outcome::To { index: entry.backend, rule: rule::SEEN })
     }
 
-    /// A packet of a connection that has begun before; one whose sequence number is not known fits its SYN's.
+    /// A packet of a connection that has begun before; one whose sequence number is not known fits
+    /// its SYN's.
     pub fn goes_on(&self, sequence: Option<u32>) -> Outcome {
         if self.slot.is_settled() {
             return Outcome::To { index: self.slot.current(), rule: rule::RING };

@@ -49,7 +49,8 @@ impl Agent {
         let leaving = self.plan.leaving.clone();
         for one in &leaving {
             let left = self.leaving_view(one, sample);
-            // The same backend in another mode, or of a service that has the name of one that left: one line, as it has one name.
+            // The same backend in another mode, or of a service that has the name of one that left:
+            // one line, as it has one name.
             match views.iter_mut().find(|view| (&view.service, view.address) == (&left.service, left.address)) {
                 Some(view) => {
                     view.connections_active = match (view.connections_active, left.connections_active) {

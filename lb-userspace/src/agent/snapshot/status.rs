@@ -131,7 +131,8 @@ impl Agent {
         ];
         let failures: BTreeMap<&str, u64> = sample
             .map(|sample| {
-                // The program counts both families together; the established table of IPv4 stands for both.
+                // The program counts both families together; the established table of IPv4 stands
+                // for both.
                 let full = sample.total(EVENT_ESTABLISHED_FULL);
                 let refused = sample.total(Reason::FlowTable as u32);
                 BTreeMap::from([
@@ -172,8 +173,8 @@ impl Agent {
 /// The share in use from which a table is worth a look.
 const TIGHT: f64 = 0.9;
 
-/// The tables of established flows that are nearly full, one sentence each. The half-open ones make room themselves, and what configuration fills is
-/// refused before it is too much.
+/// The tables of established flows that are nearly full, one sentence each. The half-open ones make
+/// room themselves, and what configuration fills is refused before it is too much.
 fn shortages(tables: &[TableView]) -> Vec<String> {
     let of_flows = [map::NAT_ESTABLISHED_V4, map::NAT_ESTABLISHED_V6, map::ESTABLISHED_V4, map::ESTABLISHED_V6];
     tables

@@ -9,7 +9,8 @@ use lb_common::{
 
 use crate::view::trace::{End, TraceQuery};
 
-/// The narrowest filter that lets through what any of `queries` wants; `number` is that of the trace.
+/// The narrowest filter that lets through what any of `queries` wants; `number` is that of the
+/// trace.
 pub fn common<'a>(number: u32, queries: impl Iterator<Item = &'a TraceQuery> + Clone) -> TraceFilter {
     let client = agreed(queries.clone().map(|query| query.client));
     let vip = agreed(queries.clone().map(|query| query.vip));

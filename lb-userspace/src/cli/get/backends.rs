@@ -9,9 +9,9 @@ use crate::{state::AdminState, view::types::BackendView};
 
 /// List backends
 ///
-/// ADMIN is what was asked for, HEALTH what the probes saw, STATE what results: `serving` gets new flows, `draining` only
-/// keeps its old ones (and for how long at most), `down` and `disabled` get none. ACTIVE is connections open now; `unknown`
-/// in DSR modes.
+/// ADMIN is what was asked for, HEALTH what the probes saw, STATE what results: `serving` gets new
+/// flows, `draining` only keeps its old ones (and for how long at most), `down` and `disabled` get
+/// none. ACTIVE is connections open now; `unknown` in DSR modes.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:

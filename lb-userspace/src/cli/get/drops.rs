@@ -10,8 +10,9 @@ use crate::view::types::{DropsBy, ReasonView};
 
 /// List why packets were dropped, rejected, passed or forwarded, and how many, by service
 ///
-/// KIND is what became of them: `drop` and `reject` first, then `pass` (left to the node) and `forward`. SERVICE is `none` for packets that no
-/// service's VIP and port was found for, and `all` for what was forwarded (`weir get services -o wide` counts that by service). Reasons that never
+/// KIND is what became of them: `drop` and `reject` first, then `pass` (left to the node) and
+/// `forward`. SERVICE is `none` for packets that no service's VIP and port was found for, and `all`
+/// for what was forwarded (`weir get services -o wide` counts that by service). Reasons that never
 /// occurred are left out without --all. `-o wide` explains each.
 #[derive(Args, Debug)]
 #[command(after_help = "\

@@ -10,9 +10,10 @@ use crate::view::types::{BackendSelector, FlowFilter, FlowView};
 
 /// List flows that have an entry of their own
 ///
-/// WHY says why a flow has an entry. In mode `nat` every flow has one (`nat`). In DSR modes only exceptions have one: what was `opened in transition`
-/// (while its slot was changing owners, so the slot alone does not say where it goes), and what was `kept when its slot settled`. All other flows go
-/// where the ring says: ask `weir lookup`. AGE is known of no flow yet.
+/// WHY says why a flow has an entry. In mode `nat` every flow has one (`nat`). In DSR modes only
+/// exceptions have one: what was `opened in transition` (while its slot was changing owners, so the
+/// slot alone does not say where it goes), and what was `kept when its slot settled`. All other
+/// flows go where the ring says: ask `weir lookup`. AGE is known of no flow yet.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -30,7 +31,8 @@ pub struct Flows {
     /// Only those to this VIP
     #[arg(long, value_name = "ADDRESS")]
     vip: Option<IpAddr>,
-    /// Also flows that were `seen in transition`: old flows of a slot that is changing owners, which go where the ring says
+    /// Also flows that were `seen in transition`: old flows of a slot that is changing owners,
+    /// which go where the ring says
     #[arg(long)]
     seen: bool,
     /// At most so many

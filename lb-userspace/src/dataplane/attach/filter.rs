@@ -18,7 +18,8 @@ use crate::dataplane::{
 const FILTER_PRIORITY: u16 = 1;
 const FILTER_HANDLE: TcHandle = TcHandle::new(0, 1);
 
-/// A filter of clsact, replaced in place if it is there. It has no link, so the pinned program stands as the mark that it is ours.
+/// A filter of clsact, replaced in place if it is there. It has no link, so the pinned program
+/// stands as the mark that it is ours.
 pub fn attach_filter(
     program: &mut SchedClassifier,
     interface: &str,
@@ -83,7 +84,8 @@ fn add_filter(
     };
     match attach(program) {
         Err(error) if errno(&error) == Some(libc::EEXIST) => {
-            // One of ours whose mark is missing, because the agent was killed between the two? It is known by its name.
+            // One of ours whose mark is missing, because the agent was killed between the two? It
+            // is known by its name.
             match tc::qdisc_detach_program(interface, direction, pin.kind.hook()) {
                 Ok(()) => attach(program),
                 Err(_) => Err(error),

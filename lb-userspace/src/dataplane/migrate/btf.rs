@@ -1,5 +1,5 @@
-//! Reads the types of a map's entries out of BTF: as much of it as describes plain data. aya parses BTF, but shows no members.
-//! The format: https://docs.kernel.org/bpf/btf.html.
+//! Reads the types of a map's entries out of BTF: as much of it as describes plain data. aya parses
+//! BTF, but shows no members. The format: https://docs.kernel.org/bpf/btf.html.
 
 use super::layout::{Member, Type};
 

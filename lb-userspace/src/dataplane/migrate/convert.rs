@@ -1,5 +1,6 @@
-//! From the bytes of one layout to those of another, member by member and by name. No code knows which version it comes from, so it goes forward
-//! and back alike: a member that is new is zero, one that is gone is dropped, a number may become wider, or narrower if it fits.
+//! From the bytes of one layout to those of another, member by member and by name. No code knows
+//! which version it comes from, so it goes forward and back alike: a member that is new is zero,
+//! one that is gone is dropped, a number may become wider, or narrower if it fits.
 
 use super::layout::{Type, inside, is_filler};
 
@@ -169,7 +170,8 @@ pub fn number(bytes: &[u8]) -> u64 {
     u64::from_ne_bytes(word)
 }
 
-/// Sets `bytes`, 8 of them at the most, to the number; false if it does not fit, and then nothing is set.
+/// Sets `bytes`, 8 of them at the most, to the number; false if it does not fit, and then nothing
+/// is set.
 #[must_use]
 pub fn set_number(bytes: &mut [u8], value: u64) -> bool {
     let (word, len) = (value.to_ne_bytes(), bytes.len());

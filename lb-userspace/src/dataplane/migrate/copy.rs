@@ -1,4 +1,5 @@
-//! One map's way into its new layout: copied, copied again up to the switch, and once more what the old program wrote until then.
+//! One map's way into its new layout: copied, copied again up to the switch, and once more what the
+//! old program wrote until then.
 
 mod converter;
 mod copied;
@@ -115,7 +116,8 @@ impl Pair {
         Ok(())
     }
 
-    /// The new program runs, and the old one no more: brings over what the old one did since the last copy, and keeps what the new one did.
+    /// The new program runs, and the old one no more: brings over what the old one did since the
+    /// last copy, and keeps what the new one did.
     pub fn finish(&mut self) -> Result<Brought, CopyError> {
         let Self { old, new, way, copied, .. } = self;
         let (old, new) = (Bytes::of(old)?, Bytes::of(new)?);

@@ -1,9 +1,10 @@
 //! The pin directory while a migration is on, and what one that was interrupted has left there.
 //!
-//! A new map is pinned as `NAME-new` until every hook runs the new program; then it is renamed to `NAME`, over the old one. Whether a hook
-//! already uses a `NAME-new` says on which side of the switch an interruption came: before it, the old maps are whole and the new ones are thrown
-//! away; after it, the new ones are what counts, and the renaming is done to its end. Which maps the program of a hook uses is in the
-//! [`Record`].
+//! A new map is pinned as `NAME-new` until every hook runs the new program; then it is renamed to
+//! `NAME`, over the old one. Whether a hook already uses a `NAME-new` says on which side of the
+//! switch an interruption came: before it, the old maps are whole and the new ones are thrown away;
+//! after it, the new ones are what counts, and the renaming is done to its end. Which maps the
+//! program of a hook uses is in the [`Record`].
 
 use std::{
     collections::BTreeSet,
@@ -112,8 +113,8 @@ pub fn clear(pin_dir: &Path, record: &Record) -> Result<bool, PlanError> {
     Ok(is_past)
 }
 
-/// Removes the new pins of the record, of programs and of hooks that were interrupted before they were renamed. Nothing depends on them: what is
-/// pinned under the name itself counts.
+/// Removes the new pins of the record, of programs and of hooks that were interrupted before they
+/// were renamed. Nothing depends on them: what is pinned under the name itself counts.
 pub fn clear_marks(pin_dir: &Path) -> Result<(), PlanError> {
     let is_mark = |name: &str| name == LAYOUTS || programs::PINS.contains(&name) || Pin::is_name(name);
     let marks = pinned(pin_dir)?;
@@ -157,7 +158,8 @@ fn maps_in_use(pin_dir: &Path, record: &Record) -> Result<BTreeSet<u32>, PlanErr
     Ok(maps)
 }
 
-/// The programs that are pinned, and those on our hooks, by their ids; without those of pins that stand for something else.
+/// The programs that are pinned, and those on our hooks, by their ids; without those of pins that
+/// stand for something else.
 pub fn programs_in_use(pin_dir: &Path) -> Result<BTreeSet<u32>, PlanError> {
     let on_hooks = hooks(pin_dir)?.into_iter().filter_map(|pin| program_of(pin_dir, pin).ok());
     let pinned = programs::pins(pin_dir).into_iter().filter_map(|path| Some(ProgramInfo::from_pin(path).ok()?.id()));

@@ -1,5 +1,6 @@
-//! Two programs write for a moment, each into its own map: the old one, on a hook that is not switched yet, and the new one. What both have done
-//! to an entry since it was copied goes together here.
+//! Two programs write for a moment, each into its own map: the old one, on a hook that is not
+//! switched yet, and the new one. What both have done to an entry since it was copied goes together
+//! here.
 
 use super::{
     convert::{number, set_number},
@@ -31,7 +32,8 @@ impl Merge {
         Self::by(value, |_| Rule::Sum)
     }
 
-    /// For words of which every bit is a flag, or changed by nobody while programs hand over: slots.
+    /// For words of which every bit is a flag, or changed by nobody while programs hand over:
+    /// slots.
     pub fn words(value: &Type) -> Self {
         Self::by(value, |_| Rule::Bits)
     }
@@ -56,7 +58,8 @@ impl Merge {
         cpus.for_each(|((base, old), new)| self.apply(base, old, new));
     }
 
-    /// Brings into `new`, the new program's value, what the old program made of `base` since it was copied: `old`. All three in the new layout.
+    /// Brings into `new`, the new program's value, what the old program made of `base` since it was
+    /// copied: `old`. All three in the new layout.
     pub fn apply(&self, base: &[u8], old: &[u8], new: &mut [u8]) {
         for (place, rule) in &self.numbers {
             let number = |bytes: &[u8]| number(&bytes[place.clone()]);

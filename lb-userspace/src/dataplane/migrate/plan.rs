@@ -39,7 +39,8 @@ pub struct Plan {
     pub pinned: BTreeMap<u32, Layout>,
     /// The layouts of this build's maps, by their names.
     pub built: BTreeMap<&'static str, Layout>,
-    /// The value of `SETTINGS`, as it is pinned and as this build has it; `None` if it is not pinned.
+    /// The value of `SETTINGS`, as it is pinned and as this build has it; `None` if it is not
+    /// pinned.
     pub settings: Option<(Type, Type)>,
 }
 
@@ -142,7 +143,8 @@ impl Plan {
             };
             plan.consider(name, map, &new, pin_dir, record)?;
         }
-        // Whatever happens before they are removed, the build that made them must find them as it left them.
+        // Whatever happens before they are removed, the build that made them must find them as it
+        // left them.
         for map in pinned.values() {
             if let Some((id, layout)) = map.info().ok().and_then(|info| Some((info.id(), record.maps.get(&info.id())?)))
             {
@@ -269,7 +271,8 @@ fn layout(types: &MapTypes) -> Result<Layout, BtfError> {
     Ok(Layout { key: btf.layout(types.key)?, value: btf.layout(types.value)? })
 }
 
-/// How `old` becomes `new`; `None` if it is taken over as it is, which a map that is `meant_otherwise` is not.
+/// How `old` becomes `new`; `None` if it is taken over as it is, which a map that is
+/// `meant_otherwise` is not.
 fn change(
     name: &'static str,
     old: &Described,

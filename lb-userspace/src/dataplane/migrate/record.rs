@@ -1,9 +1,11 @@
-//! The record of what Weir's pinned maps hold and which programs use them: the text in the pinned map `LAYOUTS`.
+//! The record of what Weir's pinned maps hold and which programs use them: the text in the pinned
+//! map `LAYOUTS`.
 //!
-//! The kernel keeps the types of a map's entries as BTF, but opens BTF, programs and maps *by id* only for CAP_SYS_ADMIN, which the agent
-//! does not have under its unit. So every agent writes down the layouts of the maps that it has made or taken over. A layout stands
-//! under the map's id, which the kernel does not use again soon: a map that somebody else pinned under the same name has another id, and
-//! no layout here.
+//! The kernel keeps the types of a map's entries as BTF, but opens BTF, programs and maps *by id*
+//! only for CAP_SYS_ADMIN, which the agent does not have under its unit. So every agent writes down
+//! the layouts of the maps that it has made or taken over. A layout stands under the map's id,
+//! which the kernel does not use again soon: a map that somebody else pinned under the same name
+//! has another id, and no layout here.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -52,7 +54,8 @@ pub enum RecordError {
 }
 
 impl Record {
-    /// The record that is pinned; `None` if there is none, as before the first start or after a build that writes none.
+    /// The record that is pinned; `None` if there is none, as before the first start or after a
+    /// build that writes none.
     pub fn read(pin_dir: &Path) -> Result<Option<Self>, RecordError> {
         let path = pin_dir.join(LAYOUTS);
         if !path.exists() {
@@ -75,7 +78,8 @@ impl Record {
         programs::pin_over(&pin_dir.join(LAYOUTS), |path| map.pin(path)).map_err(RecordError::Pin)
     }
 
-    /// The heading with the digest of the rest, a line; then JSON, filled up with spaces to whole words.
+    /// The heading with the digest of the rest, a line; then JSON, filled up with spaces to whole
+    /// words.
     fn to_text(&self) -> Result<Vec<u8>, RecordError> {
         let mut json = serde_json::to_string(self).map_err(RecordError::Text)?;
         let line = format!("{HEADING} {}\n", digest(""));

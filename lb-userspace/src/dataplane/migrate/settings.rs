@@ -1,4 +1,5 @@
-//! The few words of `SETTINGS` that a migration touches, wherever they lie in the layout of the build that made the map.
+//! The few words of `SETTINGS` that a migration touches, wherever they lie in the layout of the
+//! build that made the map.
 
 use aya::maps::MapData;
 

@@ -1,4 +1,5 @@
-//! Gives every hook the new program, one right after the other: between the first and the last some packets meet the old maps and some the new ones.
+//! Gives every hook the new program, one right after the other: between the first and the last some
+//! packets meet the old maps and some the new ones.
 
 use std::{
     io,
@@ -62,7 +63,8 @@ impl Hooks {
         self.links.len() + self.filters.len()
     }
 
-    /// Switches all of them. If the kernel refuses one link, those before get their old programs again.
+    /// Switches all of them. If the kernel refuses one link, those before get their old programs
+    /// again.
     pub fn switch(&self, ebpf: &mut Ebpf, record: &Record) -> Result<(), SwitchError> {
         for (number, hook) in self.links.iter().enumerate() {
             let (name, ifindex) = (hook.pin.kind.hook(), hook.pin.ifindex);
@@ -82,7 +84,8 @@ impl Hooks {
             }
         }
         for pin in &self.filters {
-            // Where filters are, no link can fail any more; one that does is tried again when the hooks are looked after.
+            // Where filters are, no link can fail any more; one that does is tried again when the
+            // hooks are looked after.
             if let Err(error) = switch_filter(*pin, ebpf, &self.pin_dir) {
                 tracing::error!(ifindex = pin.ifindex, hook = pin.kind.hook(), %error, "the filter keeps the old program for now");
             }
@@ -92,8 +95,8 @@ impl Hooks {
 }
 
 impl Hook {
-    /// Gives it the program that is pinned from before, if that is the one that it had, or one of the same maps that was loaded after it by a
-    /// start that was interrupted; whether it has it.
+    /// Gives it the program that is pinned from before, if that is the one that it had, or one of
+    /// the same maps that was loaded after it by a start that was interrupted; whether it has it.
     fn switch_back(&self, pin_dir: &Path, record: &Record) -> bool {
         let name = self.pin.kind.hook();
         let maps = |program: u32| record.programs.get(&program);

@@ -163,7 +163,8 @@ fn entry_that_both_programs_changed_keeps_what_either_did() {
     // One has changed it: that one's.
     assert_eq!(merged(value(0b0110, 5, 7, 90), value(0b0110, 1, 7, 100)), value(0b0110, 5, 7, 90));
     assert_eq!(merged(value(0b0110, 1, 7, 100), value(0b0111, 6, 8, 101)), value(0b0111, 6, 8, 101));
-    // Both have: the bits of each, the later time, else the new one's. The old one has set 8 and cleared 2, the new one set 1.
+    // Both have: the bits of each, the later time, else the new one's. The old one has set 8 and
+    // cleared 2, the new one set 1.
     assert_eq!(merged(value(0b1100, 5, 9, 300), value(0b0111, 6, 8, 200)), value(0b1101, 6, 8, 300));
 }
 

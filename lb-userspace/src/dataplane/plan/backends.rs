@@ -59,7 +59,8 @@ pub fn place(
             placed.push((index, id, service, wanted, before.map(|(_, backend)| backend)));
         }
     }
-    // Those that drain keep the SNAT addresses that their flows use; the wanted ones choose among the rest.
+    // Those that drain keep the SNAT addresses that their flows use; the wanted ones choose among
+    // the rest.
     for (index, backend) in unclaimed {
         let service = plan
             .services
@@ -94,16 +95,17 @@ pub fn place(
     Ok(())
 }
 
-/// Whether the entry is that of the wanted backend. Another mode, or another rule for the source, makes another backend of it; under another rule
-/// the flows of the old one go on as they began.
+/// Whether the entry is that of the wanted backend. Another mode, or another rule for the source,
+/// makes another backend of it; under another rule the flows of the old one go on as they began.
 pub fn is_same(backend: &Backend, service: &WantedService, wanted: &WantedBackend) -> bool {
     address(backend) == Some(wanted.address)
         && is_way_of(backend.way, service.mode)
         && (backend.flags & Backend::FLAG_KEEP_SOURCE != 0) == keeps_source(service, wanted)
 }
 
-/// Whether its flows keep the client's address: by configuration, or because it is on this node, where a packet from the node's own address dies in the
-/// stack. Its answers are recognised by their source then.
+/// Whether its flows keep the client's address: by configuration, or because it is on this node,
+/// where a packet from the node's own address dies in the stack. Its answers are recognised by
+/// their source then.
 fn keeps_source(service: &WantedService, wanted: &WantedBackend) -> bool {
     service.keeps_source || (wanted.is_local && service.mode == Mode::Nat)
 }
@@ -195,7 +197,8 @@ fn entry(
     }
 }
 
-/// The flags under which the program ends the flows of a backend that does not serve; none: they go to their slot's owner.
+/// The flags under which the program ends the flows of a backend that does not serve; none: they go
+/// to their slot's owner.
 const fn end_of_flows(service: &WantedService) -> u32 {
     match service.on_dead {
         OnDead::Next => 0,
@@ -204,7 +207,8 @@ const fn end_of_flows(service: &WantedService) -> u32 {
     }
 }
 
-/// Whether its flows end because nothing answers at it while others live: if most were silent, the fault would rather be this node's.
+/// Whether its flows end because nothing answers at it while others live: if most were silent, the
+/// fault would rather be this node's.
 fn is_dead(service: &WantedService, wanted: &WantedBackend) -> bool {
     let keeps = service.mode == Mode::Nat && service.on_dead == OnDead::Next;
     let peers = || {
@@ -215,7 +219,8 @@ fn is_dead(service: &WantedService, wanted: &WantedBackend) -> bool {
     wanted.health == Health::Dead && !keeps && up * 2 >= peers().count()
 }
 
-/// The entry of a backend that is not declared: it drains, or it is gone. `service` is its own, if that is still there.
+/// The entry of a backend that is not declared: it drains, or it is gone. `service` is its own, if
+/// that is still there.
 fn leave(
     index: u32,
     before: &Backend,
@@ -255,7 +260,8 @@ fn leave(
     Backend { admin: backend::ADMIN_REMOVED, draining_since_ns: since_ns, ..*before }
 }
 
-/// The entry of a backend whose drain has ended, at `draining_since_ns`: free, or kept for a settle time so that its flows are ended as its service says.
+/// The entry of a backend whose drain has ended, at `draining_since_ns`: free, or kept for a settle
+/// time so that its flows are ended as its service says.
 fn end(before: &Backend, service: Option<&WantedService>, now_ns: u64, plan: &mut Plan) -> Backend {
     let Some(service) = service.filter(|service| service.mode.is_dsr() && end_of_flows(service) != 0) else {
         return free(before);

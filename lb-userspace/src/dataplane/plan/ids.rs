@@ -9,8 +9,9 @@ use std::{
 use super::{Image, Wanted, address};
 use crate::dataplane::arena::Numbers;
 
-/// The id of each wanted service, by name: that of the programmed service with which it has the most VIPs in common, then the most backends.
-/// So a service that is renamed, or gets other addresses, keeps its id, its backends' indexes and with them its flows.
+/// The id of each wanted service, by name: that of the programmed service with which it has the
+/// most VIPs in common, then the most backends. So a service that is renamed, or gets other
+/// addresses, keeps its id, its backends' indexes and with them its flows.
 pub fn assign(wanted: &Wanted, programmed: &Image) -> BTreeMap<String, u32> {
     let mut by_vip: BTreeMap<SocketAddr, u32> = BTreeMap::new();
     for (vip, service) in &programmed.services {

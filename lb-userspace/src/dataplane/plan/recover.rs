@@ -14,10 +14,11 @@ pub struct Recovered {
     pub health: BTreeMap<BackendId, (Health, u64)>,
 }
 
-/// Finds the wanted backends in the maps. Drains need no recovery: each plan reads them from the image.
+/// Finds the wanted backends in the maps. Drains need no recovery: each plan reads them from the
+/// image.
 ///
-/// A backend that had no probes and owned slots was up as far as anybody could tell: it is so now, if probes have come meanwhile, or its
-/// service would reject until the first of them is answered.
+/// A backend that had no probes and owned slots was up as far as anybody could tell: it is so now,
+/// if probes have come meanwhile, or its service would reject until the first of them is answered.
 pub fn recover(wanted: &Wanted, programmed: &Image) -> Recovered {
     let ids = ids::assign(wanted, programmed);
     let mut entries: BTreeMap<u32, Vec<(u32, &Backend)>> = BTreeMap::new();

@@ -1,4 +1,5 @@
-//! The entries of `SERVICES_*` and their rings: those that are wanted, and those that left and let their flows end.
+//! The entries of `SERVICES_*` and their rings: those that are wanted, and those that left and let
+//! their flows end.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -110,10 +111,12 @@ pub fn place(
 enum Change {
     /// In `nat` every flow has its entry, so a slot settles at once.
     AtOnce,
-    /// A service of a DSR mode begins: flows that it did not see begin, which another node or this one before its boot had, are at the owner that the
-    /// ring names once all backends have been judged. Flows that it sees begin leave entries meanwhile.
+    /// A service of a DSR mode begins: flows that it did not see begin, which another node or this
+    /// one before its boot had, are at the owner that the ring names once all backends have been
+    /// judged. Flows that it sees begin leave entries meanwhile.
     Begins,
-    /// In DSR flows have none: old ones go on at the previous owner if that is one of these, whose flows are not over.
+    /// In DSR flows have none: old ones go on at the previous owner if that is one of these, whose
+    /// flows are not over.
     Transition(BTreeSet<u32>),
 }
 
@@ -174,8 +177,8 @@ struct Decided {
 }
 
 impl Memo {
-    /// The slots of a ring whose declared backends have these indexes, those that are not eligible none. `before` is what the slots are, if
-    /// some service runs on them.
+    /// The slots of a ring whose declared backends have these indexes, those that are not eligible
+    /// none. `before` is what the slots are, if some service runs on them.
     fn slots(
         &mut self,
         key: (u32, Family),
@@ -226,8 +229,9 @@ fn owners(ring: &Ring, indexes: &[Option<u32>]) -> impl Iterator<Item = u32> {
     ring.owners(&is_eligible).into_iter().map(index)
 }
 
-/// The ranges that wanted services of a family have already, by id and family. Another mode or size takes a fresh range, so that ring and mode
-/// change in one write; two services in one range, which only a hand can have made, both get a fresh one.
+/// The ranges that wanted services of a family have already, by id and family. Another mode or size
+/// takes a fresh range, so that ring and mode change in one write; two services in one range, which
+/// only a hand can have made, both get a fresh one.
 fn kept_ranges(wanted: &Wanted, programmed: &Image, plan: &Plan) -> BTreeMap<(u32, Family), u32> {
     let mut kept: BTreeMap<(u32, Family), (u32, u32)> = BTreeMap::new();
     for service in &wanted.services {
@@ -269,7 +273,8 @@ fn is_whole(programmed: &Image, service: &Service) -> bool {
         && programmed.rings.get(&service.ring_offset).is_some_and(|slots| slots.len() == service.ring_len as usize)
 }
 
-/// The programmed VIPs that are not wanted and still let flows end, and since when. New connections to them are reset.
+/// The programmed VIPs that are not wanted and still let flows end, and since when. New connections
+/// to them are reset.
 fn leaving(
     wanted: &Wanted,
     programmed: &Image,

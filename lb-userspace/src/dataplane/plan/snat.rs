@@ -1,4 +1,5 @@
-//! Where in `SNAT_ADDRESSES` a backend's addresses stand: in a run of their own, which other backends with the same ones share.
+//! Where in `SNAT_ADDRESSES` a backend's addresses stand: in a run of their own, which other
+//! backends with the same ones share.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -28,7 +29,8 @@ impl Blocks {
         }
     }
 
-    /// The first index and the number of `addresses`: where they are already, if so. `None` if there is no room.
+    /// The first index and the number of `addresses`: where they are already, if so. `None` if
+    /// there is no room.
     pub fn place(&mut self, addresses: &[IpAddr], before: Option<&Backend>) -> Option<(u16, u16)> {
         if addresses.is_empty() {
             return Some((0, 0));

@@ -388,7 +388,8 @@ fn restarted_agent_finds_health_and_drains_in_the_maps() {
     // It owned slots without a verdict: nobody probed it, and it was taken for up.
     assert_eq!(of(BOTH[1]), (Health::Up, 0));
     assert_eq!(of(BOTH[2]), (Health::Up, 5));
-    // The drain goes on from where it was: a later plan finds nothing to write, and ends it in time.
+    // The drain goes on from where it was: a later plan finds nothing to write, and ends it in
+    // time.
     assert_eq!(plan(&all, &fake.image(), &FlowUse::default(), NOW + 30 * SECOND).unwrap().writes, []);
     let ended = converge(&mut fake, &all, &FlowUse::default(), NOW + 60 * SECOND, 1);
     let index = ended.backends[&BackendId { service: "web".to_owned(), address: BOTH[3].parse().unwrap() }];

@@ -13,7 +13,8 @@ use super::super::{
     settle::clock::deciseconds,
 };
 
-/// What makes `to` of `from`. What is new comes before what names it: addresses and backends, slots, services, VIPs; what goes, goes in reverse.
+/// What makes `to` of `from`. What is new comes before what names it: addresses and backends,
+/// slots, services, VIPs; what goes, goes in reverse.
 pub fn writes(from: &Image, to: &Image, now_ns: u64) -> Vec<Write> {
     let mut writes = Vec::new();
     ways_out(from, to, &mut writes);

@@ -45,7 +45,8 @@ struct BatchAttr {
     flags: u64,
 }
 
-/// A map whose keys and values are bytes: `key` of them, and `value`, which in a per-CPU map are those of all CPUs.
+/// A map whose keys and values are bytes: `key` of them, and `value`, which in a per-CPU map are
+/// those of all CPUs.
 pub struct Bytes<'a> {
     map: &'a MapData,
     pub info: MapInfo,
@@ -145,7 +146,8 @@ impl<'a> Bytes<'a> {
         unsafe { bpf(BPF_MAP_UPDATE_BATCH, &mut attr) }.map(drop)
     }
 
-    /// Shows `visit` every entry, some thousand for each system call. An entry that comes or goes meanwhile may be missed; others are seen once.
+    /// Shows `visit` every entry, some thousand for each system call. An entry that comes or goes
+    /// meanwhile may be missed; others are seen once.
     pub fn scan(&self, mut visit: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
         let (mut at, mut next): (Position, Position) = Default::default();
         let mut started = false;
@@ -164,7 +166,8 @@ impl<'a> Bytes<'a> {
                 elem_flags: 0,
                 flags: 0,
             };
-            // SAFETY: the kernel writes at most `count` keys and values, for which there is room, and a position takes a key.
+            // SAFETY: the kernel writes at most `count` keys and values, for which there is room,
+            // and a position takes a key.
             let result = unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) };
             let last = match result {
                 Ok(_) => false,

@@ -1,4 +1,5 @@
-//! What aya keeps to itself: the types of a map's entries as the kernel holds them, and giving a link another program.
+//! What aya keeps to itself: the types of a map's entries as the kernel holds them, and giving a
+//! link another program.
 
 use std::{
     ffi::CString,
@@ -57,7 +58,8 @@ pub fn map_types(map: &MapData) -> io::Result<Option<MapTypes>> {
 }
 
 /// # Safety
-/// `T` must be the info of objects of this kind, of integers only, and its pointers must point at what they promise.
+/// `T` must be the info of objects of this kind, of integers only, and its pointers must point at
+/// what they promise.
 unsafe fn object_info<T>(fd: i32, info: &mut T) -> io::Result<()> {
     #[repr(C)]
     struct InfoAttr {
@@ -95,7 +97,8 @@ impl Link {
         open_pinned(path).map(Self)
     }
 
-    /// Gives it another program, atomically: a packet meets one or the other. ENOLINK: it is attached nowhere.
+    /// Gives it another program, atomically: a packet meets one or the other. ENOLINK: it is
+    /// attached nowhere.
     pub fn update(&self, program: BorrowedFd<'_>) -> io::Result<()> {
         let mut attr = [self.0.as_raw_fd() as u32, program.as_raw_fd() as u32, 0, 0];
         // SAFETY: integers only.

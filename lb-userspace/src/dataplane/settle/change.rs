@@ -1,8 +1,10 @@
-//! The change of a slot that is not what the plan took it for: the task that settles, and the program, change slots as well.
+//! The change of a slot that is not what the plan took it for: the task that settles, and the
+//! program, change slots as well.
 
 use lb_common::slot::Slot;
 
-/// What becomes of `found`, where a plan was to make `to` of `from`: the same owner comes, and the same previous one goes if it was to go.
+/// What becomes of `found`, where a plan was to make `to` of `from`: the same owner comes, and the
+/// same previous one goes if it was to go.
 pub fn follow(found: Slot, from: Slot, to: Slot) -> Slot {
     if found == from || to.is_settled() {
         return to;

@@ -123,7 +123,8 @@ where
         Ok(counts)
     }
 
-    /// Makes what SEEN holds of settling slots ESTABLISHED. The slots for whose flows there is no room go to `refused`.
+    /// Makes what SEEN holds of settling slots ESTABLISHED. The slots for whose flows there is no
+    /// room go to `refused`.
     pub fn keep(
         &mut self,
         shared: &Shared<'_>,
@@ -154,7 +155,8 @@ where
     fn keep_one(&mut self, flow: &Flow<A>, seen: &Exception) -> Result<Put, MapsError> {
         let kept = Exception { flags: seen.flags & EXCEPTION_CLOSING | EXCEPTION_KEPT, ..*seen };
         let put = self.tables.established.put(flow, &kept)?;
-        // A SYN of the same flow removes its entry of SEEN, then that of ESTABLISHED: if the first is gone, ours may have come after the second.
+        // A SYN of the same flow removes its entry of SEEN, then that of ESTABLISHED: if the first
+        // is gone, ours may have come after the second.
         if put == Put::Done
             && self.tables.seen.find(flow)?.is_none()
             && self.tables.established.find(flow)?.is_some_and(|found| is_same(&found, &kept))
@@ -165,7 +167,8 @@ where
         Ok(put)
     }
 
-    /// Removes the entries of SEEN that were looked at, but of those in `refused`. One that the program has written anew meanwhile is put back.
+    /// Removes the entries of SEEN that were looked at, but of those in `refused`. One that the
+    /// program has written anew meanwhile is put back.
     pub fn forget(&mut self, refused: &HashSet<u32>) -> Result<(), MapsError> {
         for (flow, entry) in std::mem::take(&mut self.scanned) {
             if refused.contains(&entry.slot) {
@@ -180,7 +183,8 @@ where
         Ok(())
     }
 
-    /// Removes what is over, and counts the rest; `left` says in which tables each collected slot still has entries.
+    /// Removes what is over, and counts the rest; `left` says in which tables each collected slot
+    /// still has entries.
     pub fn collect(
         &mut self,
         shared: &Shared<'_>,
@@ -188,7 +192,8 @@ where
         census: &mut SettleCensus,
     ) -> Result<(), MapsError> {
         let mut known = HashMap::new();
-        // Flows move from half-open to established: in this order none slips through between the two.
+        // Flows move from half-open to established: in this order none slips through between the
+        // two.
         for kind in ExceptionKind::ALL {
             let mut entries = Vec::new();
             self.tables.of(kind).scan(|flow, entry| entries.push((*flow, entry)))?;
@@ -236,7 +241,8 @@ where
         if why == Over::Void && !is_void(entry, shared.backend(entry.backend)?.as_ref()) {
             return Ok(false);
         }
-        // While it is taken out and put back its packets would miss it: one that a packet has restored since the scan is left where it is.
+        // While it is taken out and put back its packets would miss it: one that a packet has
+        // restored since the scan is left where it is.
         if why == Over::Idle
             && let Some(now) = self.tables.of_mut(kind).find(flow)?
             && !is_idle(kind, &now, shared.now_ns, shared.timeouts())

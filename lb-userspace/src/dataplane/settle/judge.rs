@@ -36,8 +36,9 @@ pub fn progress(slot: Slot, clock: u32, previous: Option<&Backend>, settle_ns: u
     }
 }
 
-/// A backend that drains keeps its slots until it is gone: connections that are silent for longer than the settle time survive a drain. One whose
-/// flows are being ended keeps them until its entry goes.
+/// A backend that drains keeps its slots until it is gone: connections that are silent for longer
+/// than the settle time survive a drain. One whose flows are being ended keeps them until its entry
+/// goes.
 const fn keeps_its_slots(previous: &Backend) -> bool {
     match previous.admin {
         backend::ADMIN_DRAINING | backend::ADMIN_REMOVED | backend::ADMIN_GONE => {
@@ -47,7 +48,8 @@ const fn keeps_its_slots(previous: &Backend) -> bool {
     }
 }
 
-/// Whether the backend that an entry names is gone, or another one by now, or has ended its flows. One that is dead may come back.
+/// Whether the backend that an entry names is gone, or another one by now, or has ended its flows.
+/// One that is dead may come back.
 pub fn is_void(entry: &Exception, backend: Option<&Backend>) -> bool {
     backend.is_none_or(|backend| {
         let ends = Backend::FLAG_SERVING | Backend::FLAG_RESET | Backend::FLAG_DROP;

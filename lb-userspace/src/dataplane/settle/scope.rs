@@ -1,4 +1,5 @@
-//! What there is to settle: the rings of the DSR services, as the owner of the maps has written them.
+//! What there is to settle: the rings of the DSR services, as the owner of the maps has written
+//! them.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 

@@ -1,5 +1,6 @@
-//! One pass of settling and collecting, in steps: what must happen between two of them is a grace period, after which no program still acts on what
-//! it read before. docs/architecture.md says what each step leaves to the programs that run beside it.
+//! One pass of settling and collecting, in steps: what must happen between two of them is a grace
+//! period, after which no program still acts on what it read before. docs/architecture.md says what
+//! each step leaves to the programs that run beside it.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -27,17 +28,20 @@ use crate::dataplane::{
     tables::dsr::DsrTables,
 };
 
-/// Settles slots and collects exceptions. It has handles of its own: the owner of the maps goes on meanwhile.
+/// Settles slots and collects exceptions. It has handles of its own: the owner of the maps goes on
+/// meanwhile.
 pub struct Settler {
     rings: Rings,
     backends: Array<MapData, Backend>,
     v4: FamilyPass<V4Addr>,
     v6: FamilyPass<V6Addr>,
-    /// Slots that settle, and whose flows are to be kept; those that found no room stay until the next pass.
+    /// Slots that settle, and whose flows are to be kept; those that found no room stay until the
+    /// next pass.
     settling: HashMap<u32, Former>,
     /// Those of them that found no room in this pass.
     refused: HashSet<u32>,
-    /// Slots of which it is to be found out whether they have entries left, and in which tables: `Slot::IN_*`.
+    /// Slots of which it is to be found out whether they have entries left, and in which tables:
+    /// `Slot::IN_*`.
     collecting: HashMap<u32, u64>,
     census: SettleCensus,
 }
@@ -73,7 +77,8 @@ impl Settler {
         Ok(self.finish(scope))
     }
 
-    /// Step 1: the owners of slots whose time has come agree, and SEEN is asked until [`Settler::keep`] is done. How many slots that are.
+    /// Step 1: the owners of slots whose time has come agree, and SEEN is asked until
+    /// [`Settler::keep`] is done. How many slots that are.
     pub fn begin(&mut self, scope: &Scope, now_ns: u64) -> Result<usize, MapsError> {
         self.census = SettleCensus::default();
         self.refused.clear();
@@ -143,7 +148,8 @@ impl Settler {
         Ok(())
     }
 
-    /// Step 2, after a grace period: what SEEN holds of those slots becomes ESTABLISHED, and SEEN is no longer asked.
+    /// Step 2, after a grace period: what SEEN holds of those slots becomes ESTABLISHED, and SEEN
+    /// is no longer asked.
     pub fn keep(&mut self, scope: &Scope, now_ns: u64) -> Result<(), MapsError> {
         let shared = Shared { rings: &self.rings, backends: &self.backends, scope, now_ns };
         let mut refused = Vec::new();
@@ -172,7 +178,8 @@ impl Settler {
         self.v6.forget(&self.refused)
     }
 
-    /// Step 4: marks the slots that have or may have exceptions though their owners agree. How many that are.
+    /// Step 4: marks the slots that have or may have exceptions though their owners agree. How many
+    /// that are.
     pub fn mark(&mut self, scope: &Scope) -> usize {
         self.collecting.clear();
         for ring in &scope.rings {

@@ -1,4 +1,5 @@
-//! The fingerprints of recent SYNs, `SYNS`: the program's, but for those that name a backend whose index is to be used again.
+//! The fingerprints of recent SYNs, `SYNS`: the program's, but for those that name a backend whose
+//! index is to be used again.
 
 use std::{collections::BTreeSet, io, path::Path, sync::atomic::Ordering};
 
@@ -15,7 +16,8 @@ impl Syns {
         Words::map(&data).map(Self)
     }
 
-    /// Zeroes those that went to one of `backends`, which no longer serve: no program writes another.
+    /// Zeroes those that went to one of `backends`, which no longer serve: no program writes
+    /// another.
     pub fn forget(&self, backends: &BTreeSet<u32>) {
         for word in self.0.as_slice() {
             let syn = word.load(Ordering::Relaxed);

@@ -62,7 +62,8 @@ impl Exceptions {
         })
     }
 
-    /// The entries that `query` means, at most as many as it says; those of SEEN only `with_seen`: they say what the ring says as well.
+    /// The entries that `query` means, at most as many as it says; those of SEEN only `with_seen`:
+    /// they say what the ring says as well.
     pub fn list(&self, query: &FlowQuery, with_seen: bool) -> Result<Vec<RawException>, MapsError> {
         let mut found = Vec::new();
         list(&self.v4, query, with_seen, &mut found)?;

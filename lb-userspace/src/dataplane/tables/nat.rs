@@ -112,7 +112,8 @@ pub struct RawFlow {
     pub idle_ns: u64,
 }
 
-/// A closed connection on which nothing has passed for so long has lost nothing that would still be sent again.
+/// A closed connection on which nothing has passed for so long has lost nothing that would still be
+/// sent again.
 const STRAGGLERS_NS: u64 = 5_000_000_000;
 
 impl FlowTables {
@@ -133,8 +134,9 @@ impl FlowTables {
         })
     }
 
-    /// Counts the flows, and removes the entries that are over: idle in both directions for longer than their time-out, or of a backend that
-    /// no longer serves. `now_ns` is [`crate::clock::boottime_ns`].
+    /// Counts the flows, and removes the entries that are over: idle in both directions for longer
+    /// than their time-out, or of a backend that no longer serves. `now_ns` is
+    /// [`crate::clock::boottime_ns`].
     pub fn collect(&mut self, now_ns: u64, timeouts: &NatTimeouts) -> Result<FlowCensus, MapsError> {
         let mut census = FlowCensus::default();
         self.v4.collect(&self.backends, now_ns, timeouts, &mut census)?;
@@ -151,7 +153,8 @@ impl FlowTables {
         }
     }
 
-    /// The flows that `query` means, at most as many as it says, sorted by client; and how many there are in all.
+    /// The flows that `query` means, at most as many as it says, sorted by client; and how many
+    /// there are in all.
     pub fn list(&self, query: &FlowQuery, now_ns: u64) -> Result<(Vec<RawFlow>, usize), MapsError> {
         let mut flows = Vec::new();
         let mut all = self.v4.list(query, now_ns, &mut flows)?;
@@ -176,7 +179,8 @@ where
         let mut suspects = Vec::new();
         let mut fills = Vec::new();
         let mut serving: BTreeMap<(u32, u32), bool> = BTreeMap::new();
-        // Flows move from half-open to established: in this order none slips through between the two. Those that go back are over.
+        // Flows move from half-open to established: in this order none slips through between the
+        // two. Those that go back are over.
         for table in [&self.half_open, &self.established] {
             let mut entries = 0;
             let mut failure = Ok(());
@@ -204,8 +208,9 @@ where
         Ok(())
     }
 
-    /// Looks at an entry once more, with its other direction, and removes both if the flow is over. The program takes an entry that is over
-    /// for absent and does not wake it; what can come between this look and the removal is a new flow of the same tuple, within microseconds.
+    /// Looks at an entry once more, with its other direction, and removes both if the flow is over.
+    /// The program takes an entry that is over for absent and does not wake it; what can come
+    /// between this look and the removal is a new flow of the same tuple, within microseconds.
     fn judge(
         &mut self,
         flow: &Flow<A>,
@@ -312,7 +317,8 @@ fn is_idle<A>(entry: &NatEntry<A>, now_ns: u64, timeouts: &NatTimeouts) -> bool 
     now_ns.saturating_sub(entry.last_seen_ns) > timeouts.of(entry.flags)
 }
 
-/// Read from the map each time, because the owner of the maps may have added the backend a moment ago.
+/// Read from the map each time, because the owner of the maps may have added the backend a moment
+/// ago.
 fn serves(backends: &Array<MapData, Backend>, index: u32, generation: u32) -> Result<bool, MapsError> {
     match backends.get(&index, 0) {
         Ok(backend) => Ok(backend.is_serving() && backend.generation == generation),

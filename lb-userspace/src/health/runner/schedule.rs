@@ -13,9 +13,11 @@ use crate::state::Health;
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(super) struct Key(u64);
 
-/// New targets of unknown health are asked at this pace, so that a few have their verdict at once and thousands don't come in one burst.
+/// New targets of unknown health are asked at this pace, so that a few have their verdict at once
+/// and thousands don't come in one burst.
 const FIRST_PACE: Duration = Duration::from_millis(1);
-/// The gap between two probes, as a share of the interval. The upper end leaves a little for timers and for the agent's own work.
+/// The gap between two probes, as a share of the interval. The upper end leaves a little for timers
+/// and for the agent's own work.
 const GAP: (f64, f64) = (0.90, 0.98);
 
 #[derive(Default)]
@@ -32,7 +34,8 @@ struct Entry {
 }
 
 impl Schedule {
-    /// Adds one of `count` targets that come together. With a health it has already, its first probe is spread over the interval.
+    /// Adds one of `count` targets that come together. With a health it has already, its first
+    /// probe is spread over the interval.
     pub(super) fn add(&mut self, now: Instant, interval: Duration, health: Health, count: usize) -> Key {
         self.last_key += 1;
         let key = Key(self.last_key);
@@ -64,7 +67,8 @@ impl Schedule {
         self.due.first().map(|(due, _)| *due)
     }
 
-    /// The one that has waited longest, if its time has come, and for how long it has. It keeps its place until [`Self::put_next`].
+    /// The one that has waited longest, if its time has come, and for how long it has. It keeps its
+    /// place until [`Self::put_next`].
     pub(super) fn take_due(&mut self, now: Instant) -> Option<(Key, Duration)> {
         let (due, key) = *self.due.first().filter(|(due, _)| *due <= now)?;
         self.due.remove(&(due, key));
@@ -84,8 +88,9 @@ impl Schedule {
     }
 }
 
-/// Never longer than the interval: the time in which a dead backend is down depends on it. The first gap of a target that was begun
-/// together with others may be much shorter, which spreads them.
+/// Never longer than the interval: the time in which a dead backend is down depends on it. The
+/// first gap of a target that was begun together with others may be much shorter, which spreads
+/// them.
 fn gap(interval: Duration, bunched: bool) -> Duration {
     let (shortest, longest) = GAP;
     let shortest = if bunched { shortest / 4.0 } else { shortest };

@@ -1,5 +1,5 @@
-//! The runner against real servers on loopback, and its schedule on paused time against modelled ones: under paused time tokio's clock
-//! jumps ahead while real packets are still on their way.
+//! The runner against real servers on loopback, and its schedule on paused time against modelled
+//! ones: under paused time tokio's clock jumps ahead while real packets are still on their way.
 
 use std::sync::{
     Mutex,

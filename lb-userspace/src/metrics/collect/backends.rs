@@ -89,7 +89,8 @@ fn is_up(backend: &BackendView) -> bool {
     }
 }
 
-/// Every backend once: its counters are those of all VIPs of its family, which `vip` therefore lists, separated by commas.
+/// Every backend once: its counters are those of all VIPs of its family, which `vip` therefore
+/// lists, separated by commas.
 fn labelled(snapshot: &Snapshot) -> Vec<(Labels, &BackendView)> {
     let mut fronts = BTreeMap::<_, (Vec<String>, &str, u16)>::new();
     for service in &snapshot.services {

@@ -1,4 +1,5 @@
-//! What is measured: modes, families, kinds of packets, numbers of flows, shares of slots in transition.
+//! What is measured: modes, families, kinds of packets, numbers of flows, shares of slots in
+//! transition.
 
 use std::fmt;
 
@@ -136,7 +137,8 @@ mod tests {
     #[test]
     fn every_case_of_the_issue_is_there_once() {
         let cases = Case::all(false);
-        // Each DSR mode in two families, two kinds, five numbers of flows and two shares; nat in two families, two directions and two numbers.
+        // Each DSR mode in two families, two kinds, five numbers of flows and two shares; nat in
+        // two families, two directions and two numbers.
         assert_eq!(cases.len(), DSR.len() * 40 + 8 + 2 + 2);
         let names: std::collections::BTreeSet<String> = cases.iter().map(Case::to_string).collect();
         assert_eq!(names.len(), cases.len());

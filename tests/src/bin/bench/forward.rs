@@ -1,5 +1,5 @@
-//! `bench forward`: live frames through veth, redirected by Weir, by a program that only redirects, and by the floor of `bench packet`, in turns; packets
-//! a second that come to the end.
+//! `bench forward`: live frames through veth, redirected by Weir, by a program that only redirects,
+//! and by the floor of `bench packet`, in turns; packets a second that come to the end.
 //!
 //! ```text
 //! generator ── veth ── front [Weir, a bare redirect, or the floor] back ── veth ── sink [counts and drops]

@@ -1,5 +1,7 @@
-//! What a packet costs. `packet`: by BPF_PROG_TEST_RUN through a wrapper, beside a floor. `forward`: live frames, beside a bare redirect. Not a test: it judges nothing, and other work on the
-//! machine shows in it; what counts are ratios of one run. docs/performance.md says how it measures.
+//! What a packet costs. `packet`: by BPF_PROG_TEST_RUN through a wrapper, beside a floor.
+//! `forward`: live frames, beside a bare redirect. Not a test: it judges nothing, and other work on
+//! the machine shows in it; what counts are ratios of one run. docs/performance.md says how it
+//! measures.
 
 mod cases;
 mod forward;

@@ -1,4 +1,5 @@
-//! The namespace in which the programs run: a router and the backends are permanent neighbours, so that every FIB look-up succeeds.
+//! The namespace in which the programs run: a router and the backends are permanent neighbours, so
+//! that every FIB look-up succeeds.
 
 use std::{
     io::Write,
@@ -73,7 +74,8 @@ fn index(name: &str) -> Result<u32> {
     if_nametoindex(name).with_context(|| format!("{name} has no index"))
 }
 
-/// For `bench forward`: what is sent through `generator` comes in on `front`, and what is sent out through `back` ends at `sink`.
+/// For `bench forward`: what is sent through `generator` comes in on `front`, and what is sent out
+/// through `back` ends at `sink`.
 pub struct Wires {
     pub generator: u32,
     pub front: u32,

@@ -1,4 +1,5 @@
-//! `bench packet`: all cases take turns over several rounds, so that each meets the machine fast and slow; the least and the median of each are kept.
+//! `bench packet`: all cases take turns over several rounds, so that each meets the machine fast
+//! and slow; the least and the median of each are kept.
 
 use std::collections::BTreeMap;
 
@@ -32,7 +33,8 @@ pub struct Arguments {
     /// Packets of a turn; 100000, or 50000 with --quick.
     #[arg(long, value_parser = clap::value_parser!(u32).range(1000..))]
     packets: Option<u32>,
-    /// Only cases with this in their names ("dsr-l2 v4 data 1M 10%"), and the floor; may be given several times.
+    /// Only cases with this in their names ("dsr-l2 v4 data 1M 10%"), and the floor; may be given
+    /// several times.
     #[arg(long)]
     only: Vec<String>,
 }
@@ -98,7 +100,8 @@ impl Bench {
         Ok(())
     }
 
-    /// A turn for each case; every few of them one for all that the others are measured by, whose errors would be in every ratio.
+    /// A turn for each case; every few of them one for all that the others are measured by, whose
+    /// errors would be in every ratio.
     fn round(&mut self, packets: u32) -> Result<()> {
         let (floors, cases): (Vec<_>, Vec<_>) =
             self.turns.iter_mut().partition(|turn| turn.case.is_some_and(|case| case.kind == Kind::Floor));
@@ -137,7 +140,8 @@ impl Bench {
         let [cost, more] = Baseline::of(turn.wrapper, case)
             .map(|baseline| self.baselines.get(&baseline).map(|turn| of(&turn.ns)).context("no baseline"));
         let (cost, more) = (cost?, more?);
-        // `null` twice, or `push` and `push_thrice`, which moves the head twice more: one move is the target's own.
+        // `null` twice, or `push` and `push_thrice`, which moves the head twice more: one move is
+        // the target's own.
         let one_move = (more - cost) / 2.0;
         Ok(of(&turn.ns) - (cost - one_move))
     }

@@ -89,8 +89,8 @@ impl Report {
         table
     }
 
-    /// A line for each mode, kind and share in transition, a column for each number of flows: the least nanoseconds, and times the floor. As docs/performance.md
-    /// has it.
+    /// A line for each mode, kind and share in transition, a column for each number of flows: the
+    /// least nanoseconds, and times the floor. As docs/performance.md has it.
     pub fn markdown(&self) -> Table {
         let flows: BTreeSet<u32> = self.rows.iter().map(|row| row.flows).collect();
         let mut table = Table::new();

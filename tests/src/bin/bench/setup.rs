@@ -51,7 +51,8 @@ struct Setup {
     few: Option<usize>,
     /// Where each service is.
     services: BTreeMap<ServiceKey, (usize, SocketAddr)>,
-    /// The open flows of `nat`, by family and number: their first client, and the place of what their backends send.
+    /// The open flows of `nat`, by family and number: their first client, and the place of what
+    /// their backends send.
     flows: BTreeMap<(u8, u32), (u32, u32)>,
 }
 
@@ -85,8 +86,9 @@ impl Setup {
         }
     }
 
-    /// The service that a case asks. What is settled shares a stage, and what has few exceptions; those of a million flows fill the tables, and each mode and family has
-    /// its own then, so that none evicts those of another.
+    /// The service that a case asks. What is settled shares a stage, and what has few exceptions;
+    /// those of a million flows fill the tables, and each mode and family has its own then, so that
+    /// none evicts those of another.
     fn service(&mut self, mode: &'static Mode, case: &Case) -> Result<(usize, SocketAddr)> {
         let room = if case.transition == 0 { 0 } else { case.flows.max(SOME) };
         let key = (mode.name, case.family.number(), case.transition, room);
@@ -110,7 +112,8 @@ impl Setup {
         Ok((place, vip))
     }
 
-    /// Opens as many flows of `nat` as the case has, once; their first client and their place in `REPLIES`.
+    /// Opens as many flows of `nat` as the case has, once; their first client and their place in
+    /// `REPLIES`.
     fn open(&mut self, case: &Case, vip: SocketAddr) -> Result<(u32, u32)> {
         let key = (case.family.number(), case.flows);
         if let Some(open) = self.flows.get(&key) {

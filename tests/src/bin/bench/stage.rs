@@ -103,7 +103,8 @@ impl Stage {
         Ok(stage)
     }
 
-    /// Adds a service over backends of its own, with `transition` percent of its slots in transition; returns its VIP.
+    /// Adds a service over backends of its own, with `transition` percent of its slots in
+    /// transition; returns its VIP.
     pub fn serve(&mut self, mode: &Mode, family: Family, transition: u32) -> Result<SocketAddr> {
         let number = self.services;
         self.services += 1;

@@ -1,4 +1,5 @@
-//! One turn: packets through a wrapper to a target, and whether the target did with them what it should.
+//! One turn: packets through a wrapper to a target, and whether the target did with them what it
+//! should.
 
 use std::fmt;
 
@@ -32,7 +33,8 @@ pub enum Target {
     Own(&'static str),
 }
 
-/// What the wrapper alone costs depends on the wrapper, on whether it has something to strip, and, where it reads what to send, on how much that is.
+/// What the wrapper alone costs depends on the wrapper, on whether it has something to strip, and,
+/// where it reads what to send, on how much that is.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Baseline {
     pub wrapper: &'static str,
@@ -62,7 +64,8 @@ const WARM_UP_MOST: u32 = 1 << 17;
 impl Turn {
     /// Sends packets and notes what they cost.
     pub fn take(&mut self, wrapper: &mut Wrapper, stages: &[Stage], packets: u32) -> Result<()> {
-        // The caches forget what others have left there, and get what this case uses, as far as it fits.
+        // The caches forget what others have left there, and get what this case uses, as far as it
+        // fits.
         let flows = self.case.map_or(0, |case| case.flows);
         self.send(wrapper, stages, flows.clamp(packets / 8, WARM_UP_MOST.max(packets / 8)))?;
         let ran = self.send(wrapper, stages, packets)?;

@@ -36,8 +36,9 @@ pub struct Ran {
 }
 
 impl Wrapper {
-    /// Loads everything. The wrappers are attached as well, to interfaces without traffic: the kernel lets programs that are in use run at once, and makes
-    /// preparations of 25 ms for any other.
+    /// Loads everything. The wrappers are attached as well, to interfaces without traffic: the
+    /// kernel lets programs that are in use run at once, and makes preparations of 25 ms for any
+    /// other.
     ///
     /// `redirect_to`: the interface to which `redirect` sends.
     pub fn load(ifindex: u32, redirect_to: u32) -> Result<Self> {
@@ -96,7 +97,8 @@ impl Wrapper {
         self.target.set(0, target, 0).context("can't write to TARGET")
     }
 
-    /// Sends `packets` packets of `plan` through the wrapper `name`; the plan then says which comes next.
+    /// Sends `packets` packets of `plan` through the wrapper `name`; the plan then says which comes
+    /// next.
     pub fn run(&mut self, name: &str, plan: &mut Plan, packets: u32) -> Result<Ran> {
         self.plan.set(0, *plan, 0).context("can't write to PLAN")?;
         // The wrapper fills it.
@@ -126,8 +128,9 @@ impl Wrapper {
 }
 
 impl Wrapper {
-    /// Sends `packets` frames of `plan` through the wrapper `name`, whose target says `XDP_TX`: out through the interface, as live frames. Returns the
-    /// time of one as the kernel counts it, without preparations and without the time of other processes.
+    /// Sends `packets` frames of `plan` through the wrapper `name`, whose target says `XDP_TX`: out
+    /// through the interface, as live frames. Returns the time of one as the kernel counts it,
+    /// without preparations and without the time of other processes.
     pub fn send_live(&mut self, name: &str, plan: &Plan, packets: u32) -> Result<Duration> {
         self.plan.set(0, *plan, 0).context("can't write to PLAN")?;
         let frame = vec![0; plan.len as usize];
@@ -152,8 +155,8 @@ impl Wrapper {
 /// As a driver polls.
 const LIVE_BATCH: u32 = 64;
 
-/// Of this thread, in user space and kernel: others' work on the processor doesn't count. It is finer than the whole nanoseconds a packet that the
-/// kernel reports.
+/// Of this thread, in user space and kernel: others' work on the processor doesn't count. It is
+/// finer than the whole nanoseconds a packet that the kernel reports.
 fn processor_time() -> Result<Duration> {
     let time = ClockId::CLOCK_THREAD_CPUTIME_ID.now().context("no clock of this thread's processor time")?;
     Ok(Duration::from_nanos(time.num_nanoseconds().unsigned_abs()))

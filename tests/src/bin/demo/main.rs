@@ -1,4 +1,5 @@
-//! `cargo xtask demo`: Weir at work in network namespaces, with what was promised and what was seen.
+//! `cargo xtask demo`: Weir at work in network namespaces, with what was promised and what was
+//! seen.
 
 mod report;
 mod stage;

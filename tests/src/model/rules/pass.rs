@@ -78,8 +78,8 @@ impl Rules {
         }
     }
 
-    /// What SEEN holds of them becomes established: also of a backend that does not serve at the moment, for it may again; and instead of
-    /// an entry whose backend does not.
+    /// What SEEN holds of them becomes established: also of a backend that does not serve at the
+    /// moment, for it may again; and instead of an entry whose backend does not.
     fn keep(&mut self) {
         let settling = |flow: &u8| self.slots[usize::from(flow % SLOTS)].is_settling;
         self.pass.scanned =
@@ -136,7 +136,8 @@ impl Rules {
         self.pass.doomed = doomed;
     }
 
-    /// If a slot has changed meanwhile, what agreed with it is of its `previous` now, where a miss goes.
+    /// If a slot has changed meanwhile, what agreed with it is of its `previous` now, where a miss
+    /// goes.
     fn sweep(&mut self) {
         for (which, flow, entry) in std::mem::take(&mut self.pass.doomed) {
             match self.table(which).get(&flow) {

@@ -17,7 +17,8 @@ pub struct Copied {
 }
 
 enum Places {
-    /// By index; 0 is none, so the place after the entry's. An entry of zeros is none: a new array holds zeros already.
+    /// By index; 0 is none, so the place after the entry's. An entry of zeros is none: a new array
+    /// holds zeros already.
     Array(Vec<u32>),
     Hash(HashMap<Vec<u8>, u32>),
 }
@@ -99,7 +100,8 @@ impl Copied {
         }
     }
 
-    /// The entries that this pass has not met and that are gone indeed, with what was copied of them. They are forgotten.
+    /// The entries that this pass has not met and that are gone indeed, with what was copied of
+    /// them. They are forgotten.
     pub fn take_gone(&mut self, old: &Bytes<'_>) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
         let Places::Hash(places) = &mut self.places else { return Ok(Vec::new()) };
         let mut gone = Vec::new();

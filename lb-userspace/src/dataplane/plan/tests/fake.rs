@@ -1,4 +1,5 @@
-//! Maps in memory: what stands in for the kernel's where a thousand random sequences are to run. It applies writes one by one, as `dataplane::maps` does.
+//! Maps in memory: what stands in for the kernel's where a thousand random sequences are to run. It
+//! applies writes one by one, as `dataplane::maps` does.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -38,7 +39,8 @@ pub struct Fake {
     pub clocks: BTreeMap<u32, u32>,
     /// Indexes that no fingerprint names.
     forgotten_syns: BTreeSet<u32>,
-    /// Indexes and slots that were in use since the last grace period: programs may still hold them.
+    /// Indexes and slots that were in use since the last grace period: programs may still hold
+    /// them.
     held_backends: BTreeSet<u32>,
     held_slots: BTreeSet<u32>,
 }
@@ -162,7 +164,8 @@ impl Fake {
         }
     }
 
-    /// A flow that was there before its slot changed meets its backend, or none: never another one that got the index.
+    /// A flow that was there before its slot changed meets its backend, or none: never another one
+    /// that got the index.
     pub fn assert_every_previous_is_known(&self) {
         for (vip, service) in &self.services {
             for slot in self.ring(service).iter().filter(|slot| slot.in_transition() && slot.previous() != REJECT) {
