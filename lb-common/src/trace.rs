@@ -78,7 +78,8 @@ pub const HOOK_XDP: u8 = 1;
 pub const HOOK_INGRESS: u8 = 2;
 pub const HOOK_EGRESS: u8 = 3;
 
-/// From which rule a packet's backend comes (DESIGN section 1).
+/// From which rule a packet's backend comes (docs/architecture.md, "The rules of the
+/// ring").
 pub mod rule {
     /// No backend was chosen.
     pub const NONE: u8 = 0;

@@ -1,4 +1,5 @@
-//! DSR: from a flow to its backend, by the ring and its exceptions (DESIGN section 1).
+//! DSR: from a flow to its backend, by the ring and its exceptions (docs/architecture.md, "The
+//! rules of the ring").
 
 use lb_common::{
     backend::{Backend, WAY_DSR_L2, WAY_IPIP_V4, WAY_IPIP_V6},

@@ -3,8 +3,8 @@
 //!
 //! [`run`] shows random [`Event`]s to a [`System`] and judges every answer by the [`Truth`], which
 //! knows which flow lives on which backend and nothing of slots or tables. One system is [`Rules`],
-//! DESIGN section 1 in plain Rust, from which any single rule can be left out; the other is the
-//! kernel program with the agent's own code (tests/tests/model).
+//! the rules of the ring (docs/architecture.md) in plain Rust, from which any single rule can be
+//! left out; the other is the kernel program with the agent's own code (tests/tests/model).
 
 pub mod check;
 mod event;

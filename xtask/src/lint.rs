@@ -1,4 +1,8 @@
-//! Format and clippy, for the host and for the BPF target.
+//! Format, the width of comments, which module may use which, and clippy for the host and for the
+//! BPF target.
+
+mod comments;
+mod house;
 
 use anyhow::Result;
 
@@ -10,7 +14,10 @@ use crate::{
 
 pub fn run_all() -> Result<()> {
     run(&mut host_cargo(["fmt", "--all", "--check"]))?;
+    comments::check()?;
     say("format", "ok");
+    house::check()?;
+    say("house", "ok");
 
     // lb-userspace embeds the object, so even a check of it wants one.
     ebpf::build()?;

@@ -37,7 +37,7 @@ pub enum Origin {
     Debian,
 }
 
-/// The version of bpf-linker that BUILDING and CI use.
+/// The version of bpf-linker that the README and CI use.
 pub const LINKER_VERSION: &str = "0.13.0";
 /// Where cargo installs what setup builds, so that nothing of the user's own changes.
 pub fn tools() -> PathBuf {

@@ -1,5 +1,5 @@
-//! DESIGN section 1 in plain Rust: one node, tables without end, time by the second. The kernel's
-//! program and the agent must behave like this.
+//! The rules of the ring (docs/architecture.md) in plain Rust: one node, tables without end, time
+//! by the second. The kernel's program and the agent must behave like this.
 
 use std::collections::BTreeMap;
 

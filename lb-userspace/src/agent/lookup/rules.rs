@@ -1,5 +1,5 @@
-//! The rules of DESIGN section 1 once more, for a person who asks: the program's are in
-//! `lb-ebpf/src/dsr.rs`.
+//! The rules of the ring (docs/architecture.md) once more, for a person who asks: the program's are
+//! in `lb-ebpf/src/dsr.rs`.
 
 use std::collections::BTreeMap;
 

@@ -2,7 +2,7 @@
 //! and by the floor of `bench packet`, in turns; packets a second that come to the end.
 //!
 //! ```text
-//! generator ── veth ── front [Weir, a bare redirect, or the floor] back ── veth ── sink [counts and drops]
+//! generator ── veth ── front [Weir, a bare redirect, or the floor] back ── veth ── sink [counts]
 //! ```
 
 use anyhow::{Context, Result, ensure};
