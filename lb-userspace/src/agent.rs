@@ -1,8 +1,6 @@
 //! The agent: one task that owns the maps and makes them say what is wanted, and the tasks that
 //! tell it what there is.
 
-mod asked;
-mod beginning;
 mod commands;
 pub(crate) mod core;
 mod diff;
@@ -12,6 +10,7 @@ pub(crate) mod flows;
 pub mod handle;
 mod lookup;
 pub(crate) mod node;
+mod queries;
 mod reconcile;
 mod reload;
 mod report;
@@ -20,6 +19,7 @@ pub(crate) mod settle;
 mod snapshot;
 pub(crate) mod trace;
 mod wanted;
+mod warmup;
 
 use std::path::PathBuf;
 

@@ -9,6 +9,6 @@ pub mod machine;
 pub mod probe;
 pub mod runner;
 
-pub use machine::{Change, HealthView, Machine, Observation, Thresholds};
+pub use machine::{HealthChange, HealthView, Machine, Observation, Thresholds};
 pub use probe::{FailureKind, Outcome, probe};
 pub use runner::{HealthEvent, HealthViews, Options, ProbeTarget, Runner};

@@ -17,7 +17,6 @@ use tracing::{info, warn};
 use super::handle::Command;
 use super::{
     AgentOptions,
-    beginning::Beginning,
     digests::Digests,
     examine::Examination,
     flows::Counted,
@@ -28,6 +27,7 @@ use super::{
     stopped,
     trace::Tracer,
     wanted::{Desired, HealthOf, Rings, wanted},
+    warmup::Warmup,
 };
 use crate::{
     clock::{boottime_ns, unix_now, unix_ns},
@@ -102,7 +102,7 @@ pub struct Agent {
     pub(super) health: HealthOf,
     pub(super) rings: Rings,
     pub(super) memo: Memo,
-    pub(super) beginning: Beginning,
+    pub(super) warmup: Warmup,
     /// What the maps hold, as of the last reconciliation that succeeded; `None`: they must be read.
     pub(super) programmed: Option<Image>,
     pub(super) plan: Plan,
@@ -185,7 +185,7 @@ impl Agent {
             health: HealthOf::new(),
             rings: Rings::default(),
             memo: Memo::default(),
-            beginning: Beginning::default(),
+            warmup: Warmup::default(),
             programmed: None,
             plan: Plan::default(),
             names: BTreeMap::new(),

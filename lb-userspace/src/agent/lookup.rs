@@ -68,7 +68,7 @@ pub fn lookup(image: &Image, known: &Known, query: &LookupQuery, name: impl Fn(u
         return unserved(view, "port not served", format!("no service has port {} of {}: reset", vip.port(), vip.ip()));
     };
     let view = LookupView { service: name(service.id), mode: Some(mode(service).to_owned()), ..view };
-    let place = image.settings.as_ref().and_then(|settings| place(&settings.hash_key, service, client, vip));
+    let place = image.settings.as_ref().and_then(|settings| locate(&settings.hash_key, service, client, vip));
     let slots = image.rings.get(&service.ring_offset);
     let found = place.and_then(|place| Some((place, *slots?.get(place.slot as usize)?)));
     let Some((place, slot)) = found else {
@@ -79,7 +79,7 @@ pub fn lookup(image: &Image, known: &Known, query: &LookupQuery, name: impl Fn(u
         );
     };
     let view = LookupView { slot: Some(slot_view(image, service, place.slot, slot)), ..view };
-    let ring = Ring { image, service, number: place.slot };
+    let ring = RingOf { image, service, number: place.slot };
     if service.mode == MODE_NAT {
         let (new, under_way) = ring.nat(slot, known.flow.as_ref());
         return with(view, new, under_way);
@@ -97,17 +97,17 @@ fn with(view: LookupView, new: Choice, under_way: Choice) -> LookupView {
 /// Where the fingerprint of a SYN of this flow is kept; `None` if it goes to no service.
 pub fn syn_place(image: &Image, client: SocketAddr, vip: SocketAddr) -> Option<u32> {
     let (settings, service) = (image.settings.as_ref()?, image.services.get(&vip)?);
-    place(&settings.hash_key, service, client, vip).map(|place| Syn::place(place.hash))
+    locate(&settings.hash_key, service, client, vip).map(|place| Syn::place(place.hash))
 }
 
 /// A slot of a service, for sentences about it.
-struct Ring<'a> {
+struct RingOf<'a> {
     image: &'a Image,
     service: &'a Service,
     number: u32,
 }
 
-impl Ring<'_> {
+impl RingOf<'_> {
     /// A SYN, and a packet of a connection that has begun before.
     fn nat(&self, slot: Slot, flow: Option<&RawFlow>) -> (Choice, Choice) {
         let ring = self.choice(Outcome::To { index: slot.current(), rule: rule::RING }, slot);
@@ -202,7 +202,7 @@ struct Place {
 }
 
 /// As the program computes it.
-fn place(key: &HashKey, service: &Service, client: SocketAddr, vip: SocketAddr) -> Option<Place> {
+fn locate(key: &HashKey, service: &Service, client: SocketAddr, vip: SocketAddr) -> Option<Place> {
     let (src_port_be, dst_port_be) = (client.port().to_be(), vip.port().to_be());
     match (client.ip(), vip.ip()) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => {

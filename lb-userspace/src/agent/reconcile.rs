@@ -93,7 +93,7 @@ impl Agent {
         };
         let wanted = self.wanted();
         let in_use = self.census.borrow().in_use();
-        self.memo.beginning = self.beginning.with(&self.desired, &image, Instant::now());
+        self.memo.warming_up = self.warmup.admit(&self.desired, &image, Instant::now());
         let plan = plan_again(&wanted, &image, &in_use, boottime_ns(), &mut self.memo);
         let mut plan = match plan {
             Ok(plan) => plan,
@@ -128,7 +128,7 @@ impl Agent {
             *told = scope;
             differs
         });
-        self.beginning.pass(&self.desired, &self.health, Instant::now());
+        self.warmup.expire(&self.desired, &self.health, Instant::now());
         self.remember(plan);
         Ok(writes)
     }

@@ -254,7 +254,7 @@ impl Maps {
     }
 
     fn let_through(&mut self, address: &IpAddr) -> Result<(), MapsError> {
-        let (word, bit) = place(address);
+        let (word, bit) = filter_bit(address);
         let before = self.address_filter.get(&word, 0).map_err(unread(map::ADDRESS_FILTER))?;
         if before & bit != 0 {
             self.address_filter.set(word, before & !bit, 0).map_err(failed(map::ADDRESS_FILTER, word))?;
@@ -267,7 +267,7 @@ impl Maps {
     pub fn fit_shortcuts(&mut self, image: &Image) -> Result<(), MapsError> {
         self.let_services_be_looked_up()?;
         let mut wanted = vec![u64::MAX; FILTER_WORDS as usize];
-        for (word, bit) in image.addresses.keys().map(place) {
+        for (word, bit) in image.addresses.keys().map(filter_bit) {
             if let Some(word) = wanted.get_mut(word as usize) {
                 *word &= !bit;
             }
@@ -349,7 +349,7 @@ impl Maps {
 }
 
 /// The word and the bit of an address in the filter.
-fn place(address: &IpAddr) -> (u32, u64) {
+fn filter_bit(address: &IpAddr) -> (u32, u64) {
     match address {
         IpAddr::V4(v4) => filter::place(&v4_addr(*v4)),
         IpAddr::V6(v6) => filter::place(&v6_addr(*v6)),

@@ -1,10 +1,10 @@
 //! Takes over what another build has pinned, whose maps may be laid out otherwise: copy, switch,
 //! copy again; never rebuilt.
 //!
-//! 1. [`Plan`] looks at what is pinned and changes nothing. A map that is as this build would make
-//!    it is taken over; others are made anew, pinned as `NAME-new`. What their entries are made of
-//!    the [`record`] says, or their BTF, which the kernel keeps, so no code knows versions:
-//!    [`convert`].
+//! 1. [`MigrationPlan`] looks at what is pinned and changes nothing. A map that is as this build
+//!    would make it is taken over; others are made anew, pinned as `NAME-new`. What their entries
+//!    are made of the [`record`] says, or their BTF, which the kernel keeps, so no code knows
+//!    versions: [`convert`].
 //! 2. The new programs are loaded with the new maps, which are filled from the old ones and brought
 //!    up to date: [`copy`].
 //! 3. Every hook gets the new program: [`switch`]. From before the last copy until the end of the
@@ -50,10 +50,10 @@ use lb_common::{
 
 use self::{
     copy::{CopyError, Pair},
-    plan::{Content, MapSizes, Plan, PlanError},
+    plan::{Content, MapSizes, MigrationPlan, PlanError},
     record::{Record, RecordError},
     settings::PinnedSettings,
-    switch::{Hooks, SwitchError},
+    switch::{SwitchError, SwitchedHooks},
 };
 use super::{maps, programs};
 
@@ -77,7 +77,7 @@ pub enum MigrateError {
 /// A migration that has begun: the maps that change are pinned beside the old ones.
 pub struct Migration {
     pin_dir: PathBuf,
-    plan: Plan,
+    plan: MigrationPlan,
     /// What was recorded of the pinned maps before.
     record: Record,
     /// One before was interrupted after hooks had been switched.
@@ -100,7 +100,7 @@ impl Migration {
             Err(error) => return Err(PlanError::from(error).into()),
         };
         let resumes = leftovers::clear(pin_dir, &record)?;
-        let plan = Plan::of(pin_dir, &record, object, sizes)?;
+        let plan = MigrationPlan::of(pin_dir, &record, object, sizes)?;
         Ok(Self { pin_dir: pin_dir.to_owned(), plan, record, resumes, is_past: false })
     }
 
@@ -156,8 +156,8 @@ impl Migration {
         for (_, pair) in &mut pairs {
             in_map(pair.name, pair.copy())?;
         }
-        let hooks =
-            Hooks::open(&self.pin_dir).map_err(|source| MigrateError::Hooks { path: self.pin_dir.clone(), source })?;
+        let hooks = SwitchedHooks::open(&self.pin_dir)
+            .map_err(|source| MigrateError::Hooks { path: self.pin_dir.clone(), source })?;
         let handover = self.hand_over(&hooks, &mut pairs, ebpf)?;
         for (_, pair) in &pairs {
             let what = self.plan.changes.iter().find(|change| change.name == pair.name);
@@ -200,7 +200,7 @@ impl Migration {
     /// The switch, and the copies around it; how long the programs were told to be patient.
     fn hand_over(
         &mut self,
-        hooks: &Hooks,
+        hooks: &SwitchedHooks,
         pairs: &mut [(Content, Pair)],
         ebpf: &mut Ebpf,
     ) -> Result<Duration, MigrateError> {

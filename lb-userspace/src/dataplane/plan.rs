@@ -177,8 +177,8 @@ pub fn plan_again(
     memo: &mut Memo,
 ) -> Result<Plan, PlanError> {
     let mut plan = Plan { services: ids::assign(wanted, programmed), ..Plan::default() };
-    backends::place(wanted, programmed, in_use, now_ns, &mut plan)?;
-    services::place(wanted, programmed, in_use, now_ns, memo, &mut plan)?;
+    backends::plan_backends(wanted, programmed, in_use, now_ns, &mut plan)?;
+    services::plan_services(wanted, programmed, in_use, now_ns, memo, &mut plan)?;
     plan.target.addresses = addresses(wanted, programmed, in_use, &plan.target);
     plan.target.settings = Some(settings(wanted, &plan.target));
     plan.target.ways_out = wanted.ways_out.clone();

@@ -31,7 +31,7 @@ impl From<&HealthCheck> for Thresholds {
 
 /// A verdict that differs from the one before.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Change {
+pub struct HealthChange {
     pub from: Health,
     pub to: Health,
     /// What the last probe saw.
@@ -98,7 +98,12 @@ impl Machine {
     /// A result that a probe begun later has contradicted already says nothing of now, and a probe
     /// that this node could not even begin says nothing of the backend: both are noted, neither is
     /// judged.
-    pub fn observe(&mut self, observation: &Observation, thresholds: Thresholds, now: SystemTime) -> Option<Change> {
+    pub fn observe(
+        &mut self,
+        observation: &Observation,
+        thresholds: Thresholds,
+        now: SystemTime,
+    ) -> Option<HealthChange> {
         self.note(&observation.outcome, now);
         let (is_success, is_silent) = match &observation.outcome {
             Outcome::Ok { .. } => (true, false),
@@ -131,7 +136,7 @@ impl Machine {
         let from = std::mem::replace(&mut self.view.health, to);
         self.view.last_change = Some(now);
         self.view.changes += 1;
-        Some(Change { from, to, reason: self.view.reason.clone(), consecutive, at: now })
+        Some(HealthChange { from, to, reason: self.view.reason.clone(), consecutive, at: now })
     }
 
     fn note(&mut self, outcome: &Outcome, now: SystemTime) {
@@ -246,7 +251,8 @@ mod tests {
         let observation = Observation { began: Instant::now(), outcome: result(false) };
         assert_eq!(machine.observe(&observation, TWO_OF_EACH, SystemTime::UNIX_EPOCH), None);
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
-        let change = Change { from: Health::Up, to: Health::Down, reason: "refused".to_owned(), consecutive: 2, at };
+        let change =
+            HealthChange { from: Health::Up, to: Health::Down, reason: "refused".to_owned(), consecutive: 2, at };
         assert_eq!(machine.observe(&observation, TWO_OF_EACH, at), Some(change));
     }
 

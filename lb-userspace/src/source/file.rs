@@ -82,13 +82,13 @@ impl FileSource {
     }
 
     async fn start_at(path: &Path, shutdown: watch::Receiver<bool>, pace: Pace) -> (Self, JoinHandle<()>) {
-        let mut eyes = Eyes::new(path);
+        let mut watcher = FileWatcher::new(path);
         // Watched before it is read, so that no change falls between.
-        eyes.follow();
+        watcher.follow();
         let first = Arc::new(read(path.to_owned()).await);
         let (publish, loaded) = watch::channel(first);
         let (reloads, requests) = mpsc::channel(16);
-        let follower = Follower { path: path.to_owned(), pace, eyes, publish, requests, shutdown };
+        let follower = Follower { path: path.to_owned(), pace, watcher, publish, requests, shutdown };
         (Self { loaded, reloads }, tokio::spawn(follower.run()))
     }
 
@@ -108,7 +108,7 @@ impl FileSource {
 struct Follower {
     path: PathBuf,
     pace: Pace,
-    eyes: Eyes,
+    watcher: FileWatcher,
     publish: watch::Sender<Arc<Loaded>>,
     requests: mpsc::Receiver<oneshot::Sender<Arc<Loaded>>>,
     shutdown: watch::Receiver<bool>,
@@ -125,12 +125,12 @@ impl Follower {
                 () = stopped(&mut shutdown) => return,
                 // All senders are gone: the file is followed all the same.
                 Some(answer) = self.requests.recv() => Some(answer),
-                () = self.eyes.changed.notified() => {
+                () = self.watcher.changed.notified() => {
                     tokio::select! {
                         biased;
                         () = stopped(&mut shutdown) => return,
                         Some(answer) = self.requests.recv() => Some(answer),
-                        () = settle(&self.eyes.changed, self.pace) => None,
+                        () = settle(&self.watcher.changed, self.pace) => None,
                     }
                 }
                 _ = polls.tick() => None,
@@ -150,7 +150,7 @@ impl Follower {
 
     /// Reads the file, and publishes it if it is another than before.
     async fn refresh(&mut self) -> Arc<Loaded> {
-        self.eyes.follow();
+        self.watcher.follow();
         let now = read(self.path.clone()).await;
         let before = self.publish.borrow().clone();
         if before.is_same(&now) {
@@ -197,7 +197,7 @@ async fn stopped(shutdown: &mut watch::Receiver<bool>) {
 }
 
 /// Watches the directories on the way to a file.
-struct Eyes {
+struct FileWatcher {
     path: PathBuf,
     /// `None` where the kernel gives no watches: polling is left.
     watcher: Option<RecommendedWatcher>,
@@ -207,7 +207,7 @@ struct Eyes {
     changed: Arc<Notify>,
 }
 
-impl Eyes {
+impl FileWatcher {
     fn new(path: &Path) -> Self {
         let changed = Arc::new(Notify::new());
         let names = Arc::new(RwLock::new(BTreeSet::new()));
@@ -250,8 +250,8 @@ impl Eyes {
     }
 }
 
-/// Whether the file may be another one after `event`; reading it is an event as well, which must
-/// not begin a circle.
+/// Whether the file may have changed with `event`. Reads raise events too; they are ignored, or
+/// each reload would cause the next.
 fn matters(event: &notify::Event, names: &BTreeSet<PathBuf>) -> bool {
     let is_read = matches!(event.kind, EventKind::Access(kind) if kind != AccessKind::Close(AccessMode::Write));
     event.need_rescan() || (!is_read && event.paths.iter().any(|path| names.contains(path)))

@@ -139,7 +139,7 @@ fn sequence_number_finds_the_syn_that_was_sent_before() {
     let image = in_transition();
     let client = "198.51.100.7:1000".parse().unwrap();
     let vip = "192.0.2.10:80".parse().unwrap();
-    let place = place(&image.settings.unwrap().hash_key, &image.services[&vip], client, vip).unwrap();
+    let place = locate(&image.settings.unwrap().hash_key, &image.services[&vip], client, vip).unwrap();
     assert_eq!(syn_place(&image, client, vip), Some(Syn::place(place.hash)));
     let known = Known { syn: Some(Syn::new(Syn::fingerprint(place.hash, 99), 1)), ..Known::default() };
     let why = |sequence| lookup(&image, &known, &LookupQuery { client, vip, sequence }, |_| None).why;

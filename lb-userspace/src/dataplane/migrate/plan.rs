@@ -28,9 +28,9 @@ pub type MapSizes = BTreeMap<&'static str, u32>;
 
 /// What becomes of the pinned maps.
 #[derive(Default, Debug)]
-pub struct Plan {
+pub struct MigrationPlan {
     /// Those that can't be taken over as they are.
-    pub changes: Vec<Change>,
+    pub changes: Vec<MapChange>,
     /// Maps of this build that are not pinned yet.
     pub appearing: Vec<&'static str>,
     /// Weir's, but this build has none of their names.
@@ -46,7 +46,7 @@ pub struct Plan {
 
 /// A map that is made anew.
 #[derive(Debug)]
-pub struct Change {
+pub struct MapChange {
     pub name: &'static str,
     /// `None`: what it holds is of a moment, and begins anew.
     pub way: Option<Way>,
@@ -125,7 +125,7 @@ pub enum PlanError {
     Meaning { from: u32 },
 }
 
-impl Plan {
+impl MigrationPlan {
     /// Looks at what is pinned in `pin_dir`, of which `record` says the layouts.
     pub fn of(pin_dir: &Path, record: &Record, object: &Object, sizes: &MapSizes) -> Result<Self, PlanError> {
         let btf = object.btf.as_ref().map(aya_obj::btf::Btf::to_bytes).unwrap_or_default();
@@ -278,11 +278,11 @@ fn change(
     old: &Described,
     new: &Described,
     meant_otherwise: bool,
-) -> Result<Option<Change>, PlanError> {
+) -> Result<Option<MapChange>, PlanError> {
     if old.is(MapType::RingBuf) && new.is(MapType::RingBuf) {
         let what = || format!("{} bytes -> {}", old.entries, new.entries);
         let content = Content::Remembered;
-        return Ok((old.entries != new.entries).then(|| Change { name, way: None, content, what: what() }));
+        return Ok((old.entries != new.entries).then(|| MapChange { name, way: None, content, what: what() }));
     }
     let impossible = |why: String| PlanError::Impossible { map: name, why };
     if !is_convertible(old, new) {
@@ -316,7 +316,7 @@ fn change(
     if meant_otherwise {
         what.push(format!("layout {LAYOUT}"));
     }
-    Ok(Some(Change { name, way: Some(way), content, what: what.join(", ") }))
+    Ok(Some(MapChange { name, way: Some(way), content, what: what.join(", ") }))
 }
 
 /// Arrays stay arrays and counters counters; a hash may become an LRU.

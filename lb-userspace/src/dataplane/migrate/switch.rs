@@ -35,26 +35,26 @@ pub struct SwitchError {
 }
 
 /// A hook that has a link, and the id of the program that it runs now.
-struct Hook {
+struct SwitchedHook {
     pin: Pin,
     link: Link,
     program: u32,
 }
 
 /// The hooks that are pinned, held open so that switching them takes no time.
-pub struct Hooks {
+pub struct SwitchedHooks {
     pin_dir: PathBuf,
-    links: Vec<Hook>,
+    links: Vec<SwitchedHook>,
     filters: Vec<Pin>,
 }
 
-impl Hooks {
+impl SwitchedHooks {
     /// A link that can't be opened is none; attaching says what is wrong with it.
     pub fn open(pin_dir: &Path) -> io::Result<Self> {
         let hooks = Pin::list(pin_dir)?.into_iter().filter(|pin| pin.kind.is_hook());
         let (links, filters): (Vec<Pin>, Vec<Pin>) = hooks.partition(|pin| pin.kind.is_link());
         let open = |pin: Pin| {
-            Some(Hook { pin, link: Link::open(&pin.path(pin_dir)).ok()?, program: pin.program(pin_dir).ok()? })
+            Some(SwitchedHook { pin, link: Link::open(&pin.path(pin_dir)).ok()?, program: pin.program(pin_dir).ok()? })
         };
         Ok(Self { pin_dir: pin_dir.to_owned(), links: links.into_iter().filter_map(open).collect(), filters })
     }
@@ -94,7 +94,7 @@ impl Hooks {
     }
 }
 
-impl Hook {
+impl SwitchedHook {
     /// Gives it the program that is pinned from before, if that is the one that it had, or one of
     /// the same maps that was loaded after it by a start that was interrupted; whether it has it.
     fn switch_back(&self, pin_dir: &Path, record: &Record) -> bool {

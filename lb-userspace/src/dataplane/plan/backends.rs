@@ -17,7 +17,7 @@ use crate::{
     state::{AdminState, BackendId, Health},
 };
 
-pub fn place(
+pub fn plan_backends(
     wanted: &Wanted,
     programmed: &Image,
     in_use: &FlowUse,
@@ -74,7 +74,7 @@ pub fn place(
         plan.target.backends.insert(index, entry);
     }
     for (index, id, service, wanted, before) in placed {
-        let (snat_first, snat_count) = blocks.place(&wanted.snat, before.as_ref()).ok_or_else(|| PlanError::Snat {
+        let (snat_first, snat_count) = blocks.assign(&wanted.snat, before.as_ref()).ok_or_else(|| PlanError::Snat {
             backend: BackendId { service: service.name.clone(), address: wanted.address },
         })?;
         let generation = match &before {

@@ -25,7 +25,7 @@ use crate::{
 /// The length of the ring of a VIP that left: it rejects, and serves all that left.
 const REJECTING: u32 = 1;
 
-pub fn place(
+pub fn plan_services(
     wanted: &Wanted,
     programmed: &Image,
     in_use: &FlowUse,
@@ -56,12 +56,12 @@ pub fn place(
             let is_running =
                 programmed.services.values().any(|before| (before.ring_offset, before.ring_len) == (offset, len));
             let before = programmed.rings.get(&offset).filter(|_| is_running);
-            let change = Change::of(service, id, plan, memo);
+            let change = RingChange::of(service, id, plan, memo);
             let slots = memo.slots((id, *family), ring, indexes, change, before);
             plan.target.rings.insert(offset, slots);
             for vip in vips {
                 let stats = stats
-                    .place(vip, programmed)
+                    .assign(vip, programmed)
                     .ok_or_else(|| PlanError::Stats { service: service.name.clone(), vip })?;
                 let entry = Service {
                     ring_offset: offset,
@@ -92,7 +92,7 @@ pub fn place(
     };
     plan.target.rings.insert(offset, [Slot::settled(REJECT); REJECTING as usize].into());
     for (vip, before, since_ns) in leaving {
-        let Some(stats) = stats.place(vip, programmed) else { continue };
+        let Some(stats) = stats.assign(vip, programmed) else { continue };
         let entry = Service {
             ring_offset: offset,
             ring_len: REJECTING,
@@ -108,7 +108,7 @@ pub fn place(
 
 /// How the slots of a ring change owner.
 #[derive(Clone, PartialEq, Eq, Debug)]
-enum Change {
+enum RingChange {
     /// In `nat` every flow has its entry, so a slot settles at once.
     AtOnce,
     /// A service of a DSR mode begins: flows that it did not see begin, which another node or this
@@ -120,28 +120,28 @@ enum Change {
     Transition(BTreeSet<u32>),
 }
 
-impl Change {
+impl RingChange {
     fn of(service: &WantedService, id: u32, plan: &Plan, memo: &Memo) -> Self {
         if !service.mode.is_dsr() {
-            return Change::AtOnce;
+            return RingChange::AtOnce;
         }
-        if memo.beginning.contains(&service.name) {
-            return Change::Begins;
+        if memo.warming_up.contains(&service.name) {
+            return RingChange::Begins;
         }
         let keep = plan
             .target
             .backends
             .iter()
             .filter(|(index, backend)| backend.service == id && backend.family != 0 && !plan.over.contains(index));
-        Change::Transition(keep.map(|(index, _)| *index).collect())
+        RingChange::Transition(keep.map(|(index, _)| *index).collect())
     }
 
     /// A slot of a running ring whose owner is to be `owner`.
     fn next(&self, before: Slot, owner: u32) -> Slot {
         match self {
-            Change::AtOnce => Slot::settled(owner),
-            Change::Begins => Slot::new(owner, owner, before.flags() | Slot::TRACKED),
-            Change::Transition(keep) => {
+            RingChange::AtOnce => Slot::settled(owner),
+            RingChange::Begins => Slot::new(owner, owner, before.flags() | Slot::TRACKED),
+            RingChange::Transition(keep) => {
                 let slot = before.changed(owner);
                 match keep.contains(&slot.previous()) {
                     true => slot,
@@ -154,8 +154,8 @@ impl Change {
     /// A slot of a ring that nobody uses yet.
     fn first(&self, owner: u32) -> Slot {
         match self {
-            Change::Begins => Slot::new(owner, owner, Slot::TRACKED),
-            Change::AtOnce | Change::Transition(_) => Slot::settled(owner),
+            RingChange::Begins => Slot::new(owner, owner, Slot::TRACKED),
+            RingChange::AtOnce | RingChange::Transition(_) => Slot::settled(owner),
         }
     }
 }
@@ -165,14 +165,14 @@ impl Change {
 pub struct Memo {
     rings: BTreeMap<(u32, Family), Decided>,
     /// The names of services of which not every backend has been judged since they began.
-    pub beginning: BTreeSet<String>,
+    pub warming_up: BTreeSet<String>,
 }
 
 #[derive(Debug)]
 struct Decided {
     ring: Arc<Ring>,
     indexes: Vec<Option<u32>>,
-    change: Change,
+    change: RingChange,
     slots: Arc<[Slot]>,
 }
 
@@ -184,7 +184,7 @@ impl Memo {
         key: (u32, Family),
         ring: &Arc<Ring>,
         indexes: Vec<Option<u32>>,
-        change: Change,
+        change: RingChange,
         before: Option<&Arc<[Slot]>>,
     ) -> Arc<[Slot]> {
         if let (Some(decided), Some(before)) = (self.rings.get(&key), before)
@@ -324,7 +324,7 @@ impl Stats {
         Self { numbers: Numbers::service_stats(programmed, &in_use.vips), given: BTreeSet::new() }
     }
 
-    fn place(&mut self, vip: SocketAddr, programmed: &Image) -> Option<u32> {
+    fn assign(&mut self, vip: SocketAddr, programmed: &Image) -> Option<u32> {
         let before = programmed.services.get(&vip).map(|before| before.stats);
         let index = match before.filter(|index| *index < SERVICE_STATS_LEN && !self.given.contains(index)) {
             Some(index) => index,

@@ -31,7 +31,7 @@ impl Blocks {
 
     /// The first index and the number of `addresses`: where they are already, if so. `None` if
     /// there is no room.
-    pub fn place(&mut self, addresses: &[IpAddr], before: Option<&Backend>) -> Option<(u16, u16)> {
+    pub fn assign(&mut self, addresses: &[IpAddr], before: Option<&Backend>) -> Option<(u16, u16)> {
         if addresses.is_empty() {
             return Some((0, 0));
         }

@@ -200,7 +200,7 @@ where
             let mut stay = 0;
             for (flow, entry) in &entries {
                 let vip = SocketKey::of(self.tables.family, flow);
-                let place = place(shared, left, &vip, entry.slot);
+                let place = position(shared, left, &vip, entry.slot);
                 let backend = shared.backend_once(&mut known, entry.backend)?;
                 let why = over(kind, entry, place, backend.as_ref(), shared.now_ns, shared.timeouts());
                 let is_gone = match why {
@@ -274,7 +274,7 @@ impl SocketKey {
     }
 }
 
-fn place(shared: &Shared<'_>, collected: &HashMap<u32, u64>, vip: &SocketKey, slot: u32) -> Place {
+fn position(shared: &Shared<'_>, collected: &HashMap<u32, u64>, vip: &SocketKey, slot: u32) -> Place {
     let is_ours = shared.scope.vips.get(&vip.0).is_some_and(|vip| vip.has(slot));
     let word: Option<Slot> = if is_ours { shared.rings.slot(slot) } else { None };
     Place { slot: word, is_collected: collected.contains_key(&slot) }

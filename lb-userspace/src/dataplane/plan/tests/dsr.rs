@@ -141,7 +141,7 @@ fn peers_may_send_packets_in_tunnels_to_every_address_of_the_node() {
 fn service_that_begins_has_the_owners_of_the_whole_ring_at_once_and_tracks_what_it_sees_begin() {
     let mut fake = Fake::default();
     let mut memo = Memo::default();
-    memo.beginning.insert("web".to_owned());
+    memo.warming_up.insert("web".to_owned());
     let step = |fake: &mut Fake, memo: &mut Memo, service: WantedService| {
         let plan = plan_again(&wanted(vec![service]), &fake.image(), &FlowUse::default(), NOW, memo).unwrap();
         plan.writes.iter().for_each(|write| fake.apply(write));
@@ -159,7 +159,7 @@ fn service_that_begins_has_the_owners_of_the_whole_ring_at_once_and_tracks_what_
     }
     assert!(whole.iter().all(|slot| !slot.in_transition() && slot.flags() == Slot::TRACKED), "{whole:?}");
 
-    memo.beginning.clear();
+    memo.warming_up.clear();
     step(&mut fake, &mut memo, direct(&BOTH, OnDead::Next));
     assert_eq!(slots(&fake, "192.0.2.10:80"), whole, "that it has begun changes nothing");
     step(&mut fake, &mut memo, direct(&BOTH[1..], OnDead::Next));

@@ -14,11 +14,11 @@ use crate::dataplane::image::Image;
 
 /// By name: until when backends without a verdict keep them here.
 #[derive(Debug, Default)]
-pub struct Beginning(BTreeMap<String, Instant>);
+pub struct Warmup(BTreeMap<String, Instant>);
 
-impl Beginning {
+impl Warmup {
     /// Takes in the services of which the maps have nothing yet; the names of all that begin.
-    pub fn with(&mut self, desired: &Desired, image: &Image, now: Instant) -> BTreeSet<String> {
+    pub fn admit(&mut self, desired: &Desired, image: &Image, now: Instant) -> BTreeSet<String> {
         for service in &desired.config.services {
             let is_known = |vip| image.services.contains_key(&SocketAddr::new(vip, service.port));
             if service.health.is_some() && !service.vips.iter().copied().any(is_known) {
@@ -29,7 +29,7 @@ impl Beginning {
     }
 
     /// Lets those go whose backends have all been judged, or had time enough for it.
-    pub fn pass(&mut self, desired: &Desired, health: &HealthOf, now: Instant) {
+    pub fn expire(&mut self, desired: &Desired, health: &HealthOf, now: Instant) {
         self.0.retain(|name, until| {
             let service = desired.config.services.iter().find(|service| service.name == *name);
             now < *until && service.is_some_and(|service| !are_judged(service, desired, health))
@@ -69,23 +69,23 @@ mod tests {
             draining_since_ns: 0,
         };
         known.services.insert("192.0.2.1:80".parse().unwrap(), entry);
-        assert_eq!(Beginning::default().with(&desired, &known, now), BTreeSet::new());
+        assert_eq!(Warmup::default().admit(&desired, &known, now), BTreeSet::new());
 
-        let mut beginning = Beginning::default();
-        assert_eq!(beginning.with(&desired, &Image::default(), now), web);
+        let mut warmup = Warmup::default();
+        assert_eq!(warmup.admit(&desired, &Image::default(), now), web);
         let mut health = HealthOf::new();
         for (backend, last) in [("10.0.0.1:80", false), ("10.0.0.2:80", true)] {
             let id = BackendId { service: "web".to_owned(), address: backend.parse().unwrap() };
             health.insert(id, (Health::Up, 1));
-            beginning.pass(&desired, &health, now);
-            assert_eq!(beginning.with(&desired, &known, now).is_empty(), last, "{backend}");
+            warmup.expire(&desired, &health, now);
+            assert_eq!(warmup.admit(&desired, &known, now).is_empty(), last, "{backend}");
         }
 
-        let mut slow = Beginning::default();
-        slow.with(&desired, &Image::default(), now);
-        slow.pass(&desired, &HealthOf::new(), now + Duration::from_secs(3));
-        assert_eq!(slow.with(&desired, &known, now), web);
-        slow.pass(&desired, &HealthOf::new(), now + Duration::from_secs(4));
-        assert_eq!(slow.with(&desired, &known, now), BTreeSet::new(), "time enough");
+        let mut slow = Warmup::default();
+        slow.admit(&desired, &Image::default(), now);
+        slow.expire(&desired, &HealthOf::new(), now + Duration::from_secs(3));
+        assert_eq!(slow.admit(&desired, &known, now), web);
+        slow.expire(&desired, &HealthOf::new(), now + Duration::from_secs(4));
+        assert_eq!(slow.admit(&desired, &known, now), BTreeSet::new(), "time enough");
     }
 }
