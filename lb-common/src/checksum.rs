@@ -30,12 +30,6 @@ impl Delta {
         Self(self.0 + (!old) as u64 + new as u64)
     }
 
-    /// A 32-bit word on a 16-bit boundary is replaced.
-    #[inline(always)]
-    pub const fn replace32(self, old: u32, new: u32) -> Self {
-        Self(self.0 + (!old) as u64 + new as u64)
-    }
-
     /// An address is replaced.
     #[inline(always)]
     pub fn replace_addr<A: crate::flow::Addr>(self, old: A, new: A) -> Self {

@@ -1,8 +1,10 @@
-//! Format, the width of comments, which module may use which, and clippy for the host and for the
+//! Format, the width of comments, which module may use which, the licences
+//! of dependencies, and clippy for the host and for the
 //! BPF target.
 
 mod comments;
 mod house;
+mod licences;
 
 use anyhow::Result;
 
@@ -18,6 +20,8 @@ pub fn run_all() -> Result<()> {
     say("format", "ok");
     house::check()?;
     say("house", "ok");
+    licences::check()?;
+    say("licences", "ok");
 
     // lb-userspace embeds the object, so even a check of it wants one.
     ebpf::build()?;

@@ -29,9 +29,4 @@ impl Syns {
             }
         }
     }
-
-    /// The fingerprint at `place`.
-    pub fn at(&self, place: u32) -> Syn {
-        Syn(self.0.as_slice().get(place as usize).map_or(0, |word| word.load(Ordering::Relaxed)))
-    }
 }
