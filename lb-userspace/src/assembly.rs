@@ -22,7 +22,8 @@ use crate::{
     },
     clock::boottime_ns,
     dataplane::{
-        load::{BpfLog, DataPath, LoadError},
+        data_path::DataPath,
+        load::{BpfLog, LoadError},
         maps::Maps,
         migrate::plan::MapSizes,
         stats::Counters,

@@ -9,6 +9,7 @@ mod fields;
 mod health;
 mod prime;
 pub mod problem;
+mod range;
 pub mod schema;
 mod service;
 mod tunnel;

@@ -2,8 +2,11 @@
 //! their maps.
 
 pub mod arena;
-pub mod attach;
+pub mod bpffs;
+pub mod cleanup;
 mod clsact;
+pub mod data_path;
+pub mod hooks;
 pub mod image;
 pub mod load;
 pub mod maps;
@@ -12,6 +15,7 @@ pub mod pins;
 pub mod plan;
 mod programs;
 mod raw;
+mod release;
 pub mod rings;
 pub mod settle;
 pub mod stats;

@@ -14,7 +14,7 @@ use tracing::{error, info, warn};
 
 use super::stopped;
 use crate::{
-    dataplane::{attach::Hook, load::DataPath},
+    dataplane::{data_path::DataPath, hooks::Hook},
     model::{Config, XdpMode},
     node::{
         genl::Genl,

@@ -13,7 +13,7 @@ use lb_common::{
 
 use super::core::Agent;
 use crate::{
-    dataplane::{attach::Hook, plan::Wanted, stats::Sample},
+    dataplane::{hooks::Hook, plan::Wanted, stats::Sample},
     model::{Affinity, Mode, Service},
     state::Health,
     view::types::{ExceptionsView, InterfaceView, ServiceView, Snapshot},

@@ -9,7 +9,7 @@ use super::{config::DEFAULT_CONFIG, logging::Logging};
 use crate::{
     agent::AgentOptions,
     assembly,
-    dataplane::load::{BpfLog, PIN_DIR},
+    dataplane::{bpffs::PIN_DIR, load::BpfLog},
 };
 
 /// Run the agent: program the data path from a configuration file, and keep it so

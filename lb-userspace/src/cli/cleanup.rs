@@ -23,7 +23,7 @@ Examples:
   systemctl stop weir && weir cleanup")]
 pub struct Cleanup {
     /// Where the maps and links are pinned
-    #[arg(long, env = "WEIR_PIN_DIR", value_name = "DIR", default_value = dataplane::load::PIN_DIR)]
+    #[arg(long, env = "WEIR_PIN_DIR", value_name = "DIR", default_value = dataplane::bpffs::PIN_DIR)]
     pin_dir: PathBuf,
     /// Also if the agent on --socket answers
     #[arg(long)]
@@ -35,7 +35,7 @@ impl Cleanup {
         if !self.force {
             refuse_beside_an_agent(client).await?;
         }
-        let mut done = dataplane::pins::cleanup(&self.pin_dir)?;
+        let mut done = dataplane::cleanup::cleanup(&self.pin_dir)?;
         // The kernel would go on asking for the backends for ever.
         let neighbours = Netlink::connect()?.forget_neighbours().await?;
         done.extend(neighbours.iter().map(|(_, address)| format!("no longer kept resolved: neighbour {address}")));

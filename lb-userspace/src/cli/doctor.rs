@@ -35,7 +35,7 @@ pub struct Doctor {
     #[arg(short, long, env = "WEIR_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     /// Where the agent pins its maps and links
-    #[arg(long, env = "WEIR_PIN_DIR", value_name = "DIR", default_value = dataplane::load::PIN_DIR)]
+    #[arg(long, env = "WEIR_PIN_DIR", value_name = "DIR", default_value = dataplane::bpffs::PIN_DIR)]
     pin_dir: PathBuf,
     #[command(flatten)]
     view: View,

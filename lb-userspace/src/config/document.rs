@@ -9,7 +9,7 @@ use std::{
 
 use lb_common::{limits::MAX_SNAT_ADDRESSES, ports::MAX_RANGES};
 
-use super::{address, check, fields::Value, service, tunnel};
+use super::{address, check, fields::Value, range, service, tunnel};
 use crate::model::{
     Admin, Config, DEFAULT_SNAT_PORTS, FlowTables, NodeSettings, Snat, Timeouts, Tunnel, XdpMode, seed,
 };
@@ -146,7 +146,7 @@ fn ports(value: &Value<'_>) -> Option<Vec<(u16, u16)>> {
     let mut ranges: Vec<(u16, u16)> = Vec::new();
     for item in &items {
         let Some(text) = item.text() else { continue };
-        let Some((first, last)) = range(text).filter(|(first, _)| *first > 0) else {
+        let Some((first, last)) = range::parse(text).filter(|(first, _)| *first > 0) else {
             item.problem::<()>(format!("must be a range of ports in 1 to 65535, as in 1024-32767, is {text}"));
             continue;
         };
@@ -159,14 +159,6 @@ fn ports(value: &Value<'_>) -> Option<Vec<(u16, u16)>> {
     let complete = ranges.len() == items.len();
     ranges.sort_unstable();
     complete.then_some(ranges)
-}
-
-/// `FIRST-LAST` or one number.
-pub fn range(text: &str) -> Option<(u16, u16)> {
-    let (first, last) = text.split_once('-').unwrap_or((text, text));
-    let number = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten();
-    let (first, last) = (number(first.trim())?, number(last.trim())?);
-    (first <= last).then_some((first, last))
 }
 
 fn default_timeouts() -> Timeouts {

@@ -3,8 +3,8 @@
 use std::{ops::RangeInclusive, time::Duration};
 
 use super::{
-    document,
     fields::{Value, time},
+    range,
 };
 use crate::model::{HealthCheck, HttpProbe, Probe};
 
@@ -59,7 +59,7 @@ fn http_probe(value: &Value<'_>) -> Option<HttpProbe> {
     });
     let expect = fields.or("expect", (200, 399), |value| {
         let text = value.text()?;
-        match document::range(text).filter(|(first, last)| (100..=599).contains(first) && *last <= 599) {
+        match range::parse(text).filter(|(first, last)| (100..=599).contains(first) && *last <= 599) {
             Some(range) => Some(range),
             None => {
                 value.problem(format!("must be a status of 100 to 599 or a range of them, as in 200-399, is {text}"))

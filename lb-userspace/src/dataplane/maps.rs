@@ -72,7 +72,7 @@ pub struct Maps {
 }
 
 impl Maps {
-    /// Opens what [`super::load::DataPath::open`] has pinned.
+    /// Opens what `DataPath::open` has pinned.
     pub fn open(pin_dir: &Path) -> Result<Self, MapsError> {
         let cpus = aya::util::nr_cpus()
             .map_err(|(path, source)| MapsError::Open { path: path.into(), source: source.into() })?;

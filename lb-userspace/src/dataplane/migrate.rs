@@ -50,15 +50,18 @@ use lb_common::{
 
 use self::{
     copy::{CopyError, Pair},
+    leftovers::LeftoverError,
     plan::{Content, MapSizes, MigrationPlan, PlanError},
     record::{Record, RecordError},
     settings::PinnedSettings,
     switch::{SwitchError, SwitchedHooks},
 };
-use super::{maps, programs};
+use super::{bpffs::new_path, maps, programs};
 
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {
+    #[error(transparent)]
+    Leftovers(#[from] LeftoverError),
     #[error(transparent)]
     Plan(#[from] PlanError),
     #[error(
@@ -107,7 +110,7 @@ impl Migration {
     /// Where the map of this name is to be pinned as it is loaded.
     pub fn pin_path(&self, name: &str) -> PathBuf {
         let is_new = self.plan.new_maps().any(|new| new == name);
-        if is_new { leftovers::new_path(&self.pin_dir.join(name)) } else { self.pin_dir.join(name) }
+        if is_new { new_path(&self.pin_dir.join(name)) } else { self.pin_dir.join(name) }
     }
 
     /// Writes down what the pinned maps hold, old and new, and which of them the programs of `ebpf`
@@ -120,7 +123,7 @@ impl Migration {
         let mut maps = BTreeSet::new();
         for name in map::PINNED {
             let path = self.pin_path(name);
-            let info = MapInfo::from_pin(&path).map_err(|source| PlanError::Pinned { path, source })?;
+            let info = MapInfo::from_pin(&path).map_err(|source| LeftoverError::Pinned { path, source })?;
             maps.insert(info.id());
             if let Some(layout) = self.plan.built.get(name) {
                 record.maps.insert(info.id(), layout.clone());
@@ -191,7 +194,7 @@ impl Migration {
             let Some(way) = change.way.take() else { continue };
             let open = |path: PathBuf| in_map(change.name, MapData::from_pin(path).map_err(CopyError::from));
             let old = open(self.pin_dir.join(change.name))?;
-            let new = open(leftovers::new_path(&self.pin_dir.join(change.name)))?;
+            let new = open(new_path(&self.pin_dir.join(change.name)))?;
             pairs.push((change.content, in_map(change.name, Pair::new(change.name, old, new, way))?));
         }
         Ok(pairs)

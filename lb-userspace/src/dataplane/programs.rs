@@ -4,7 +4,7 @@
 //! A hook's program is opened by its pin and never by its id, which takes CAP_SYS_ADMIN.
 
 use std::{
-    fs, io,
+    io,
     os::fd::OwnedFd,
     path::{Path, PathBuf},
 };
@@ -13,11 +13,13 @@ use aya::{
     Ebpf,
     pin::PinError,
     programs::{Program, ProgramError, ProgramInfo, loaded_programs},
-    sys::SyscallError,
 };
 use lb_common::limits::program;
 
-use super::{migrate::leftovers::new_path, raw::objects};
+use super::{
+    bpffs::pin_over,
+    raw::{errno, objects},
+};
 
 /// The pins of the programs that were loaded last, in the order of [`PROGRAMS`].
 pub const PINS: [&str; 3] = ["program-weir_xdp", "program-weir_ingress", "program-weir_egress"];
@@ -44,18 +46,6 @@ pub fn pin(ebpf: &mut Ebpf, pin_dir: &Path) -> Result<(), PinError> {
         }
     }
     Ok(())
-}
-
-/// Pins at `path`, over what is pinned there: an interruption leaves one or the other.
-pub fn pin_over(path: &Path, pin: impl FnOnce(&Path) -> Result<(), PinError>) -> Result<(), PinError> {
-    let new = new_path(path);
-    let failed = |call| move |io_error| PinError::SyscallError(SyscallError { call, io_error });
-    match fs::remove_file(&new) {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        result => result.map_err(failed("unlink"))?,
-    }
-    pin(&new)?;
-    fs::rename(&new, path).map_err(failed("rename"))
 }
 
 /// The program of this name that was loaded before, and its id.
@@ -117,11 +107,4 @@ fn by_id(id: u32) -> io::Result<Option<ProgramInfo>> {
         }
     }
     Ok(None)
-}
-
-fn errno(error: &ProgramError) -> Option<i32> {
-    match error {
-        ProgramError::SyscallError(error) => error.io_error.raw_os_error(),
-        _ => None,
-    }
 }

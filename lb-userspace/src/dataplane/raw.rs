@@ -7,6 +7,7 @@
 
 pub mod bytes;
 pub mod objects;
+mod syscall;
 
 use std::{io, num::NonZeroUsize, os::fd::AsFd, ptr::NonNull, slice, sync::atomic::AtomicU64};
 
@@ -77,17 +78,6 @@ pub fn value<T: Pod>(bytes: &[u8]) -> Option<T> {
     (bytes.len() == size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
 
-/// bpf(2); what it returns if that is no error.
-///
-/// # Safety
-/// `attr` must be what `command` wants, and its pointers must have the sizes that the kernel
-/// expects behind them.
-unsafe fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<i32> {
-    // SAFETY: the caller's.
-    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
-    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
-}
-
 /// Removes an entry of a hash map; what it was, if there was one.
 pub fn take<K: Pod, V: Pod>(map: &MapData, key: &K) -> Result<Option<V>, MapError> {
     let bytes = Bytes::of(map)?;
@@ -127,4 +117,10 @@ pub fn scan<K: Pod, V: Pod>(map: &MapData, cpus: usize, mut visit: impl FnMut(&K
             visit(&key, &values);
         })
         .map_err(MapError::IoError)
+}
+
+/// The kernel's error number at the bottom of an error.
+pub fn errno(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
+    let number = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+    number.or_else(|| errno(error.source()?))
 }

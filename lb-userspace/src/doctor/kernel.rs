@@ -7,7 +7,7 @@ use lb_common::limits::map;
 
 use super::{error, ok, sysctl, warning};
 use crate::{
-    dataplane::{load, migrate::record::LAYOUTS},
+    dataplane::{bpffs, migrate::record::LAYOUTS},
     view::types::Finding,
 };
 
@@ -42,7 +42,7 @@ fn pins(pin_dir: &Path) -> Option<Finding> {
 }
 
 fn bpffs(pin_dir: &Path) -> Finding {
-    if load::is_on_bpffs(pin_dir) {
+    if bpffs::is_on_bpffs(pin_dir) {
         return ok("bpffs", format!("{} is on a BPF file system", pin_dir.display()));
     }
     error(

@@ -12,7 +12,7 @@ use lb_common::flow::Family;
 use super::{error, ok, sysctl, warning};
 use crate::{
     dataplane::{
-        attach,
+        hooks,
         pins::{Pin, PinKind},
     },
     model::{Config, Mode, SourceAddress, XdpMode},
@@ -65,7 +65,7 @@ fn hook(interface: &Interface, pin_dir: &Path) -> Vec<Finding> {
         let path = Pin::new(PinKind::LinkXdp, interface.index).path(pin_dir);
         let link = PinnedLink::from_pin(path).ok().and_then(|link| FdLink::from(link).info().ok());
         if link.is_none_or(|link| link.program_id() != found.program) {
-            let taken = attach::taken(interface, found).to_string();
+            let taken = hooks::taken(interface, found).to_string();
             findings.push(error(format!("xdp {name}"), taken, format!("ip link set dev {name} xdp off")));
         } else {
             findings.push(ok(format!("xdp {name}"), format!("attached to {name}, {}", found.mode.name())));

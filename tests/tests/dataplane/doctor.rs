@@ -5,7 +5,7 @@ use crate::{
     sandbox::{Sandbox, sandbox},
 };
 use lb_userspace::{
-    dataplane::load::{BpfLog, DataPath},
+    dataplane::{data_path::DataPath, load::BpfLog},
     doctor,
     model::{
         Admin, Affinity, Backend, Config, FlowTables, Mode, NodeSettings, OnDead, Service, Snat, SourceAddress,

@@ -14,8 +14,9 @@ use lb_common::{
 use lb_userspace::{
     clock::boottime_ns,
     dataplane::{
+        data_path::DataPath,
         image::Write,
-        load::{BpfLog, DataPath},
+        load::BpfLog,
         maps::Maps,
         stats::Counters,
         tables::{

@@ -7,10 +7,12 @@ use aya::{
 use lb_common::limits::map;
 use lb_userspace::{
     dataplane::{
-        attach::{Hook, TcHook},
-        load::{BpfLog, DataPath, LoadError},
+        bpffs::BpffsError,
+        cleanup::{CleanupError, cleanup},
+        data_path::DataPath,
+        hooks::{Hook, TcHook},
+        load::{BpfLog, LoadError},
         migrate::plan::MapSizes,
-        pins,
     },
     model::XdpMode,
     node::interfaces::{HookMode, Interface, Netlink, matching, watch},
@@ -101,8 +103,8 @@ fn second_agent_with_the_same_pins_is_refused() {
     sandbox(async |sandbox| {
         let _first = open(sandbox);
         let second = DataPath::open(&sandbox.pin_dir(), BpfLog::Off);
-        assert!(matches!(second, Err(LoadError::InUse(_))));
-        assert!(matches!(pins::cleanup(&sandbox.pin_dir()), Err(LoadError::InUse(_))));
+        assert!(matches!(second, Err(LoadError::Bpffs(BpffsError::InUse(_)))));
+        assert!(matches!(cleanup(&sandbox.pin_dir()), Err(CleanupError::Bpffs(BpffsError::InUse(_)))));
     });
 }
 
@@ -184,13 +186,13 @@ fn cleanup_leaves_nothing_and_a_second_one_has_nothing_to_do() {
         sandbox.veth("one", "two");
         let netlink = Netlink::connect().unwrap();
         sync(&mut open(sandbox), &netlink, &["one"], XdpMode::Auto).await;
-        let done = pins::cleanup(&sandbox.pin_dir()).unwrap();
+        let done = cleanup(&sandbox.pin_dir()).unwrap();
         assert!(done.contains(&"detached weir_xdp from one".to_owned()), "{done:?}");
         assert!(done.contains(&"removed map RINGS".to_owned()), "{done:?}");
         assert!(interface(&netlink, "one").await.xdp.is_none());
         assert_eq!(tc_programs("one"), Vec::<String>::new());
         assert!(!sandbox.pin_dir().exists());
-        assert_eq!(pins::cleanup(&sandbox.pin_dir()).unwrap(), Vec::<String>::new());
+        assert_eq!(cleanup(&sandbox.pin_dir()).unwrap(), Vec::<String>::new());
     });
 }
 
@@ -286,7 +288,7 @@ fn clsact_goes_with_weir_only_if_weir_made_it_and_nobody_else_uses_it() {
             before.map(|command| sandbox.run(command));
             drop(open_with_clsact(sandbox, &netlink).await);
             then.as_deref().map(|command| sandbox.run(command));
-            let done = pins::cleanup(&sandbox.pin_dir()).unwrap().join("\n");
+            let done = cleanup(&sandbox.pin_dir()).unwrap().join("\n");
             assert_eq!(clsact(sandbox, "one"), (Vec::new(), stays), "{before:?} {then:?}: {done}");
             assert_eq!(done.contains("removed the clsact qdisc from one"), !stays, "{before:?} {then:?}: {done}");
             assert!(!sandbox.pin_dir().exists(), "{done}");
@@ -314,7 +316,7 @@ fn filter_without_its_mark_is_known_by_its_name_and_a_strangers_stays() {
         std::fs::remove_file(sandbox.pin_dir().join(format!("filter-ingress-{index}"))).unwrap();
         assert_eq!(open_with_clsact(sandbox, &netlink).await.lost_hooks(), 0);
         assert_eq!(clsact(sandbox, "one").0, BOTH);
-        pins::cleanup(&sandbox.pin_dir()).unwrap();
+        cleanup(&sandbox.pin_dir()).unwrap();
 
         let bytecode = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(bytecode.path(), "1,6 0 0 0").unwrap();

@@ -14,8 +14,9 @@ use lb_common::{
 };
 use lb_userspace::{
     dataplane::{
+        data_path::DataPath,
         image::{Image, Write},
-        load::{BpfLog, DataPath},
+        load::BpfLog,
         maps::Maps,
         rings::Rings,
     },

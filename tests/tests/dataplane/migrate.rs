@@ -17,12 +17,13 @@ use lb_common::{
 };
 use lb_userspace::{
     dataplane::{
-        load::{BpfLog, DataPath, LoadError},
+        cleanup::cleanup,
+        data_path::DataPath,
+        load::{BpfLog, LoadError},
         migrate::{
             plan::MapSizes,
             record::{LAYOUTS, Record},
         },
-        pins,
     },
     model::XdpMode,
     node::interfaces::{Netlink, matching},
@@ -136,7 +137,7 @@ fn map_that_cannot_become_ours_is_refused_by_map_and_field_and_left_as_it_is() {
             assert!(expected.iter().all(|word| said.contains(word)), "{said}");
             assert_eq!(id(&pin), before);
             assert!(pins(sandbox).iter().all(|name| !name.contains('-')), "{:?}", pins(sandbox));
-            pins::cleanup(&sandbox.pin_dir()).unwrap();
+            cleanup(&sandbox.pin_dir()).unwrap();
         }
     });
 }
@@ -281,7 +282,7 @@ fn map_that_this_build_does_not_know_is_removed_and_what_is_not_weirs_stays() {
         assert!(!left.contains("FROM_THE_FUTURE") && left.contains("mine") && left.contains("OTHERS"), "{left:?}");
         unknown.pin(&place(sandbox, "FROM_THE_FUTURE"), &[ONE]);
         SERVICES.pin(&place(sandbox, "SERVICES_V4-new"), &[]);
-        let done = pins::cleanup(&sandbox.pin_dir()).unwrap().join("\n");
+        let done = cleanup(&sandbox.pin_dir()).unwrap().join("\n");
         assert!(done.contains("removed map FROM_THE_FUTURE") && done.contains("removed map SERVICES_V4-new"), "{done}");
         assert_eq!(pins(sandbox), BTreeSet::from(["OTHERS".to_owned(), "mine".to_owned()]));
     });
@@ -361,7 +362,7 @@ fn half_made_pins_are_removed_by_the_next_start_and_by_cleanup() {
                 SERVICES.pin(&sandbox.pin_dir().join(name), &[]);
             }
             if next == "cleanup" {
-                let done = pins::cleanup(&sandbox.pin_dir()).unwrap().join("\n");
+                let done = cleanup(&sandbox.pin_dir()).unwrap().join("\n");
                 assert!(!sandbox.pin_dir().exists(), "{done}");
             } else {
                 drop(open(sandbox));

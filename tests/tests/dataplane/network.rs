@@ -6,10 +6,7 @@ use std::{
 
 use lb_common::limits::{WAY_OUT_NO_TX, WAY_OUT_REDIRECT};
 use lb_userspace::{
-    dataplane::{
-        attach::Hook,
-        load::{BpfLog, DataPath},
-    },
+    dataplane::{data_path::DataPath, hooks::Hook, load::BpfLog},
     model::XdpMode,
     node::{
         genl::Genl,

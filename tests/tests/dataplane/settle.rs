@@ -16,8 +16,9 @@ use lb_common::{
     slot::Slot,
 };
 use lb_userspace::dataplane::{
+    data_path::DataPath,
     image::Write,
-    load::{BpfLog, DataPath},
+    load::BpfLog,
     maps::Maps,
     migrate::plan::MapSizes,
     rings::Rings,

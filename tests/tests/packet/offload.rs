@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use aya::programs::{SchedClassifier, TcAttachType, tc};
 use etherparse::checksum::Sum16BitWords;
 use lb_common::{flow::Family, limits::program, verdict::Reason};
-use lb_userspace::dataplane::attach::TcHook;
+use lb_userspace::dataplane::hooks::TcHook;
 
 use crate::{
     bed::{self, BACK_MAC, CLIENT_MAC, FRONT_MAC, backend_mac},

@@ -8,14 +8,12 @@ use std::io;
 
 use aya::maps::{MapData, MapError};
 
+pub use self::converter::Way;
 use self::{
     converter::Converter,
     copied::{Copied, Found},
 };
-use super::{
-    convert::{Conversion, Cut},
-    merge::Merge,
-};
+use super::convert::Cut;
 use crate::dataplane::raw::bytes::{Bytes, Put};
 
 /// Old and new, and what was copied last.
@@ -25,14 +23,6 @@ pub struct Pair {
     pub new: MapData,
     way: Way,
     copied: Copied,
-}
-
-/// How the entries of the old map become those of the new one.
-#[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Way {
-    pub key: Conversion,
-    pub value: Conversion,
-    pub merge: Merge,
 }
 
 #[derive(Debug, thiserror::Error)]

@@ -17,27 +17,30 @@ use aya::{
     programs::ProgramInfo,
 };
 
-use super::{
-    plan::PlanError,
-    record::{LAYOUTS, Record},
-};
+use super::record::{LAYOUTS, Record};
 use crate::dataplane::{
-    pins::{Pin, names},
+    bpffs::{NEW, names, new_path},
+    pins::Pin,
     programs,
 };
 
-/// A bpffs keeps names with dots for itself.
-const NEW: &str = "-new";
-
-/// Where what is to be pinned at `path` is pinned first.
-pub fn new_path(path: &Path) -> PathBuf {
-    let mut new = path.as_os_str().to_owned();
-    new.push(NEW);
-    new.into()
+#[derive(Debug, thiserror::Error)]
+pub enum LeftoverError {
+    #[error("cannot use the pin directory {}: {source}", .path.display())]
+    PinDir { path: PathBuf, source: io::Error },
+    #[error("cannot look at the pinned map {}: {source}", .path.display())]
+    Pinned { path: PathBuf, source: MapError },
+    #[error(
+        "whether an interrupted take-over had switched the hook {} cannot be told: its program {program} is not recorded, and the kernel tells \
+         about it only to a process with CAP_SYS_ADMIN ({source}): start the agent once with that capability, which ends no connection \
+         (docs/operations.md, \"An agent without a record of the layouts\")",
+        .hook.display()
+    )]
+    UnknownProgram { hook: PathBuf, program: u32, source: io::Error },
 }
 
 /// Every map of Weir's that is pinned under its own name, also those that only another build knows.
-pub fn pinned_maps(pin_dir: &Path) -> Result<Vec<(String, MapData)>, PlanError> {
+pub fn pinned_maps(pin_dir: &Path) -> Result<Vec<(String, MapData)>, LeftoverError> {
     let mut maps = Vec::new();
     for name in pinned(pin_dir)?.into_iter().filter(|name| is_map_name(name)) {
         if let Some(map) = open_ours(pin_dir, &name)? {
@@ -48,7 +51,7 @@ pub fn pinned_maps(pin_dir: &Path) -> Result<Vec<(String, MapData)>, PlanError> 
 }
 
 /// The pins of all maps of Weir's, finished or not.
-pub fn map_pins(pin_dir: &Path) -> Result<Vec<String>, PlanError> {
+pub fn map_pins(pin_dir: &Path) -> Result<Vec<String>, LeftoverError> {
     let mut pins = Vec::new();
     for pin in pinned(pin_dir)?.into_iter().filter(|pin| is_map_name(pin.strip_suffix(NEW).unwrap_or(pin))) {
         if open_ours(pin_dir, &pin)?.is_some() {
@@ -59,7 +62,7 @@ pub fn map_pins(pin_dir: &Path) -> Result<Vec<String>, PlanError> {
 }
 
 /// The map under this pin if it is Weir's: one of which the pin has the name.
-fn open_ours(pin_dir: &Path, pin: &str) -> Result<Option<MapData>, PlanError> {
+fn open_ours(pin_dir: &Path, pin: &str) -> Result<Option<MapData>, LeftoverError> {
     let path = pin_dir.join(pin);
     let map = MapData::from_pin(&path);
     let info = map.and_then(|map| Ok((map.info()?, map)));
@@ -72,7 +75,7 @@ fn open_ours(pin_dir: &Path, pin: &str) -> Result<Option<MapData>, PlanError> {
         {
             Ok(None)
         }
-        Err(source) => Err(PlanError::Pinned { path, source }),
+        Err(source) => Err(LeftoverError::Pinned { path, source }),
     }
 }
 
@@ -81,7 +84,7 @@ fn is_map_name(name: &str) -> bool {
 }
 
 /// Puts right what an interrupted migration has left; true if hooks may be on either side of it.
-pub fn clear(pin_dir: &Path, record: &Record) -> Result<bool, PlanError> {
+pub fn clear(pin_dir: &Path, record: &Record) -> Result<bool, LeftoverError> {
     clear_marks(pin_dir)?;
     let left = pinned(pin_dir)?.into_iter().filter_map(|name| name.strip_suffix(NEW).map(str::to_owned));
     let left: Vec<String> = left.filter(|name| is_map_name(name)).collect();
@@ -92,7 +95,7 @@ pub fn clear(pin_dir: &Path, record: &Record) -> Result<bool, PlanError> {
     let mut is_past = false;
     for name in &left {
         let path = new_path(&pin_dir.join(name));
-        let info = MapInfo::from_pin(&path).map_err(|source| PlanError::Pinned { path, source })?;
+        let info = MapInfo::from_pin(&path).map_err(|source| LeftoverError::Pinned { path, source })?;
         is_past |= in_use.contains(&info.id());
     }
     for name in &left {
@@ -115,7 +118,7 @@ pub fn clear(pin_dir: &Path, record: &Record) -> Result<bool, PlanError> {
 
 /// Removes the new pins of the record, of programs and of hooks that were interrupted before they
 /// were renamed. Nothing depends on them: what is pinned under the name itself counts.
-pub fn clear_marks(pin_dir: &Path) -> Result<(), PlanError> {
+pub fn clear_marks(pin_dir: &Path) -> Result<(), LeftoverError> {
     let is_mark = |name: &str| name == LAYOUTS || programs::PINS.contains(&name) || Pin::is_name(name);
     let marks = pinned(pin_dir)?;
     let marks = marks.iter().filter_map(|name| name.strip_suffix(NEW)).filter(|name| is_mark(name));
@@ -123,26 +126,26 @@ pub fn clear_marks(pin_dir: &Path) -> Result<(), PlanError> {
 }
 
 /// What is new takes the place of what is old.
-pub fn settle(pin_dir: &Path, name: &str) -> Result<(), PlanError> {
+pub fn settle(pin_dir: &Path, name: &str) -> Result<(), LeftoverError> {
     let path = new_path(&pin_dir.join(name));
-    fs::rename(&path, pin_dir.join(name)).map_err(|source| PlanError::PinDir { path, source })
+    fs::rename(&path, pin_dir.join(name)).map_err(|source| LeftoverError::PinDir { path, source })
 }
 
 /// What is old stays.
-pub fn abandon(pin_dir: &Path, name: &str) -> Result<(), PlanError> {
+pub fn abandon(pin_dir: &Path, name: &str) -> Result<(), LeftoverError> {
     remove(new_path(&pin_dir.join(name)))
 }
 
 /// Removes the pin of a map.
-pub fn remove(path: PathBuf) -> Result<(), PlanError> {
+pub fn remove(path: PathBuf) -> Result<(), LeftoverError> {
     match fs::remove_file(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result.map_err(|source| PlanError::PinDir { path, source }),
+        result => result.map_err(|source| LeftoverError::PinDir { path, source }),
     }
 }
 
 /// The maps of the programs on our hooks, by their ids.
-fn maps_in_use(pin_dir: &Path, record: &Record) -> Result<BTreeSet<u32>, PlanError> {
+fn maps_in_use(pin_dir: &Path, record: &Record) -> Result<BTreeSet<u32>, LeftoverError> {
     let mut maps = BTreeSet::new();
     for pin in hooks(pin_dir)? {
         let hook = pin.path(pin_dir);
@@ -151,7 +154,7 @@ fn maps_in_use(pin_dir: &Path, record: &Record) -> Result<BTreeSet<u32>, PlanErr
             Some(used) => maps.extend(used),
             None => {
                 let used = programs::maps_by_id(program);
-                maps.extend(used.map_err(|source| PlanError::UnknownProgram { hook, program, source })?);
+                maps.extend(used.map_err(|source| LeftoverError::UnknownProgram { hook, program, source })?);
             }
         }
     }
@@ -160,22 +163,22 @@ fn maps_in_use(pin_dir: &Path, record: &Record) -> Result<BTreeSet<u32>, PlanErr
 
 /// The programs that are pinned, and those on our hooks, by their ids; without those of pins that
 /// stand for something else.
-pub fn programs_in_use(pin_dir: &Path) -> Result<BTreeSet<u32>, PlanError> {
+pub fn programs_in_use(pin_dir: &Path) -> Result<BTreeSet<u32>, LeftoverError> {
     let on_hooks = hooks(pin_dir)?.into_iter().filter_map(|pin| program_of(pin_dir, pin).ok());
     let pinned = programs::pins(pin_dir).into_iter().filter_map(|path| Some(ProgramInfo::from_pin(path).ok()?.id()));
     Ok(on_hooks.chain(pinned).collect())
 }
 
-fn hooks(pin_dir: &Path) -> Result<Vec<Pin>, PlanError> {
-    let mut hooks = Pin::list(pin_dir).map_err(|source| PlanError::PinDir { path: pin_dir.to_owned(), source })?;
+fn hooks(pin_dir: &Path) -> Result<Vec<Pin>, LeftoverError> {
+    let mut hooks = Pin::list(pin_dir).map_err(|source| LeftoverError::PinDir { path: pin_dir.to_owned(), source })?;
     hooks.retain(|pin| pin.kind.is_hook());
     Ok(hooks)
 }
 
-fn program_of(pin_dir: &Path, pin: Pin) -> Result<u32, PlanError> {
-    pin.program(pin_dir).map_err(|source| PlanError::PinDir { path: pin.path(pin_dir), source })
+fn program_of(pin_dir: &Path, pin: Pin) -> Result<u32, LeftoverError> {
+    pin.program(pin_dir).map_err(|source| LeftoverError::PinDir { path: pin.path(pin_dir), source })
 }
 
-fn pinned(pin_dir: &Path) -> Result<Vec<String>, PlanError> {
-    names(pin_dir).map_err(|source| PlanError::PinDir { path: pin_dir.to_owned(), source })
+fn pinned(pin_dir: &Path) -> Result<Vec<String>, LeftoverError> {
+    names(pin_dir).map_err(|source| LeftoverError::PinDir { path: pin_dir.to_owned(), source })
 }

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use aya::maps::{MapData, MapError, MapType};
+use aya::maps::{MapData, MapType};
 use aya_obj::Object;
 use lb_common::{limits::map, settings::LAYOUT};
 
@@ -15,7 +15,7 @@ use super::{
     convert::{Conversion, Impossible, Part},
     copy::{CopyError, Way},
     layout::{Layout, Type, differences},
-    leftovers::pinned_maps,
+    leftovers::{LeftoverError, pinned_maps},
     meaning,
     merge::Merge,
     record::{LAYOUTS, Record, RecordError},
@@ -91,10 +91,8 @@ impl Content {
 
 #[derive(Debug, thiserror::Error)]
 pub enum PlanError {
-    #[error("cannot use the pin directory {}: {source}", .path.display())]
-    PinDir { path: PathBuf, source: io::Error },
-    #[error("cannot look at the pinned map {}: {source}", .path.display())]
-    Pinned { path: PathBuf, source: MapError },
+    #[error(transparent)]
+    Leftovers(#[from] LeftoverError),
     #[error("the eBPF object does not describe the map {map}: {source}: build Weir again with `cargo xtask build`")]
     Object { map: &'static str, source: BtfError },
     #[error(
@@ -109,13 +107,6 @@ pub enum PlanError {
     Unrecorded { map: String, record: PathBuf, source: io::Error },
     #[error(transparent)]
     Record(#[from] RecordError),
-    #[error(
-        "whether an interrupted take-over had switched the hook {} cannot be told: its program {program} is not recorded, and the kernel tells \
-         about it only to a process with CAP_SYS_ADMIN ({source}): start the agent once with that capability, which ends no connection \
-         (docs/operations.md, \"An agent without a record of the layouts\")",
-        .hook.display()
-    )]
-    UnknownProgram { hook: PathBuf, program: u32, source: io::Error },
     #[error("cannot read the pinned map SETTINGS: {source}")]
     Settings { source: CopyError },
     #[error(
@@ -228,7 +219,7 @@ impl Described {
 
     /// A map that is pinned, and its id.
     fn pinned(name: &'static str, map: &MapData, pin_dir: &Path, record: &Record) -> Result<(u32, Self), PlanError> {
-        let unreadable = |source| PlanError::Pinned { path: pin_dir.join(name), source };
+        let unreadable = |source| LeftoverError::Pinned { path: pin_dir.join(name), source };
         let info = map.info().map_err(unreadable)?;
         let layout = match record.maps.get(&info.id()) {
             Some(layout) => Ok(layout.clone()),

@@ -21,7 +21,7 @@ use sha2::{Digest, Sha256};
 
 use super::layout::Layout;
 use crate::dataplane::{
-    programs,
+    bpffs,
     raw::bytes::{Bytes, Put},
 };
 
@@ -75,7 +75,7 @@ impl Record {
         bytes
             .put(&0_u32.to_ne_bytes(), &text, Put::Any)
             .map_err(|error| RecordError::Make(MapError::IoError(error)))?;
-        programs::pin_over(&pin_dir.join(LAYOUTS), |path| map.pin(path)).map_err(RecordError::Pin)
+        bpffs::pin_over(&pin_dir.join(LAYOUTS), |path| map.pin(path)).map_err(RecordError::Pin)
     }
 
     /// The heading with the digest of the rest, a line; then JSON, filled up with spaces to whole

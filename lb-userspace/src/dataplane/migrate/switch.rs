@@ -15,7 +15,7 @@ use nix::net::if_::if_indextoname;
 
 use super::record::Record;
 use crate::dataplane::{
-    attach,
+    hooks::filter::attach_filter,
     pins::{Pin, PinKind},
     programs,
     raw::objects::Link,
@@ -121,6 +121,6 @@ fn switch_filter(pin: Pin, ebpf: &mut Ebpf, pin_dir: &Path) -> anyhow::Result<()
     let interface = if_indextoname(pin.ifindex)?.to_string_lossy().into_owned();
     let program = ebpf.program_mut(pin.kind.hook()).ok_or(ProgramError::NotLoaded)?;
     let program: &mut SchedClassifier = program.try_into()?;
-    attach::attach_filter(program, &interface, direction, pin, pin_dir)?;
+    attach_filter(program, &interface, direction, pin, pin_dir)?;
     Ok(())
 }

@@ -7,7 +7,7 @@ use std::{
 
 use aya::maps::{MapData, MapError, MapInfo, MapType};
 
-use super::bpf;
+use super::syscall::bpf;
 
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;

@@ -12,7 +12,7 @@ use std::{
 use aya::maps::MapData;
 use aya_obj::generated::{bpf_btf_info, bpf_map_info};
 
-use super::bpf;
+use super::syscall::bpf;
 
 const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;

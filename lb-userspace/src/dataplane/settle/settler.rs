@@ -47,7 +47,7 @@ pub struct Settler {
 }
 
 impl Settler {
-    /// Opens what [`crate::dataplane::load::DataPath::open`] has pinned.
+    /// Opens what [`crate::dataplane::data_path::DataPath::open`] has pinned.
     pub fn open(pin_dir: &Path) -> Result<Self, MapsError> {
         Ok(Self {
             rings: Rings::open(pin_dir)

@@ -1,7 +1,20 @@
 //! Converts whole entries, of per-CPU maps the values of every CPU.
 
-use super::{Cut, Way};
-use crate::dataplane::raw::bytes::Bytes;
+use crate::dataplane::{
+    migrate::{
+        convert::{Conversion, Cut},
+        merge::Merge,
+    },
+    raw::bytes::Bytes,
+};
+
+/// How the entries of the old map become those of the new one.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Way {
+    pub key: Conversion,
+    pub value: Conversion,
+    pub merge: Merge,
+}
 
 pub struct Converter<'a> {
     way: &'a Way,

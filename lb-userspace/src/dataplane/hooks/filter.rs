@@ -1,17 +1,17 @@
 //! TC programs as filters of clsact, where the kernel has no tcx links.
 
-use std::{io, path::Path};
+use std::path::Path;
 
 use aya::programs::{
     ProgramError, SchedClassifier, TcAttachType,
     tc::{self, NlOptions, SchedClassifierLink, SchedClassifierLinkId, TcAttachOptions, TcHandle},
 };
 
-use super::{AttachError, Pinned, causes};
+use super::outcome::{AttachError, Pinned, causes};
 use crate::dataplane::{
-    clsact,
+    bpffs, clsact,
     pins::{Pin, PinKind},
-    programs,
+    raw::errno,
 };
 
 /// Where our filter is among those of clsact, where there are no tcx links.
@@ -53,7 +53,7 @@ pub fn attach_filter(
     };
     // Dropping it would detach the filter.
     std::mem::forget(program.take_link(id).map_err(failed)?);
-    programs::pin_over(&path, |path| program.pin(path)).map_err(|source| AttachError::Pin {
+    bpffs::pin_over(&path, |path| program.pin(path)).map_err(|source| AttachError::Pin {
         interface: interface.to_owned(),
         path,
         source,
@@ -104,10 +104,4 @@ fn filter_failed(interface: &str, hook: &'static str, error: &ProgramError) -> A
         );
     }
     AttachError::Attach { interface: interface.to_owned(), hook, reason }
-}
-
-/// The kernel's error number at the bottom of an error.
-fn errno(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
-    let number = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
-    number.or_else(|| errno(error.source()?))
 }

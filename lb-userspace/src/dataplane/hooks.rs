@@ -2,7 +2,8 @@
 //! a restarted agent takes them over and replaces their programs in place, so that no packet meets
 //! an interface without one.
 
-mod filter;
+pub(super) mod filter;
+mod outcome;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,7 +13,6 @@ use std::{
 
 use aya::{
     Ebpf,
-    pin::PinError,
     programs::{
         LinkOrder, ProgramError, ProgramInfo, SchedClassifier, TcAttachType, Xdp,
         links::{FdLink, LinkError, PinnedLink},
@@ -23,9 +23,12 @@ use aya::{
 };
 use lb_common::limits::program;
 
-pub(super) use self::filter::attach_filter;
+pub use self::outcome::AttachError;
+use self::{
+    filter::attach_filter,
+    outcome::{Pinned, causes},
+};
 use super::{
-    load::DataPath,
     pins::{self, Pin, PinKind},
     programs::{self, Name},
 };
@@ -74,30 +77,14 @@ impl TcHook {
     }
 }
 
-#[derive(Debug, thiserror::Error)]
-pub enum AttachError {
-    #[error(
-        "{interface}: the XDP hook is taken by {program} (id {id}, {mode}): detach it with \
-         `ip link set dev {interface} xdp off` or by the tool that owns it, or take {interface} out of `interfaces`"
-    )]
-    Taken { interface: String, program: String, id: u32, mode: &'static str },
-    #[error("{interface}: no native XDP ({reason}): set `xdpMode: auto` or `generic`")]
-    NoNative { interface: String, reason: String },
-    #[error("{interface}: XDP links need Linux 5.9 or later, this is {kernel}")]
-    NoLinks { interface: String, kernel: String },
-    #[error("{interface}: cannot attach {hook}: {reason}")]
-    Attach { interface: String, hook: &'static str, reason: String },
-    #[error("{interface}: cannot pin {}: {source}", .path.display())]
-    Pin { interface: String, path: PathBuf, source: PinError },
-    #[error("cannot remove the pin {}: {source}", .path.display())]
-    Unpin { path: PathBuf, source: io::Error },
-}
-
 /// What this process knows of the hooks.
-#[derive(Default)]
 pub struct Hooks {
+    pin_dir: PathBuf,
+    /// How programs are attached at TC.
+    pub tc: TcHook,
     attached: BTreeMap<u32, Hook>,
-    lost: u64,
+    /// How often a hook of ours was gone without our doing.
+    pub lost: u64,
 }
 
 const DIRECTIONS: [(&str, TcAttachType, PinKind, PinKind); 2] = [
@@ -105,26 +92,24 @@ const DIRECTIONS: [(&str, TcAttachType, PinKind, PinKind); 2] = [
     (program::EGRESS, TcAttachType::Egress, PinKind::LinkEgress, PinKind::FilterEgress),
 ];
 
-impl DataPath {
+impl Hooks {
+    pub fn new(pin_dir: &Path, tc: TcHook) -> Self {
+        Self { pin_dir: pin_dir.to_owned(), tc, attached: BTreeMap::new(), lost: 0 }
+    }
+
     /// Makes the hooks of `wanted` ours and gives up those of all other interfaces. What is in
     /// order already is not touched, so it is also how a lost hook is found and attached again:
     /// call it at start, when interfaces have changed, and now and then. The interfaces must have
     /// been listed just before.
-    pub fn sync(&mut self, wanted: &[&Interface], mode: XdpMode) -> Vec<Hook> {
-        self.keep_record();
+    pub fn sync(&mut self, ebpf: &mut Ebpf, wanted: &[&Interface], mode: XdpMode) -> Vec<Hook> {
         self.release_others(wanted);
-        let hooks: Vec<Hook> = wanted.iter().map(|interface| self.sync_interface(interface, mode)).collect();
-        self.hooks.attached = hooks.iter().map(|hook| (hook.ifindex, hook.clone())).collect();
+        let hooks: Vec<Hook> = wanted.iter().map(|interface| self.sync_interface(ebpf, interface, mode)).collect();
+        self.attached = hooks.iter().map(|hook| (hook.ifindex, hook.clone())).collect();
         hooks
     }
 
-    /// How often a hook of ours was gone without our doing.
-    pub fn lost_hooks(&self) -> u64 {
-        self.hooks.lost
-    }
-
-    fn sync_interface(&mut self, interface: &Interface, mode: XdpMode) -> Hook {
-        let before = self.hooks.attached.get(&interface.index).cloned();
+    fn sync_interface(&mut self, ebpf: &mut Ebpf, interface: &Interface, mode: XdpMode) -> Hook {
+        let before = self.attached.get(&interface.index).cloned();
         let mut hook = Hook {
             ifindex: interface.index,
             name: interface.name.clone(),
@@ -133,7 +118,7 @@ impl DataPath {
             is_taken: false,
             problem: String::new(),
         };
-        match self.sync_xdp(interface, mode) {
+        match self.sync_xdp(ebpf, interface, mode) {
             Ok((xdp, problem)) => {
                 hook.xdp = Some(xdp);
                 hook.problem = problem.unwrap_or_default();
@@ -144,7 +129,7 @@ impl DataPath {
             }
         }
         if hook.xdp.is_some() {
-            match self.sync_tc(interface) {
+            match self.sync_tc(ebpf, interface) {
                 Ok(tc) => hook.tc = tc,
                 Err(error) => hook.problem = error.to_string(),
             }
@@ -157,17 +142,22 @@ impl DataPath {
     }
 
     /// The mode that is attached in the end, and what is not as it was wanted.
-    fn sync_xdp(&mut self, interface: &Interface, wanted: XdpMode) -> Result<(HookMode, Option<String>), AttachError> {
+    fn sync_xdp(
+        &mut self,
+        ebpf: &mut Ebpf,
+        interface: &Interface,
+        wanted: XdpMode,
+    ) -> Result<(HookMode, Option<String>), AttachError> {
         let path = Pin::new(PinKind::LinkXdp, interface.index).path(&self.pin_dir);
-        let before = self.hooks.attached.get(&interface.index).and_then(|hook| hook.xdp);
-        let program = xdp(&mut self.ebpf, interface)?;
+        let before = self.attached.get(&interface.index).and_then(|hook| hook.xdp);
+        let program = xdp(ebpf, interface)?;
         let pinned = take_over(interface, program::XDP, &path, &program_info(program.info(), interface)?, |link| {
             let id = program.attach_to_link(XdpLink::try_from(link)?)?;
             drop(program.take_link(id)?);
             Ok(())
         })?;
         self.note(interface, program::XDP, pinned, before.is_some());
-        let program = xdp(&mut self.ebpf, interface)?;
+        let program = xdp(ebpf, interface)?;
         let mode = match (pinned, interface.xdp) {
             (Pinned::Alive, found) => found.map(|found| found.mode).or(before).unwrap_or(HookMode::Native),
             (Pinned::None | Pinned::Lost, Some(found)) => return Err(taken(interface, found)),
@@ -199,28 +189,34 @@ impl DataPath {
 
     fn note(&mut self, interface: &Interface, hook: &'static str, pinned: Pinned, had: bool) {
         if pinned == Pinned::Lost || had && pinned == Pinned::None {
-            self.hooks.lost += 1;
+            self.lost += 1;
             let interface = interface.name.as_str();
             tracing::warn!(interface, hook, "a hook was lost: detached by someone, or the interface made anew");
         }
     }
 
-    fn sync_tc(&mut self, interface: &Interface) -> Result<TcHook, AttachError> {
+    fn sync_tc(&mut self, ebpf: &mut Ebpf, interface: &Interface) -> Result<TcHook, AttachError> {
         for (name, direction, link, filter) in DIRECTIONS {
             match self.tc {
-                TcHook::Tcx => self.sync_tcx(interface, name, direction, Pin::new(link, interface.index))?,
+                TcHook::Tcx => self.sync_tcx(ebpf, interface, name, direction, Pin::new(link, interface.index))?,
                 TcHook::Clsact | TcHook::None => {
-                    self.sync_filter(interface, direction, Pin::new(filter, interface.index))?;
+                    self.sync_filter(ebpf, interface, direction, Pin::new(filter, interface.index))?;
                 }
             }
         }
         Ok(self.tc)
     }
 
-    fn sync_filter(&mut self, interface: &Interface, direction: TcAttachType, pin: Pin) -> Result<(), AttachError> {
+    fn sync_filter(
+        &mut self,
+        ebpf: &mut Ebpf,
+        interface: &Interface,
+        direction: TcAttachType,
+        pin: Pin,
+    ) -> Result<(), AttachError> {
         let name = pin.kind.hook();
-        let had = self.hooks.attached.get(&interface.index).is_some_and(|hook| hook.tc != TcHook::None);
-        let program = classifier(&mut self.ebpf, interface, name)?;
+        let had = self.attached.get(&interface.index).is_some_and(|hook| hook.tc != TcHook::None);
+        let program = classifier(ebpf, interface, name)?;
         let pinned = attach_filter(program, &interface.name, direction, pin, &self.pin_dir)?;
         self.note(interface, name, pinned, had);
         Ok(())
@@ -228,6 +224,7 @@ impl DataPath {
 
     fn sync_tcx(
         &mut self,
+        ebpf: &mut Ebpf,
         interface: &Interface,
         name: &'static str,
         direction: TcAttachType,
@@ -235,8 +232,8 @@ impl DataPath {
     ) -> Result<(), AttachError> {
         let failed = |error: ProgramError| failed(interface, name, error);
         let path = pin.path(&self.pin_dir);
-        let had = self.hooks.attached.get(&interface.index).is_some_and(|hook| hook.tc != TcHook::None);
-        let program = classifier(&mut self.ebpf, interface, name)?;
+        let had = self.attached.get(&interface.index).is_some_and(|hook| hook.tc != TcHook::None);
+        let program = classifier(ebpf, interface, name)?;
         let pinned = take_over(interface, name, &path, &program_info(program.info(), interface)?, |link| {
             let id = program.attach_to_link(SchedClassifierLink::try_from(link)?)?;
             drop(program.take_link(id)?);
@@ -271,17 +268,6 @@ impl DataPath {
             }
         }
     }
-}
-
-/// What has become of a link or filter that was pinned.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub(super) enum Pinned {
-    /// Attached, with the program of this process.
-    Alive,
-    /// Detached by someone, or its interface is gone.
-    Lost,
-    /// There is no pin.
-    None,
 }
 
 #[derive(Debug, thiserror::Error)]
@@ -405,20 +391,6 @@ fn failed(interface: &Interface, hook: &'static str, error: impl std::error::Err
 
 fn link_failed(interface: &Interface, hook: &'static str, error: LinkError) -> AttachError {
     failed(interface, hook, error)
-}
-
-/// The error with what caused it: aya's messages name the call, their sources the reason.
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut message = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        let text = error.to_string();
-        if !message.contains(&text) {
-            message = format!("{message}: {text}");
-        }
-        cause = error.source();
-    }
-    message
 }
 
 fn kernel_version() -> String {

@@ -1,0 +1,14 @@
+//! bpf(2).
+
+use std::io;
+
+/// bpf(2); what it returns if that is no error.
+///
+/// # Safety
+/// `attr` must be what `command` wants, and its pointers must have the sizes that the kernel
+/// expects behind them.
+pub unsafe fn bpf<T>(command: libc::c_long, attr: &mut T) -> io::Result<i32> {
+    // SAFETY: the caller's.
+    let result = unsafe { libc::syscall(libc::SYS_bpf, command, std::ptr::from_mut(attr), size_of::<T>()) };
+    if result < 0 { Err(io::Error::last_os_error()) } else { Ok(result as i32) }
+}

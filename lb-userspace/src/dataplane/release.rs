@@ -1,0 +1,74 @@
+//! How a hook is given up: detached, and its pin removed.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use aya::programs::{TcAttachType, tc};
+use nix::net::if_::if_indextoname;
+
+use super::{
+    clsact,
+    pins::{Pin, PinKind},
+    raw::objects::Link,
+};
+
+/// A pin that could not be released; what it stands for may still be attached.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot release the pin {}: {source}", .path.display())]
+pub struct ReleaseError {
+    pub path: PathBuf,
+    pub source: io::Error,
+}
+
+impl Pin {
+    /// Detaches it and removes the pin; says what was done.
+    pub fn release(self, pin_dir: &Path) -> Result<String, ReleaseError> {
+        let path = self.path(pin_dir);
+        let interface = if_indextoname(self.ifindex)
+            .ok()
+            .map(|name| name.to_string_lossy().into_owned())
+            // So it is for an interface that is on its way out.
+            .filter(|name| !name.is_empty());
+        let failed = |source| ReleaseError { path: path.clone(), source };
+        let done = match self.kind {
+            PinKind::LinkXdp | PinKind::LinkIngress | PinKind::LinkEgress => {
+                Link::open(&path).and_then(|link| link.detach()).map_err(failed)?;
+                format!("detached {}", self.kind.hook())
+            }
+            PinKind::FilterIngress | PinKind::FilterEgress => {
+                if let Some(interface) = &interface {
+                    self.detach_filter(interface).map_err(failed)?;
+                }
+                format!("detached {}", self.kind.hook())
+            }
+            PinKind::Clsact if interface.is_none() => "forgot the clsact qdisc".to_owned(),
+            PinKind::Clsact if self.has_filters(pin_dir) => {
+                return Err(failed(io::Error::other("Weir's own filters are still in the qdisc")));
+            }
+            PinKind::Clsact => match clsact::remove_if_empty(self.ifindex).map_err(failed)? {
+                true => "removed the clsact qdisc".to_owned(),
+                false => "left the clsact qdisc, in which others have filters,".to_owned(),
+            },
+        };
+        fs::remove_file(&path).map_err(failed)?;
+        let from = interface.unwrap_or_else(|| format!("interface {} (gone, or of another namespace)", self.ifindex));
+        Ok(format!("{done} from {from}"))
+    }
+
+    /// Whether filters of Weir's are left on its interface.
+    fn has_filters(self, pin_dir: &Path) -> bool {
+        let filters = [PinKind::FilterIngress, PinKind::FilterEgress];
+        filters.iter().any(|kind| Pin::new(*kind, self.ifindex).path(pin_dir).exists())
+    }
+
+    fn detach_filter(self, interface: &str) -> io::Result<()> {
+        let direction = if self.kind == PinKind::FilterEgress { TcAttachType::Egress } else { TcAttachType::Ingress };
+        match tc::qdisc_detach_program(interface, direction, self.kind.hook()) {
+            Ok(()) => Ok(()),
+            Err(tc::TcError::IoError(error)) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            Err(error) => Err(io::Error::other(format!("the TC filter on {interface} does not go: {error}"))),
+        }
+    }
+}
