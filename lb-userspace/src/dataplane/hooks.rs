@@ -240,7 +240,10 @@ impl Hooks {
             Ok(())
         })?;
         if pinned != Pinned::Alive {
-            let options = TcAttachOptions::TcxOrder(LinkOrder::first());
+            // First in and last out: a client's packet is forwarded before another program can take
+            // it, and an answer gets the VIP as its source after all others have seen who sent it.
+            let order = if direction == TcAttachType::Egress { LinkOrder::last() } else { LinkOrder::first() };
+            let options = TcAttachOptions::TcxOrder(order);
             let id = program.attach_with_options(&interface.name, direction, options).map_err(failed)?;
             let link = program.take_link(id).map_err(failed)?;
             let link = FdLink::try_from(link).map_err(|error| link_failed(interface, name, error))?;

@@ -1,8 +1,9 @@
 use std::path::Path;
 
 use aya::{
+    Ebpf,
     maps::{MapInfo, loaded_maps},
-    programs::{SchedClassifier, TcAttachType},
+    programs::{LinkOrder, ProgramInfo, SchedClassifier, TcAttachType, tc::TcAttachOptions},
 };
 use lb_common::limits::map;
 use lb_userspace::{
@@ -95,6 +96,48 @@ fn interface_with_another_xdp_program_is_refused_by_that_programs_name() {
         assert!(hooks[0].is_taken && hooks[0].xdp.is_none() && hooks[0].tc == TcHook::None);
         assert!(hooks[0].problem.contains(&format!("weir_xdp (id {id}, native)")), "{}", hooks[0].problem);
         assert_eq!(interface(&netlink, "one").await.xdp.unwrap().program, id);
+    });
+}
+
+/// The ids of the programs at a TC hook, in the order in which they run.
+fn tc_order(name: &str, direction: TcAttachType) -> Vec<u32> {
+    SchedClassifier::query_tcx(name, direction).unwrap().1.iter().map(ProgramInfo::id).collect()
+}
+
+#[test]
+fn among_others_ours_runs_first_at_ingress_and_last_at_egress() {
+    sandbox(async |sandbox| {
+        sandbox.veth("one", "two");
+        let netlink = Netlink::connect().unwrap();
+        // Another program of that type: our own object, loaded by somebody else.
+        let object = Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/ebpf/weir.bpf.o");
+        let mut others = Ebpf::load_file(object).unwrap();
+        let other: &mut SchedClassifier = others.program_mut("weir_ingress").unwrap().try_into().unwrap();
+        other.load().unwrap();
+        let theirs = other.info().unwrap().id();
+        for direction in [TcAttachType::Ingress, TcAttachType::Egress] {
+            let options = TcAttachOptions::TcxOrder(LinkOrder::default());
+            other.attach_with_options("one", direction, options).unwrap();
+        }
+        let mut data_path = open(sandbox);
+        let hooks = sync(&mut data_path, &netlink, &["one"], XdpMode::Auto).await;
+        assert_eq!((hooks[0].tc, hooks[0].problem.as_str()), (TcHook::Tcx, ""));
+        let [ingress, egress] = [TcAttachType::Ingress, TcAttachType::Egress].map(|hook| tc_order("one", hook));
+        assert_eq!((ingress.len(), ingress.last()), (2, Some(&theirs)));
+        assert_eq!((egress.len(), egress.first()), (2, Some(&theirs)));
+    });
+}
+
+#[test]
+fn filters_of_clsact_run_first_at_ingress_and_last_at_egress() {
+    sandbox(async |sandbox| {
+        sandbox.veth("one", "two");
+        let netlink = Netlink::connect().unwrap();
+        drop(open_with_clsact(sandbox, &netlink).await);
+        for (direction, priority) in [("ingress", "pref 1 "), ("egress", "pref 65535 ")] {
+            let filters = sandbox.run(&format!("tc filter show dev one {direction}"));
+            assert!(filters.contains(priority), "{direction}: {filters}");
+        }
     });
 }
 

@@ -14,8 +14,11 @@ use crate::dataplane::{
     raw::errno,
 };
 
-/// Where our filter is among those of clsact, where there are no tcx links.
-const FILTER_PRIORITY: u16 = 1;
+/// Where our filter is among those of clsact: first at ingress, last at egress.
+fn priority(direction: TcAttachType) -> u16 {
+    if direction == TcAttachType::Egress { u16::MAX } else { 1 }
+}
+
 const FILTER_HANDLE: TcHandle = TcHandle::new(0, 1);
 
 /// A filter of clsact, replaced in place if it is there. It has no link, so the pinned program
@@ -28,12 +31,12 @@ pub fn attach_filter(
     pin_dir: &Path,
 ) -> Result<Pinned, AttachError> {
     let name = pin.kind.hook();
-    let failed = |error: ProgramError| filter_failed(interface, name, &error);
+    let failed = |error: ProgramError| filter_failed(interface, name, direction, &error);
     let path = pin.path(pin_dir);
     let was_ours = path.exists();
     let replaced = if was_ours {
         // Made only to be given away: dropping it would detach the filter.
-        let filter = SchedClassifierLink::attached(interface, direction, FILTER_PRIORITY, FILTER_HANDLE, None);
+        let filter = SchedClassifierLink::attached(interface, direction, priority(direction), FILTER_HANDLE, None);
         match program.attach_to_link(filter.map_err(|error| failed(error.into()))?) {
             Ok(id) => Some(id),
             // No such filter, or no qdisc that it could be in.
@@ -79,7 +82,7 @@ fn add_filter(
         Err(error) => tracing::debug!(interface, %error, "no new clsact qdisc"),
     }
     let attach = |program: &mut SchedClassifier| {
-        let options = NlOptions { priority: FILTER_PRIORITY, handle: FILTER_HANDLE, classid: None };
+        let options = NlOptions { priority: priority(direction), handle: FILTER_HANDLE, classid: None };
         program.attach_with_options(interface, direction, TcAttachOptions::Netlink(options))
     };
     match attach(program) {
@@ -95,11 +98,12 @@ fn add_filter(
     }
 }
 
-fn filter_failed(interface: &str, hook: &'static str, error: &ProgramError) -> AttachError {
+fn filter_failed(interface: &str, hook: &'static str, direction: TcAttachType, error: &ProgramError) -> AttachError {
     let mut reason = causes(error);
     if errno(error) == Some(libc::EEXIST) {
+        let priority = priority(direction);
         reason = format!(
-            "another filter has priority {FILTER_PRIORITY} and handle 1 in clsact, and stays: see \
+            "another filter has priority {priority} and handle 1 in clsact, and stays: see \
              `tc filter show dev {interface} ingress` and `egress`, and remove it by the tool that owns it"
         );
     }
