@@ -18,6 +18,8 @@ pub struct AgentConfig {
     pub http: SocketAddr,
     /// 32 hexadecimal digits, the same on every balancer; the agent makes one if it is `None`.
     pub hash_seed: Option<String>,
+    /// The size of HALF_OPEN and of SEEN, if not the default.
+    pub transient_flows: Option<u32>,
     /// Whose tunnel packets are opened.
     pub tunnel_peers: Vec<IpAddr>,
     /// `tunnel.source`: prefixes, at most one of each family.
@@ -105,6 +107,7 @@ impl AgentConfig {
             socket: bed.dir().join("agent.sock"),
             http: SocketAddr::from(([127, 0, 0, 1], 9560)),
             hash_seed: None,
+            transient_flows: None,
             tunnel_peers: Vec::new(),
             tunnel_source: Vec::new(),
             services: vec![web],
@@ -173,6 +176,9 @@ impl fmt::Display for AgentConfig {
         writeln!(f, "admin: {{ socket: {}, http: \"{}\" }}", self.socket.display(), self.http)?;
         if let Some(seed) = &self.hash_seed {
             writeln!(f, "hashSeed: \"{seed}\"")?;
+        }
+        if let Some(entries) = self.transient_flows {
+            writeln!(f, "flowTables: {{ halfOpen: {entries}, seen: {entries} }}")?;
         }
         let peers: Vec<String> = self.tunnel_peers.iter().map(IpAddr::to_string).collect();
         if !peers.is_empty() || !self.tunnel_source.is_empty() {

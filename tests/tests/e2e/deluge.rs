@@ -10,6 +10,7 @@ use weir_tests::{
     config::AgentConfig,
     crowd::{self, Crowd},
     deluge::{self, Kind},
+    is_long,
     process::{Running, wait_for},
     reckoning::Reckoning,
     servers::iperf_server,
@@ -22,13 +23,15 @@ use crate::{
     stage::Stage,
 };
 
-/// Of each kind and family, where a twentieth of the slots is in transition: what they remember of
-/// it is more than SEEN and HALF_OPEN have room for.
-const FLOWS: u32 = 5_000_000;
+/// Of each kind and family. Where no slot is in transition that is many times what every table has
+/// room for; where a twentieth of the slots is, what they remember of it is more than SEEN and
+/// HALF_OPEN have room for, which are smaller in the short form.
+fn flows() -> u32 {
+    if is_long() { 5_000_000 } else { 1_000_000 }
+}
 
-/// Of each kind and family, where no slot is: many times what every table has room for.
-fn flows_when_steady() -> u32 {
-    if weir_tests::is_long() { FLOWS } else { FLOWS / 5 }
+fn transient_flows() -> Option<u32> {
+    (!is_long()).then_some(16_384)
 }
 
 const SERVERS: u16 = 10;
@@ -56,7 +59,7 @@ fn flood_leaves_no_entry(layout: Layout) -> Result<()> {
     assert_eq!(slots::in_transition(pin_dir)?.1, 0, "the service is not steady");
     let streams = place.streams();
     let (mut entries, mut told) = (0, String::new());
-    place.flood(flows_when_steady(), |poured| {
+    place.flood(flows(), |poured| {
         let tables = tables::exceptions(pin_dir)?;
         entries += tables.values().sum::<u64>();
         told += &format!("{poured}; entries: {tables:?}\n");
@@ -98,7 +101,7 @@ fn flood_in_transition_loses_nobody(layout: Layout) -> Result<()> {
     // The other service has as many slots, and none of them in transition.
     assert!((0.03..0.08).contains(&share), "{changed} of {all} slots are in transition");
     let mut told = String::new();
-    place.flood(FLOWS, |poured| {
+    place.flood(flows(), |poured| {
         told += &format!("{poured}; entries: {:?}\n", tables::exceptions(pin_dir)?);
         Ok(())
     })?;
@@ -123,6 +126,7 @@ impl Place {
         // Without probes nothing changes but what a test changes, whatever the flood does to the
         // machine.
         config.services[0].health = None;
+        config.transient_flows = transient_flows();
         let stage = Stage::with(bed, &config)?;
         let bed = &stage.bed;
         deluge::close_door(bed)?;
