@@ -77,7 +77,8 @@ impl DataPath {
         self.hooks.tc = TcHook::Clsact;
     }
 
-    /// Makes the hooks of `wanted` ours and gives up those of all other interfaces: [`Hooks::sync`].
+    /// Makes the hooks of `wanted` ours and gives up those of all other interfaces:
+    /// [`Hooks::sync`].
     pub fn sync(&mut self, wanted: &[&Interface], mode: XdpMode) -> Vec<Hook> {
         self.keep_record();
         self.hooks.sync(&mut self.ebpf, wanted, mode)

@@ -1,5 +1,5 @@
-//! The licences of all dependencies: each must leave a choice that Weir, under Apache-2.0 or MIT, may
-//! be distributed with.
+//! The licences of all dependencies: each must leave a choice that Weir, under Apache-2.0 or MIT,
+//! may be distributed with.
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
