@@ -85,8 +85,8 @@ fn outcome_of_reload(outcome: &Result<String, Vec<String>>) -> Report {
     }
 }
 
-/// The state and its reason, or what a start is waiting for, with counts: `ok: 2 services, 5 of 6
-/// backends up, 2 interfaces attached`.
+/// The state and its reason, or what a start is waiting for, with counts:
+/// `ok: 2 services, 5 of 6 backends up, 2 interfaces attached`.
 fn text(snapshot: &Snapshot, is_starting: bool) -> String {
     let status = &snapshot.status;
     let counts = counts(snapshot);
