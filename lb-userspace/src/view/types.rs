@@ -31,7 +31,7 @@ pub enum Overall {
     /// configuration.
     #[default]
     Ok,
-    /// Traffic flows, but something needs a look; `reasons` says what.
+    /// Traffic flows, but something needs attention; `reasons` says what.
     Degraded,
     /// Some service has no eligible backend, or the data path is not attached.
     Down,
@@ -323,7 +323,7 @@ pub struct LookupQuery {
     pub sequence: Option<u32>,
 }
 
-/// What the program would do with a packet.
+/// What the BPF program would do with a packet.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LookupView {
@@ -354,7 +354,7 @@ pub struct Choice {
     pub explanation: String,
 }
 
-/// One difference between what is wanted and what is in the kernel.
+/// One difference between the desired state and the state in the kernel.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DiffView {
@@ -405,7 +405,7 @@ pub struct ApiError {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ErrorCode {
-    /// What was named does not exist.
+    /// The object named in the request does not exist.
     NotFound,
     /// The request contradicts itself or the state.
     Invalid,

@@ -25,7 +25,7 @@ pub struct Rules<'a> {
     pub first: Option<Syn>,
 }
 
-/// What becomes of a packet.
+/// What happens to a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Outcome {
     To {
