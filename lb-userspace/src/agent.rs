@@ -1,5 +1,5 @@
-//! The agent: one task that owns the maps and makes them say what is wanted, and the tasks that
-//! tell it what there is.
+//! The agent: one task that owns the BPF maps and brings them to the desired state, and the tasks
+//! that report the actual state to it.
 
 mod commands;
 pub(crate) mod core;
@@ -27,19 +27,19 @@ use tokio::sync::watch;
 
 use crate::dataplane::load::BpfLog;
 
-/// What the agent is started with.
+/// The options that the agent is started with.
 #[derive(Clone, Debug)]
 pub struct AgentOptions {
     pub config: PathBuf,
-    /// Where a generated seed and what was set by the CLI are kept.
+    /// Directory for a generated seed and for the overrides set by the CLI.
     pub state_dir: PathBuf,
-    /// Where maps and links are pinned; on a bpffs.
+    /// Directory where maps and links are pinned; on a bpffs.
     pub pin_dir: PathBuf,
     pub bpf_log: BpfLog,
 }
 
-/// Ends when the agent is to stop.
+/// Returns when the agent must stop.
 async fn stopped(shutdown: &mut watch::Receiver<bool>) {
-    // An error means that the sender is gone: the same end.
+    // An error means that the sender is gone, which also means stop.
     drop(shutdown.wait_for(|stop| *stop).await);
 }

@@ -1,5 +1,5 @@
-//! The running agent, put together: everything that can fail is opened before anything is changed,
-//! then the owner of the maps is started, and the tasks beside it.
+//! Assembles the running agent: opens everything that can fail before anything is changed, then
+//! starts the task that owns the maps, and the other tasks.
 
 use std::{path::Path, sync::Arc};
 
@@ -39,8 +39,8 @@ use crate::{
     view::types::Severity,
 };
 
-/// Runs until SIGTERM or SIGINT; the data path goes on. Fails with every mistake if the file is
-/// bad, and leaves a pinned data path as it is.
+/// Runs until SIGTERM or SIGINT; the data path keeps running. If the configuration file is bad,
+/// fails with all of its mistakes, and leaves a pinned data path as it is.
 pub async fn run(options: AgentOptions) -> anyhow::Result<()> {
     let outcome = serve(options).await;
     outcome.inspect_err(supervisor::failed)
@@ -92,8 +92,8 @@ async fn serve(options: AgentOptions) -> anyhow::Result<()> {
     outcome
 }
 
-/// Opens everything that can fail before anything is changed, then starts the tasks beside the
-/// agent's own.
+/// Opens everything that can fail before anything is changed, then starts all tasks except the
+/// agent's main task.
 async fn prepare(
     options: &AgentOptions,
     config: &Arc<Config>,
@@ -186,7 +186,7 @@ async fn prepare(
     Ok(Agent::new(parts))
 }
 
-/// The sizes of maps that are not this build's.
+/// The sizes of the maps whose size comes from the configuration instead of the build.
 fn map_sizes(tables: &FlowTables) -> MapSizes {
     MapSizes::from([
         (map::ESTABLISHED_V4, tables.established),
@@ -198,8 +198,8 @@ fn map_sizes(tables: &FlowTables) -> MapSizes {
     ])
 }
 
-/// The error with what is wrong on the machine, which may be its cause: a missing capability
-/// reaches us as a mere "not permitted".
+/// The error, followed by the problems found on the machine, which may be its cause: a missing
+/// capability shows up only as "not permitted".
 async fn explained(error: &LoadError, config: &Config, pin_dir: &Path) -> anyhow::Error {
     let mut text = error.to_string();
     for finding in crate::doctor::findings(Some(config), pin_dir, &Subject::Process).await {
@@ -210,7 +210,8 @@ async fn explained(error: &LoadError, config: &Config, pin_dir: &Path) -> anyhow
     anyhow::anyhow!(text)
 }
 
-/// The tasks beside the agent's own; one that ends before it is told to takes the agent with it.
+/// All tasks except the agent's main task. If one of them ends before the shutdown, the agent
+/// stops.
 #[derive(Default)]
 struct Tasks(JoinSet<(&'static str, anyhow::Result<()>)>);
 

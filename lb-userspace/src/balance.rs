@@ -1,5 +1,5 @@
-//! Which backend owns which slot: pure functions of what is declared and of who is eligible. Nodes
-//! that are told the same decide the same.
+//! Which backend owns which slot: pure functions of the declared backends and of which of them are
+//! eligible. Nodes with the same input decide the same.
 
 pub mod candidates;
 pub mod declared;
@@ -11,7 +11,7 @@ pub use declared::Declared;
 
 use self::declared::Keys;
 
-/// The ring of one service and family: its Maglev table, and what is needed to find the next
+/// The ring of one service and family: its Maglev table, and the data needed to find the next
 /// candidate of a slot.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Ring {
@@ -31,11 +31,11 @@ impl Ring {
         &self.declared
     }
 
-    /// The owner of each slot, as an index into the declared backends; `None` where nobody is
+    /// The owner of each slot, as an index into the declared backends; `None` if no backend is
     /// eligible.
     ///
-    /// Only slots whose owner in the table is not eligible differ from the table; each goes to its
-    /// own next candidate.
+    /// Only slots whose owner in the table is not eligible differ from the table; each of these
+    /// slots goes to its own next candidate.
     pub fn owners(&self, is_eligible: &[bool]) -> Vec<Option<u32>> {
         let eligible = |backend: u32| is_eligible.get(backend as usize).copied().unwrap_or(false);
         let candidates = candidates::Candidates::new(&self.declared, &self.keys, is_eligible);

@@ -1,5 +1,4 @@
-//! The configuration file: how it is read with every mistake named, its example and its JSON
-//! schema.
+//! The configuration file: reading it with every mistake reported, its example and its JSON schema.
 
 mod address;
 mod check;

@@ -1,6 +1,6 @@
-//! The agent's metrics: what a [`Snapshot`] holds, what is measured beside it, and the process
-//! itself, as OpenMetrics text. The names and labels are a contract with users' dashboards and
-//! alerts.
+//! The agent's metrics as OpenMetrics text: the contents of a [`Snapshot`], measurements that it
+//! doesn't contain, and the process itself. The names and labels are a contract with users'
+//! dashboards and alerts.
 
 mod collect;
 mod measured;
@@ -14,7 +14,7 @@ use crate::view::types::Snapshot;
 /// The content type of [`Metrics::encode`]'s text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
 
-/// What is counted and measured beside the snapshot; clones count together.
+/// Counters and measurements that are not in the snapshot; all clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct Metrics {
     checks: CheckDurations,
@@ -27,22 +27,22 @@ impl Metrics {
         Self::default()
     }
 
-    /// Where the durations of probes go.
+    /// Records the durations of probes.
     pub fn check_durations(&self) -> CheckDurations {
         self.checks.clone()
     }
 
-    /// Where the durations of reconciliations go.
+    /// Records the durations of reconciliations.
     pub fn sync_durations(&self) -> SyncDurations {
         self.syncs.clone()
     }
 
-    /// Where writes that the kernel refused are counted.
+    /// Counts the map writes that the kernel refused.
     pub fn map_update_errors(&self) -> MapUpdateErrors {
         self.map_errors.clone()
     }
 
-    /// Everything, as OpenMetrics text.
+    /// All metrics as OpenMetrics text.
     pub fn encode(&self, snapshot: &Snapshot) -> String {
         self.checks.retain(|service| snapshot.services.iter().any(|view| view.name == service));
         let mut registry = Registry::with_prefix("weir");
@@ -50,14 +50,14 @@ impl Metrics {
         registry.register_collector(Box::new(self.checks.clone()));
         registry.register_collector(Box::new(self.syncs.clone()));
         registry.register_collector(Box::new(self.map_errors.clone()));
-        // Names that every exporter shares: without the prefix.
+        // Metric names that all exporters share have no prefix.
         let mut shared = Registry::default();
         shared.register_collector(Box::new(process::ProcessCollector));
         let mut text = String::new();
         let encoded = text::encode_registry(&mut text, &registry).and_then(|()| text::encode(&mut text, &shared));
         if encoded.is_err() {
-            // Writing to a string does not fail; a value that cannot be written does, and says
-            // nothing more.
+            // Writing to a string does not fail, but encoding an unsupported value does; the error
+            // has no details.
             tracing::error!(target: "weir::metrics", "the metrics could not be encoded: what is served is cut short");
         }
         text

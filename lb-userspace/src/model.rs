@@ -1,5 +1,5 @@
-//! Desired state, checked: whatever holds a [`Config`] need not doubt it. Sources make it; a file
-//! is one of them.
+//! The validated desired state: code that has a [`Config`] can rely on it. Sources produce it; a
+//! file is one of them.
 
 pub mod incompatible;
 pub mod seed;
@@ -20,7 +20,7 @@ pub use incompatible::{Incompatible, incompatible};
 
 use crate::state::AdminState;
 
-/// What a source wants: how the node is set, and what it serves.
+/// The desired state from a source: the settings of the node, and its services.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Config {
     pub node: NodeSettings,
@@ -28,13 +28,13 @@ pub struct Config {
     pub services: Vec<Service>,
 }
 
-/// Settings of this node alone. They come from its file, wherever the services come from.
+/// Settings of this node alone. They come from its file, even if the services come from elsewhere.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NodeSettings {
     /// Names or globs.
     pub interfaces: Vec<String>,
     pub xdp_mode: XdpMode,
-    /// None: made once and kept in the state directory.
+    /// `None`: generated once and kept in the state directory.
     pub hash_seed: Option<[u8; SEED_BYTES]>,
     pub snat: Snat,
     pub timeouts: Timeouts,
@@ -67,17 +67,18 @@ pub struct Timeouts {
     pub closing: Duration,
 }
 
-/// Encapsulated packets, as this node sends and takes them.
+/// How this node sends and receives encapsulated packets.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Tunnel {
-    /// From whom this node takes them; empty: from nobody.
+    /// Peers from which this node accepts encapsulated packets; empty: from nobody.
     pub peers: Vec<Prefix>,
-    /// Within which the outer source varies by flow, at most one of each family; without one it is
-    /// the node's address towards the tunnel.
+    /// Prefixes within which the outer source varies by flow, at most one of each family. Without a
+    /// prefix, the outer source is the node's address towards the tunnel.
     pub source: Vec<Prefix>,
 }
 
-/// The addresses that begin like `address`, whose other bits are zero.
+/// The addresses whose first `len` bits are those of `address`; the other bits of `address` are
+/// zero.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub struct Prefix {
     pub address: IpAddr,
@@ -90,7 +91,7 @@ impl fmt::Display for Prefix {
     }
 }
 
-/// How many exceptions of DSR services there can be in each table of each family.
+/// Maximum number of exceptions of DSR services in each table of each family.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct FlowTables {
     pub established: u32,
@@ -108,7 +109,7 @@ impl Default for FlowTables {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Admin {
     pub socket: PathBuf,
-    /// Metrics and health of the agent; None: not served.
+    /// Address for the agent's metrics and health; `None`: not served.
     pub http: Option<SocketAddr>,
 }
 
@@ -125,8 +126,8 @@ pub struct Service {
     /// A prime.
     pub ring_size: u32,
     pub drain_timeout: Duration,
-    /// How long a slot that changed owner sends what it does not know to the owner before. It
-    /// changes nothing in `nat`, which has an entry for every flow.
+    /// How long a slot that changed owner sends unknown flows to the previous owner. This has no
+    /// effect in `nat`, which has an entry for every flow.
     pub settle_time: Duration,
     pub on_dead: OnDead,
     /// None: no probes; every backend counts as up.
@@ -160,17 +161,17 @@ impl Mode {
     }
 }
 
-/// What becomes of the flows of a backend that is gone, or dead while at least half of its service
+/// What happens to the flows of a backend that is gone, or dead while at least half of its service
 /// is up.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum OnDead {
-    /// They go to their slot's owner, who resets what it does not know. In `nat`, where nobody else
-    /// can answer, a dead backend keeps them.
+    /// The flows go to their slot's owner, which resets connections that it does not know. In
+    /// `nat`, a dead backend keeps its flows, because no other backend can answer.
     #[default]
     Next,
-    /// Weir resets them.
+    /// Weir resets the flows.
     Reset,
-    /// Their packets are dropped. Not in `nat`.
+    /// Packets of the flows are dropped. Not in `nat`.
     Drop,
 }
 
@@ -227,13 +228,13 @@ pub struct Backend {
     pub state: AdminState,
 }
 
-/// The value of `ringSize` where the file is silent.
+/// The default of `ringSize`.
 pub const DEFAULT_RING_SIZE: u32 = 16381;
 /// A ring has at least this many slots for each backend, so that shares are right to a few percent.
 pub const SLOTS_PER_BACKEND: u32 = 20;
 /// The largest ring of a service and family.
 pub const MAX_RING_SIZE: u32 = 1 << 20;
-/// The largest weight of a backend, in the file as by the CLI.
+/// The largest weight of a backend, both in the file and by the CLI.
 pub const MAX_WEIGHT: u32 = 1_000_000;
-/// The value of `snat.ports` where the file is silent: what Linux leaves free by default.
+/// The default of `snat.ports`: the ports that Linux leaves free by default.
 pub const DEFAULT_SNAT_PORTS: [(u16, u16); 2] = [(1024, 32767), (61000, 65535)];

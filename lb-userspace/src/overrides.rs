@@ -1,5 +1,5 @@
-//! What a person set by the CLI, over what the file says; kept in the state directory until it is
-//! taken back.
+//! Settings made by the CLI, which override the file; kept in the state directory until they are
+//! removed.
 
 pub mod store;
 
@@ -12,11 +12,11 @@ use crate::{
     state::{AdminState, BackendId, Origin},
 };
 
-/// What was set for one backend.
+/// The overrides of one backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Override {
     pub drain: bool,
-    /// `None`: the file's.
+    /// `None`: the weight from the file.
     pub weight: Option<u32>,
 }
 
@@ -24,7 +24,7 @@ impl Override {
     const NOTHING: Self = Self { drain: false, weight: None };
 }
 
-/// What was set for all backends; an entry that says nothing is none.
+/// The overrides of all backends; an entry that overrides nothing is not stored.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Overrides(BTreeMap<BackendId, Override>);
 
@@ -37,12 +37,12 @@ impl Overrides {
         self.0.iter()
     }
 
-    /// Whether that changed anything.
+    /// Sets or removes the drain. Returns whether that changed anything.
     pub fn set_drain(&mut self, backend: &BackendId, drain: bool) -> bool {
         self.set(backend, Override { drain, ..self.of(backend) })
     }
 
-    /// `None` takes it back. Whether that changed anything.
+    /// Sets the weight; `None` removes the override. Returns whether that changed anything.
     pub fn set_weight(&mut self, backend: &BackendId, weight: Option<u32>) -> bool {
         self.set(backend, Override { weight, ..self.of(backend) })
     }
@@ -57,10 +57,11 @@ impl Overrides {
         before != to
     }
 
-    /// Drops what was set for backends that neither the file names nor the data path still drains;
-    /// gives their names.
+    /// Drops the overrides of backends that are neither in the file nor still draining in the data
+    /// path. Returns these backends.
     ///
-    /// A backend that comes back while it drains is the same one, and keeps what was set for it.
+    /// A backend that returns to the file while it drains is the same backend, and keeps its
+    /// overrides.
     pub fn forget_gone(&mut self, config: &Config, is_draining: impl Fn(&BackendId) -> bool) -> Vec<BackendId> {
         let is_declared = |id: &BackendId| {
             let service = config.services.iter().find(|service| service.name == id.service);
@@ -78,7 +79,7 @@ impl FromIterator<(BackendId, Override)> for Overrides {
     }
 }
 
-/// What results of the file and the CLI.
+/// The settings that result from the file and the CLI.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Effective {
     pub weight: u32,
@@ -87,8 +88,8 @@ pub struct Effective {
     pub admin_from: Origin,
 }
 
-/// A drain set by the CLI holds over `active`; `disabled` in the file is stronger, and ends the
-/// flows all the same.
+/// A drain set by the CLI overrides `active`; `disabled` in the file is stronger, and ends the
+/// flows even then.
 pub fn effective(backend: &Backend, set: Override) -> Effective {
     let (admin, admin_from) = match (backend.state, set.drain) {
         (AdminState::Active, true) => (AdminState::Draining, Origin::Cli),
@@ -101,7 +102,7 @@ pub fn effective(backend: &Backend, set: Override) -> Effective {
     Effective { weight, weight_from, admin, admin_from }
 }
 
-/// What results for every backend of the file.
+/// The resulting settings of every backend in the file.
 pub fn apply(config: &Config, overrides: &Overrides) -> BTreeMap<BackendId, Effective> {
     let of_service = |service: &Service| {
         service
@@ -117,8 +118,8 @@ pub fn apply(config: &Config, overrides: &Overrides) -> BTreeMap<BackendId, Effe
     config.services.iter().flat_map(of_service).collect()
 }
 
-/// A family of the service's VIPs, `IPv4` or `IPv6`, in which no backend would have a weight: what
-/// the file may not say, the CLI may not set.
+/// A family of the service's VIPs, `IPv4` or `IPv6`, in which no backend would have a weight. The
+/// file may not contain such weights, so the CLI may not set them.
 pub fn weightless_family(service: &Service, overrides: &Overrides) -> Option<&'static str> {
     let is_weightless = |v4: bool| {
         let weight = |backend: &Backend| {

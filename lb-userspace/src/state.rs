@@ -1,4 +1,4 @@
-//! The words that every stage of the agent shares.
+//! Basic types that all stages of the agent share.
 
 use std::{fmt, net::SocketAddr};
 
@@ -41,7 +41,7 @@ impl AdminState {
     }
 }
 
-/// What the probes saw.
+/// A backend's health according to its probes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Health {
@@ -55,7 +55,7 @@ pub enum Health {
 }
 
 impl Health {
-    /// Whether it failed its probes, whatever it answered.
+    /// Whether the backend failed its probes, whether or not it answers at all.
     pub const fn is_down(self) -> bool {
         match self {
             Health::Unknown | Health::Up => false,

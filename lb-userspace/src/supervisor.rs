@@ -1,18 +1,19 @@
-//! What systemd is told, if it started us (`NOTIFY_SOCKET`); otherwise nothing happens.
+//! Notifications to systemd if it started this process (`NOTIFY_SOCKET`); otherwise nothing is
+//! sent.
 
 use std::time::Duration;
 
 use sd_notify::NotifyState;
 
-/// One line on how the service is, for `systemctl status`.
+/// A one-line status of the service, for `systemctl status`.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Report {
     pub text: String,
-    /// The configuration file, as it is now, is refused.
+    /// Whether the current configuration file is refused.
     pub is_refused: bool,
 }
 
-/// The longest text: what follows is cut off. `systemctl status` shows it in one line.
+/// Maximum length of the text; the rest is cut off. `systemctl status` shows the text in one line.
 const MAX_TEXT: usize = 400;
 
 impl Report {
@@ -26,13 +27,13 @@ impl Report {
     }
 
     fn states(&self) -> [NotifyState<'_>; 2] {
-        // systemd keeps the number until it is told another one.
+        // systemd keeps the errno until it receives another one.
         let errno = if self.is_refused { libc::EINVAL.unsigned_abs() } else { 0 };
         [NotifyState::Status(&self.text), NotifyState::Errno(errno)]
     }
 }
 
-/// Whether anybody is told.
+/// Whether there is a supervisor to notify.
 pub fn is_there() -> bool {
     std::env::var_os("NOTIFY_SOCKET").is_some()
 }
@@ -47,18 +48,18 @@ pub fn status(report: &Report) {
     tell(&report.states());
 }
 
-/// The start or a reload is over.
+/// Reports that the start or a reload is complete.
 pub fn ready(report: &Report) {
     let [status, errno] = report.states();
     tell(&[NotifyState::Ready, status, errno]);
 }
 
-/// What a start that may take long is at.
+/// Reports the current step of a start that may take long.
 pub fn starting(what: &str) {
     tell(&[NotifyState::Status(&Report::new(&format!("starting: {what}"), false).text)]);
 }
 
-/// The start goes on: systemd waits for it so long from now on, beyond its own timeout.
+/// Makes systemd wait for the start this long from now on, even beyond its own timeout.
 pub fn extend_start(by: Duration) {
     tell(&[NotifyState::ExtendTimeoutUsec(u32::try_from(by.as_micros()).unwrap_or(u32::MAX))]);
 }
@@ -82,7 +83,7 @@ pub fn alive() {
     tell(&[NotifyState::Watchdog]);
 }
 
-/// How often the supervisor wants a sign of life, halved; `None` if it doesn't.
+/// Half of the supervisor's watchdog interval; `None` if the supervisor has no watchdog.
 pub fn watchdog_interval() -> Option<Duration> {
     let mut usec = 0;
     sd_notify::watchdog_enabled(false, &mut usec).then(|| Duration::from_micros(usec / 2))

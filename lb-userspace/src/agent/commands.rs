@@ -1,4 +1,4 @@
-//! What people ask and order through the API.
+//! Queries and commands that come through the API.
 
 use std::net::SocketAddr;
 
@@ -25,7 +25,7 @@ impl Agent {
         match command {
             Command::Snapshot(answer) => {
                 let snapshot = self.snapshot();
-                // Whoever asked may have gone; nobody else wants it.
+                // The requester may have gone; nobody else needs the snapshot.
                 drop(answer.send(snapshot));
             }
             Command::Flows(filter, answer) => self.list_flows(&filter, answer),
@@ -61,7 +61,7 @@ impl Agent {
                 Some(AdminState::Active) => format!("{id} drained already"),
             });
         }
-        // One that left has nothing to be overridden.
+        // A backend that left the file has no setting that could be overridden.
         for id in chosen.iter().filter(|id| self.file_state(id).is_none()) {
             overrides.set_drain(id, false);
         }
@@ -128,7 +128,8 @@ impl Agent {
         self.override_by(overrides, messages, &chosen)
     }
 
-    /// Saved first: what was answered with success is there after a restart.
+    /// Applies the overrides. Saves them first, so that a change reported as successful survives a
+    /// restart.
     fn override_by(
         &mut self,
         overrides: Overrides,
@@ -198,7 +199,8 @@ impl Agent {
         Ok(diff(&image, &plan))
     }
 
-    /// The name of a service by its id; of one that left before this agent began, its id.
+    /// The name of a service by its id; `removed-ID` for a service that left before this agent
+    /// started.
     pub(super) fn service_name(&self, id: u32) -> String {
         self.names.get(&id).cloned().unwrap_or_else(|| format!("removed-{id}"))
     }

@@ -1,4 +1,4 @@
-//! The agent's own task: whatever happens comes here, and ends in a reconciliation.
+//! The agent's main task: it receives all events, and reconciles the maps accordingly.
 
 use std::{
     collections::BTreeMap,
@@ -48,11 +48,11 @@ use crate::{
     view::types::{ConfigStatus, Overall, SyncStatus},
 };
 
-/// What the agent is made of.
+/// The parts that [`Agent::new`] builds the agent from.
 pub struct Parts {
     pub options: AgentOptions,
     pub config: Arc<Config>,
-    /// What `config` was read from.
+    /// The file contents that `config` was read from.
     pub first: Arc<Loaded>,
     pub seed: Seed,
     pub overrides: Overrides,
@@ -76,7 +76,7 @@ pub struct Parts {
     pub now_ns: u64,
 }
 
-/// The owner of the maps.
+/// The agent's main task, which owns the maps.
 pub struct Agent {
     pub(super) options: AgentOptions,
     pub(super) desired: Desired,
@@ -103,31 +103,33 @@ pub struct Agent {
     pub(super) rings: Rings,
     pub(super) memo: Memo,
     pub(super) warmup: Warmup,
-    /// What the maps hold, as of the last reconciliation that succeeded; `None`: they must be read.
+    /// Contents of the maps after the last successful reconciliation; `None` if the maps must be
+    /// read.
     pub(super) programmed: Option<Image>,
     pub(super) plan: Plan,
-    /// Names of services by their ids, also of those that left while this agent ran.
+    /// Names of services by id, including services that were removed while this agent was running.
     pub(super) names: BTreeMap<u32, String>,
     pub(super) digests: Digests,
     pub(super) sync: SyncStatus,
     pub(super) config_status: ConfigStatus,
     pub(super) judged: Judged,
-    /// After a failure: when to try again, and how long was waited.
+    /// After a failure: when to try again, and the delay until then.
     pub(super) retry: Option<(tokio::time::Instant, Duration)>,
     pub(super) samples: Samples,
     pub(super) started_at: f64,
-    /// Since when each service has been known to this agent.
+    /// When each service became known to this agent.
     pub(super) seen_since: BTreeMap<String, Instant>,
     pub(super) overall: (Overall, f64),
-    /// Until when backends without a verdict keep it from being ready; `None` once it was ready.
+    /// Until when backends without a verdict keep the agent from being ready; `None` once it has
+    /// been ready.
     pub(super) starting_until: Option<Instant>,
-    /// What the supervisor was told last.
+    /// The last report to the supervisor.
     pub(super) told: Report,
-    /// Something has changed since then that it is told of with the next tick.
+    /// Something has changed since the last report: send a new one with the next tick.
     pub(super) is_report_due: bool,
 }
 
-/// The last samples of the counters, for rates: the older is at least a second old.
+/// The last two samples of the counters, for rates. The older is at least a second old.
 #[derive(Default)]
 pub struct Samples {
     pub(super) older: Option<Sample>,
@@ -141,7 +143,7 @@ impl Samples {
 }
 
 const TICK: Duration = Duration::from_secs(1);
-/// The maps are read whole this often, so that what a hand has edited is put right.
+/// The maps are read in full every this many ticks, so that manual edits are corrected.
 const READ_EVERY: u32 = 5;
 
 impl Agent {
@@ -202,7 +204,7 @@ impl Agent {
         }
     }
 
-    /// Runs until `shutdown` is true or its sender is gone. The maps stay as they are then.
+    /// Runs until `shutdown` is true or its sender is gone. Leaves the maps as they are.
     pub async fn run(mut self, mut hangup: Signal, mut shutdown: watch::Receiver<bool>) {
         let Some(mut commands) = self.commands.take() else { return };
         self.recover();
@@ -214,8 +216,8 @@ impl Agent {
         loop {
             let retry = self.retry.map(|(at, _)| at);
             tokio::select! {
-                // In the order of haste: shutdown; health, on which connections wait; commands, on
-                // which people do; then what can wait a moment.
+                // In order of urgency: shutdown; health, because connections wait for it; commands,
+                // because people wait for them; then everything that can wait a moment.
                 biased;
                 () = stopped(&mut shutdown) => {
                     self.trace(false);
@@ -230,7 +232,7 @@ impl Agent {
                 }
                 Ok(()) = self.node.changed() => {
                     self.node.mark_unchanged();
-                    // The SNAT addresses may be others now.
+                    // The SNAT addresses may have changed.
                     self.desired.since_ns = boottime_ns();
                     self.reconcile(Read::Cached);
                     self.is_report_due = true;
@@ -255,7 +257,8 @@ impl Agent {
         }
     }
 
-    /// Takes over what the maps say: health, and through each plan every index, drain and counter.
+    /// Takes over the state in the maps: the health here, and every index, drain and counter
+    /// through each plan.
     fn recover(&mut self) {
         match self.maps.read().and_then(|image| self.maps.fit_shortcuts(&image).map(|()| image)) {
             Ok(image) => {
@@ -273,7 +276,7 @@ impl Agent {
                 self.health = recovered.health;
                 self.programmed = Some(image);
             }
-            // The first reconciliation meets the same error, and says it.
+            // The first reconciliation meets the same error, and reports it.
             Err(error) => warn!(%error, "cannot read the maps: health and drains from before are not known"),
         }
     }
@@ -287,7 +290,7 @@ impl Agent {
         }
     }
 
-    /// Has the programs tell what they decide, or no longer.
+    /// Switches the tracing of the BPF programs' decisions on or off.
     fn trace(&mut self, is_wanted: bool) {
         if std::mem::replace(&mut self.desired.is_traced, is_wanted) != is_wanted {
             self.reconcile(Read::Cached);
@@ -299,7 +302,7 @@ impl Agent {
         wanted(&self.desired, &self.health, &node, &mut self.rings)
     }
 
-    /// What to probe, for the prober.
+    /// Sends the list of backends to probe to the health runner.
     pub(super) fn publish_targets(&self) {
         let mut targets = Vec::new();
         for service in &self.desired.config.services {
@@ -313,7 +316,7 @@ impl Agent {
         self.targets.send_replace(targets);
     }
 
-    /// Verdicts that came together are written together.
+    /// Takes all pending verdicts, and writes them to the maps together.
     fn take_health(&mut self, first: HealthEvent) {
         let begun = Instant::now();
         let mut events = vec![first];
@@ -374,7 +377,8 @@ impl Agent {
         self.become_ready();
         if reads {
             self.ask_for_time();
-            // Judged also when nobody asks, so that the state is as old as it says.
+            // Evaluates the state even if nobody asks, so that the time of its last change is
+            // correct.
             drop(self.snapshot());
         }
         if reads || self.is_report_due {
@@ -396,7 +400,7 @@ impl Agent {
     }
 }
 
-/// Long enough for every backend's first verdict.
+/// A time long enough for every backend's first verdict.
 pub(super) fn startup_time<'a>(services: impl IntoIterator<Item = &'a Service>) -> Duration {
     let checks = services.into_iter().filter_map(|service| service.health.as_ref());
     checks.map(|check| check.interval * check.fall + check.timeout).max().unwrap_or_default()

@@ -1,4 +1,4 @@
-//! What differs between the maps and what is wanted, for people.
+//! The differences between the maps and the desired state, in readable form.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +13,7 @@ use crate::{
     view::types::DiffView,
 };
 
-/// One line for each write that would be needed, but one for each ring.
+/// One line for each write that is needed, but only one line for all slots of a ring.
 pub fn diff(programmed: &Image, plan: &Plan) -> Vec<DiffView> {
     let mut views = Vec::new();
     let mut slots: BTreeMap<u32, (usize, String, String)> = BTreeMap::new();

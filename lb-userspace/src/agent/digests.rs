@@ -1,4 +1,4 @@
-//! What is shown of whole rings; made when somebody asks, kept until a slot changes.
+//! Views of whole rings; made on request, and cached until a slot changes.
 
 use std::{
     collections::BTreeMap,
@@ -19,7 +19,7 @@ use crate::{
 pub struct RingView {
     pub digest: String,
     pub in_transition: u32,
-    /// The owners agree, and there are exceptions, or may be.
+    /// Number of slots whose owners agree, but which have or may have exceptions.
     pub tracked: u32,
 }
 
@@ -31,7 +31,8 @@ impl Digests {
         self.0 = None;
     }
 
-    /// The view of each VIP's ring, and each backend's share of its family's slots, by index.
+    /// The view of each VIP's ring, and each backend's share of its family's slots, by backend
+    /// index.
     pub fn of(&mut self, wanted: &Wanted, image: &Image) -> &(BTreeMap<SocketAddr, RingView>, BTreeMap<u32, f64>) {
         self.0.get_or_insert_with(|| make(wanted, image))
     }

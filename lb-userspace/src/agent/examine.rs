@@ -1,4 +1,4 @@
-//! Looks now and then whether the machine still suits us, as `weir doctor` does.
+//! Checks periodically whether the machine still meets the agent's needs, as `weir doctor` does.
 
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
@@ -12,20 +12,22 @@ use crate::{
     view::types::{Finding, Severity},
 };
 
-/// What is found, and where the configuration goes that is to be looked at.
+/// The current findings, and the channel for the configuration to check.
 pub struct Examination {
     pub findings: watch::Receiver<Vec<Finding>>,
     pub config: watch::Sender<Arc<Config>>,
 }
 
-/// The first look is over when the agent has attached and its neighbours are resolved.
+/// Delay before the first periodic check: by then the agent has attached and its neighbours are
+/// resolved.
 const FIRST: Duration = Duration::from_secs(3);
 const EVERY: Duration = Duration::from_secs(60);
 
-/// Looks once before anything is changed, says what is wrong, and goes on in a task of its own.
+/// Checks once before anything is changed, logs the problems, and then goes on checking in a
+/// separate task.
 pub async fn start(config: Arc<Config>, pin_dir: PathBuf, shutdown: watch::Receiver<bool>) -> Examination {
     let mut found = findings(Some(&config), &pin_dir, &Subject::Process).await;
-    // Before we begin nobody has looked for the backends' neighbours.
+    // Before the agent starts, nothing has resolved the backends' neighbours.
     found.retain(|finding| !(finding.check.starts_with("backend") && finding.severity == Severity::Warning));
     say(&[], &found);
     let (publish, findings) = watch::channel(found);
@@ -59,7 +61,7 @@ async fn run(
     }
 }
 
-/// Says what is new.
+/// Logs the new findings.
 fn say(before: &[Finding], after: &[Finding]) {
     for finding in after.iter().filter(|finding| !before.contains(finding)) {
         let Finding { severity, check, message, remedy } = finding;

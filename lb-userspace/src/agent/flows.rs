@@ -1,4 +1,4 @@
-//! Counts and collects the flows on a blocking thread, again and again.
+//! Repeatedly counts the flows, and removes those that are over, on a blocking thread.
 
 use std::{path::Path, time::Duration};
 
@@ -20,10 +20,10 @@ use crate::{
     },
 };
 
-/// What the last whole pass found.
+/// The result of the last complete pass.
 #[derive(Clone, Debug, Default)]
 pub struct Counted {
-    /// When it began, in CLOCK_BOOTTIME; 0 if there was none yet.
+    /// When the pass began, in CLOCK_BOOTTIME; 0 if there was no pass yet.
     pub began_ns: u64,
     pub census: FlowCensus,
 }
@@ -41,8 +41,8 @@ impl Counted {
     }
 }
 
-/// Starts the task on the current runtime. It passes over the tables once it has been told the
-/// time-outs.
+/// Starts the task on the current runtime. It begins its passes over the tables once it has
+/// received the time-outs.
 pub fn start(
     pin_dir: &Path,
     shutdown: watch::Receiver<bool>,
@@ -55,7 +55,7 @@ pub fn start(
 }
 
 const PAUSE: Duration = Duration::from_millis(500);
-/// A pass may take so much of one CPU: the pause is that many times as long as the pass.
+/// Pause this many times as long as the last pass took, to cap CPU use.
 const PAUSES_PER_PASS: u32 = 10;
 
 async fn run(

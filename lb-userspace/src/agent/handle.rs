@@ -1,4 +1,5 @@
-//! How the API reaches the agent: commands over a bounded channel, each with its answer.
+//! How the API reaches the agent: commands over a bounded channel, each with a channel for its
+//! answer.
 
 use tokio::sync::{mpsc, oneshot};
 
@@ -10,7 +11,7 @@ use crate::view::{
     },
 };
 
-/// What the agent can be asked. Every answer comes, or the agent has stopped.
+/// A command to the agent. Every command gets an answer, unless the agent has stopped.
 #[derive(Debug)]
 pub enum Command {
     Snapshot(oneshot::Sender<Snapshot>),
@@ -18,12 +19,13 @@ pub enum Command {
     Lookup(LookupQuery, Answer<LookupView>),
     Drain(BackendSelector, Answer<Changed>),
     Undrain(BackendSelector, Answer<Changed>),
-    /// `None` takes the override back.
+    /// `None` removes the override.
     SetWeight(BackendSelector, Option<u32>, Answer<Changed>),
     Diff(Answer<Vec<DiffView>>),
-    /// Decisions as they are made, until the receiver is dropped or the agent stops.
+    /// Streams the BPF programs' decisions as they are made, until the receiver is dropped or the
+    /// agent stops.
     Trace(TraceQuery, Answer<mpsc::Receiver<TraceView>>),
-    /// Reads the file again; with `accept_loss` also where that moves connections.
+    /// Reads the file again; with `accept_loss`, applies it even if that moves connections.
     Reload {
         accept_loss: bool,
         answer: Answer<Changed>,
@@ -36,7 +38,7 @@ pub type Answer<T> = oneshot::Sender<Result<T, ApiError>>;
 pub struct AgentHandle(mpsc::Sender<Command>);
 
 impl AgentHandle {
-    /// A handle, and the end at which the agent listens.
+    /// Returns a handle, and the receiver for the agent.
     pub fn new() -> (Self, mpsc::Receiver<Command>) {
         let (commands, receiver) = mpsc::channel(64);
         (Self(commands), receiver)
@@ -48,7 +50,7 @@ impl AgentHandle {
         answered.await.map_err(|_| stopping())
     }
 
-    /// Sends what `command` makes of the answer's channel, and waits for the answer.
+    /// Sends the command that `command` builds from the answer's channel, and waits for the answer.
     pub async fn ask<T>(&self, command: impl FnOnce(Answer<T>) -> Command) -> Result<T, ApiError> {
         let (answer, answered) = oneshot::channel();
         self.0.send(command(answer)).await.map_err(|_| stopping())?;

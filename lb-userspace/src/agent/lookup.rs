@@ -1,5 +1,5 @@
-//! What the program would do with packets of a flow, by the functions and the tables that the
-//! program itself uses.
+//! What the BPF program would do with packets of a flow, computed with the functions and the tables
+//! that the program itself uses.
 
 mod rules;
 
@@ -32,17 +32,17 @@ use crate::{
     },
 };
 
-/// What the flow tables know of the flow.
+/// The entries of the flow in the flow tables.
 #[derive(Default)]
 pub struct Known {
-    /// Its entry in `NAT_*`.
+    /// The flow's entry in `NAT_*`.
     pub flow: Option<RawFlow>,
     pub exceptions: Found,
-    /// What is at its place in `SYNS`.
+    /// The value at the flow's place in `SYNS`.
     pub syn: Option<Syn>,
 }
 
-/// `name` names a service by its id. The entries of the view are left to the caller.
+/// `name` returns the name of a service by its id. The caller fills in the view's `entries`.
 pub fn lookup(image: &Image, known: &Known, query: &LookupQuery, name: impl Fn(u32) -> Option<String>) -> LookupView {
     let LookupQuery { client, vip, .. } = *query;
     let view = LookupView {
@@ -94,13 +94,13 @@ fn with(view: LookupView, new: Choice, under_way: Choice) -> LookupView {
     LookupView { backend: new.backend, why: new.why, explanation: new.explanation, under_way, ..view }
 }
 
-/// Where the fingerprint of a SYN of this flow is kept; `None` if it goes to no service.
+/// Where the fingerprint of a SYN of this flow is kept; `None` if the flow belongs to no service.
 pub fn syn_place(image: &Image, client: SocketAddr, vip: SocketAddr) -> Option<u32> {
     let (settings, service) = (image.settings.as_ref()?, image.services.get(&vip)?);
     locate(&settings.hash_key, service, client, vip).map(|place| Syn::place(place.hash))
 }
 
-/// A slot of a service, for sentences about it.
+/// A slot of a service, used to write sentences about it.
 struct RingOf<'a> {
     image: &'a Image,
     service: &'a Service,
@@ -108,7 +108,7 @@ struct RingOf<'a> {
 }
 
 impl RingOf<'_> {
-    /// A SYN, and a packet of a connection that has begun before.
+    /// The choices for a SYN and for a packet of an existing connection.
     fn nat(&self, slot: Slot, flow: Option<&RawFlow>) -> (Choice, Choice) {
         let ring = self.choice(Outcome::To { index: slot.current(), rule: rule::RING }, slot);
         let is_living = |flow: &&RawFlow| {
@@ -121,7 +121,7 @@ impl RingOf<'_> {
                 "the flow has an entry of its own ({state}), seen by the backend as {source}; the ring is not asked"
             );
             let known = Choice { backend: Some(flow.backend), why: name_of(rule::NAT), explanation };
-            // A SYN on the tuple of a connection that is over begins a new one.
+            // A SYN with the tuple of a connection that is over starts a new connection.
             let new = if flow.state == FlowState::Closing { ring } else { known.clone() };
             return (new, known);
         }
@@ -201,7 +201,7 @@ struct Place {
     slot: u32,
 }
 
-/// As the program computes it.
+/// Computes the hash and the slot as the BPF program does.
 fn locate(key: &HashKey, service: &Service, client: SocketAddr, vip: SocketAddr) -> Option<Place> {
     let (src_port_be, dst_port_be) = (client.port().to_be(), vip.port().to_be());
     match (client.ip(), vip.ip()) {

@@ -1,6 +1,6 @@
-//! What the node is like: its interfaces and addresses, the hooks on them, the ways to the
-//! backends. A task of its own keeps it up to date and the hooks attached, so that nothing of it
-//! delays the owner of the maps.
+//! The state of the node: its interfaces and addresses, the hooks on them, the routes to the
+//! backends. A separate task keeps this state up to date and the hooks attached, so that this work
+//! never delays the task that owns the maps.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,15 +25,15 @@ use crate::{
     },
 };
 
-/// What the agent wants of the node.
+/// What the agent wants from the node task.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NodeWanted {
     /// Names or globs.
     pub interfaces: Vec<String>,
     pub xdp_mode: XdpMode,
-    /// Their own addresses and those of their tunnels.
+    /// Addresses of the backends and of their tunnel endpoints.
     pub backends: BTreeSet<IpAddr>,
-    /// Only once the maps say what is wanted.
+    /// Whether to attach the hooks; true only once the maps are in the desired state.
     pub attach: bool,
 }
 
@@ -49,19 +49,19 @@ impl NodeWanted {
     }
 }
 
-/// What there is.
+/// The actual state of the node.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Node {
-    /// False until it has been looked at once.
+    /// False until the node has been examined once.
     pub is_known: bool,
     pub interfaces: BTreeMap<u32, Interface>,
-    /// Patterns of the configuration that fit no interface.
+    /// Patterns of the configuration that match no interface.
     pub unmet: Vec<String>,
     pub hooks: Vec<Hook>,
     pub lost_hooks: u64,
     pub ways_out: BTreeMap<u32, u32>,
     pub routes: BTreeMap<IpAddr, Route>,
-    /// What could not be found out; the rest is from before.
+    /// Why the node could not be examined; the other fields are then from an earlier examination.
     pub error: Option<String>,
 }
 
@@ -87,7 +87,7 @@ pub fn start(
     Ok((wanted, node))
 }
 
-/// Hooks can be lost and routes change without any event that is watched.
+/// Hooks can be lost and routes can change without any watched event.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
 /// Interfaces seldom change one at a time.
 const QUIET: Duration = Duration::from_millis(20);
@@ -112,7 +112,7 @@ impl Keeper {
                 differs
             });
             tokio::select! {
-                // Shutdown first; then what the agent wants, before what merely happened.
+                // Shutdown first; then the wishes of the agent, before changes of the interfaces.
                 biased;
                 () = stopped(&mut shutdown) => return,
                 changed = self.wanted.changed() => if changed.is_err() { return },
@@ -169,8 +169,8 @@ impl Keeper {
             routes,
             error: None,
         };
-        // The least of it: a next hop that is not kept is resolved by the first packet, which goes
-        // by TC.
+        // Last, because it matters least: a next hop whose neighbour entry is not kept is resolved
+        // by the first packet, which goes through TC.
         self.netlink.keep_neighbours(&next_hops).await?;
         Ok(())
     }

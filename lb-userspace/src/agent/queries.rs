@@ -1,5 +1,5 @@
-//! What people ask of single flows: which there are, and where one goes. On blocking threads: there
-//! may be a million of them.
+//! Queries about single flows: listing them, and looking up where a flow goes. They run on blocking
+//! threads, because there may be a million flows.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -61,7 +61,7 @@ impl Agent {
         });
     }
 
-    /// The indexes of the backends that a selector means.
+    /// The indexes of the backends that match `selector`.
     fn indexes(&self, selector: &BackendSelector) -> Result<BTreeSet<u32>, ApiError> {
         let chosen = self.choose(selector)?;
         let is_chosen = |service: u32, at: SocketAddr| {
@@ -104,7 +104,7 @@ impl Agent {
     }
 }
 
-/// Makes views of entries.
+/// Converts table entries to views.
 struct Flows {
     image: Image,
     names: BTreeMap<u32, String>,
@@ -126,7 +126,7 @@ impl Flows {
         }
     }
 
-    /// `None` for one that has outlived its backend: the program takes it for absent.
+    /// `None` for an entry that has outlived its backend: the BPF program treats it as absent.
     fn exception(&self, exception: &RawException) -> Option<FlowView> {
         let RawException { client, vip, kind, entry } = *exception;
         let Exception { flags, .. } = entry;

@@ -1,4 +1,4 @@
-//! Makes the maps say what is wanted, and tries again when the kernel refuses.
+//! Brings the maps to the desired state, and tries again when the kernel refuses.
 
 use std::time::{Duration, Instant};
 
@@ -18,11 +18,11 @@ use crate::{
     state::BackendId,
 };
 
-/// Where the present contents of the maps are taken from.
+/// Where the current contents of the maps are taken from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Read {
-    /// What was written last: a change of health must not wait for reading it all. A slot that
-    /// differs is left by its compare-and-swap.
+    /// The contents written last: a change of health must not wait until all maps are read. If a
+    /// slot differs from them, the compare-and-swap leaves it unchanged.
     Cached,
     /// The maps themselves.
     Maps,
@@ -69,7 +69,7 @@ impl Agent {
         }
     }
 
-    /// The number of writes that it took.
+    /// Plans and applies the writes to the maps. Returns the number of writes.
     fn write(&mut self, read: Read) -> Result<usize, ReconcileError> {
         let image = match (self.programmed.take(), read) {
             (Some(image), Read::Cached) => image,
@@ -77,7 +77,7 @@ impl Agent {
                 let image = self.maps.read()?;
                 self.maps.fit_shortcuts(&image)?;
                 match known {
-                    // The one that shares its rings with the plan before.
+                    // Keep the known image, which shares its rings with the previous plan.
                     Some(known) if known == image => known,
                     Some(known) => {
                         self.digests.clear();
@@ -109,14 +109,14 @@ impl Agent {
                 (Ok(Some(slot)), Write::Slot { at, .. }) => others.push((*at, slot)),
                 (Ok(Some(slot)), write) => debug!(?slot, ?write, "a slot that was not asked for"),
                 (Err(error), _) => {
-                    // What was written so far is read again before the next attempt.
+                    // The next attempt reads the maps again, including what was written so far.
                     self.count(&error);
                     return Err(error.into());
                 }
             }
         }
-        // Those that had begun to settle, or had settled, in between: what they hold is what the
-        // next plan must start from.
+        // Slots that have started to settle, or have settled, in the meantime: the next plan must
+        // start from their actual values.
         plan.target.set_slots(&others);
         let writes = plan.writes.len();
         if writes > 0 {
@@ -147,14 +147,14 @@ impl Agent {
         }
     }
 
-    /// The maps say what is wanted: now the hooks may come, and flows be counted.
+    /// The maps are in the desired state: from now on, hooks may be attached and flows counted.
     fn begin_to_serve(&mut self) {
         self.node_wanted.send_if_modified(|wanted| !std::mem::replace(&mut wanted.attach, true));
         let timeouts = Some(nat_timeouts(&self.desired.config.node.timeouts));
         self.flow_timeouts.send_if_modified(|told| std::mem::replace(told, timeouts) != timeouts);
     }
 
-    /// Whether something goes on only until the flows say that nobody needs it.
+    /// Whether anything is kept only until the census shows that no flow needs it any more.
     pub(super) fn awaits_flows(&self) -> bool {
         let target = &self.plan.target;
         !self.plan.leaving.is_empty()
@@ -173,8 +173,8 @@ impl Agent {
                 info!(service, backend = %gone.address, "gone: it had left the configuration and its drain has ended");
             }
         }
-        // What was set by the CLI for who is gone would else wait for somebody who gets the address
-        // later.
+        // Otherwise, the overrides of a backend that is gone would apply to a later backend with
+        // the same address.
         if before.len() > after.len() {
             self.forget_overrides();
         }
@@ -233,8 +233,8 @@ impl Agent {
     }
 }
 
-/// How many writes it would take to make one of the other. That slots settle is no difference: a
-/// task of ours does it.
+/// How many writes it would take to turn one image into the other. Settling of a slot is no
+/// difference: a task of the agent does it.
 fn differences(known: &Image, found: &Image) -> usize {
     let slots = known.rings.iter().map(|(offset, slots)| {
         let found = found.rings.get(offset);
@@ -256,7 +256,7 @@ fn differences(known: &Image, found: &Image) -> usize {
         + count(known.peers != found.peers)
 }
 
-/// Only so that the names of writes are in one place.
+/// The map that a write goes to, by name. A function so that these names are in one place.
 pub(super) const fn map_of(write: &Write) -> &'static str {
     use lb_common::limits::map;
     match write {

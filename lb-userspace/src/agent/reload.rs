@@ -1,4 +1,4 @@
-//! A new configuration: taken over whole, or refused whole.
+//! Reload of the configuration: a new configuration is applied as a whole or refused as a whole.
 
 use std::{sync::Arc, time::SystemTime};
 
@@ -19,8 +19,8 @@ use crate::{
     state::{BackendId, Health},
 };
 
-/// The content of the file that was judged last, and what came of it. The same content comes
-/// again: by inotify and by whoever asks for a reload, in any order.
+/// The file content that was judged last, and the result. The same content can arrive repeatedly,
+/// from inotify and from reload requests, in any order.
 #[derive(Debug)]
 pub struct Judged {
     content: Arc<Loaded>,
@@ -34,14 +34,14 @@ impl Judged {
         Self { content, at: SystemTime::now(), errors: Vec::new() }
     }
 
-    /// Whether the log has all of this already.
+    /// Whether this content has already been logged with these errors.
     fn has_said(&self, content: &Loaded, errors: &[String]) -> bool {
         self.content.is_same(content) && self.errors == errors
     }
 }
 
 impl Agent {
-    /// Reads the file now. What was done, or why it was refused.
+    /// Reads the file now. Returns what was done, or why the file was refused.
     pub(super) async fn reload(&mut self, accept_loss: bool) -> Result<String, Vec<String>> {
         match self.source.reload().await {
             Ok(loaded) => self.take_config(&loaded, accept_loss),
@@ -49,16 +49,16 @@ impl Agent {
         }
     }
 
-    /// The source has seen other content, which an explicit reload may have judged already.
+    /// Takes new content from the source, unless an explicit reload has already judged it.
     pub(super) fn follow(&mut self, loaded: &Arc<Loaded>) {
         if !self.judged.content.is_same(loaded) {
-            // What came of it is in the log and the status.
+            // The result is in the log and the status.
             drop(self.take_config(loaded, false));
         }
     }
 
-    /// Takes the configuration over, or says why not; nothing is changed then. The log has each
-    /// judgement once.
+    /// Applies the configuration, or returns why not and changes nothing. Each result is logged in
+    /// full only once.
     fn take_config(&mut self, loaded: &Arc<Loaded>, accept_loss: bool) -> Result<String, Vec<String>> {
         let before = self.desired.config.clone();
         let result = match &loaded.result {
@@ -111,7 +111,7 @@ impl Agent {
         };
         let mut health = self.health.clone();
         carry_health(&running, config, &mut health);
-        // What has no room in the maps is refused like any other mistake.
+        // A configuration that does not fit into the maps is refused like any other mistake.
         if let Some(image) = &self.programmed {
             let wanted = wanted(&desired, &health, &self.node.borrow(), &mut self.rings);
             plan(&wanted, image, &self.census.borrow().in_use(), desired.since_ns)
@@ -145,8 +145,8 @@ impl Agent {
     }
 }
 
-/// Backends keep their health; one that was served without probes counts as up until the first
-/// verdict, or its service would reject until then.
+/// Backends keep their health. A backend that was served without probes counts as up until its
+/// first verdict; otherwise its service would reject until then.
 fn carry_health(running: &Config, config: &Config, health: &mut super::wanted::HealthOf) {
     for service in config.services.iter().filter(|service| service.health.is_some()) {
         let Some(before) = running.services.iter().find(|before| before.name == service.name) else { continue };

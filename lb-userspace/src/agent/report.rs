@@ -1,4 +1,4 @@
-//! When the supervisor is told how the agent is, and in which words.
+//! When the agent's state is reported to the supervisor, and in which words.
 
 use std::{
     collections::BTreeSet,
@@ -13,13 +13,13 @@ use crate::{
     view::{ready::not_ready, types::Snapshot},
 };
 
-/// How much longer systemd is asked to wait, each time, while backends have no first verdict.
-/// It is asked every few seconds.
+/// How much longer systemd is asked to wait, at each request, while backends have no first verdict.
+/// The request is repeated every few seconds.
 const MORE_TIME: Duration = Duration::from_secs(30);
 
 impl Agent {
-    /// Ready: the maps written, the hooks attached, and a verdict on every backend, or time
-    /// enough for one.
+    /// Reports readiness once the maps are written, hooks are attached, and every backend has a
+    /// verdict or has had enough time for one.
     pub(super) fn become_ready(&mut self) {
         let Some(until) = self.starting_until else { return };
         let is_judged = is_judged(&self.desired, &self.health) || Instant::now() >= until;
@@ -33,17 +33,17 @@ impl Agent {
         }
     }
 
-    /// Keeps systemd from giving up a start before the last backend's first verdict is due.
+    /// Keeps systemd from aborting the start before the last backend's first verdict is due.
     pub(super) fn ask_for_time(&self) {
         if self.starting_until.is_some_and(|until| Instant::now() < until) {
             supervisor::extend_start(MORE_TIME);
         }
     }
 
-    /// Reads the file because of SIGHUP.
+    /// Reloads the file after SIGHUP.
     pub(super) async fn reload_by_signal(&mut self) {
         let outcome = if self.starting_until.is_some() {
-            // READY=1, which ends a reload, would end the start.
+            // READY=1, which ends a reload, would also end the start.
             self.reload(false).await
         } else {
             supervisor::reloading();
@@ -54,11 +54,11 @@ impl Agent {
             outcome
         };
         self.is_report_due = true;
-        // Told above, and in the log and the status.
+        // The result is reported above, and in the log and the status.
         drop(outcome);
     }
 
-    /// Tells the supervisor how things are, if that has changed.
+    /// Reports the agent's state to the supervisor if it has changed.
     pub(super) fn tell(&mut self) {
         self.is_report_due = false;
         if !supervisor::is_there() {
@@ -85,7 +85,7 @@ fn outcome_of_reload(outcome: &Result<String, Vec<String>>) -> Report {
     }
 }
 
-/// The state and why, or what a start waits for, with counts:
+/// The state and its reason, or what a start is waiting for, with counts:
 /// `ok: 2 services, 5 of 6 backends up, 2 interfaces attached`.
 fn text(snapshot: &Snapshot, is_starting: bool) -> String {
     let status = &snapshot.status;
@@ -98,7 +98,7 @@ fn text(snapshot: &Snapshot, is_starting: bool) -> String {
 }
 
 fn counts(snapshot: &Snapshot) -> String {
-    // One view for each VIP.
+    // There is one view for each VIP, so count distinct names.
     let services = snapshot.services.iter().map(|view| (&view.namespace, &view.name)).collect::<BTreeSet<_>>().len();
     let backends = &snapshot.status.backends;
     let attached = snapshot.interfaces.iter().filter(|interface| interface.xdp_mode != "none").count();

@@ -1,4 +1,4 @@
-//! Which backends a person means.
+//! Finds the backends that match a selector.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -7,7 +7,7 @@ use crate::{
     view::types::{ApiError, BackendSelector, ErrorCode},
 };
 
-/// All of `known` that fit; an error that lists near names if none does.
+/// All backends in `known` that match; if none does, an error that lists similar names.
 pub fn select(selector: &BackendSelector, known: &[BackendId]) -> Result<Vec<BackendId>, ApiError> {
     let text = selector.0.trim();
     let (service, address) = match text.rsplit_once('/') {

@@ -1,4 +1,4 @@
-//! Settles slots and collects exceptions on a blocking thread, again and again.
+//! Repeatedly settles slots and collects exceptions on a blocking thread.
 
 use std::{path::Path, time::Duration};
 
@@ -21,20 +21,20 @@ use crate::{
 /// What the last pass has found.
 #[derive(Clone, Debug, Default)]
 pub struct Settled {
-    /// When it began, in CLOCK_BOOTTIME; 0 if there was none yet.
+    /// When the pass began, in CLOCK_BOOTTIME; 0 if there was no pass yet.
     pub began_ns: u64,
     pub census: SettleCensus,
 }
 
 impl Settled {
-    /// Slots that would have settled, but for whose flows ESTABLISHED has no room.
+    /// Number of slots that could not settle because ESTABLISHED has no room for their flows.
     pub fn without_room(&self) -> u64 {
         self.census.rings.values().map(|slots| slots.without_room).sum()
     }
 }
 
-/// Starts the task on the current runtime. It passes over the rings once it has been told which
-/// there are.
+/// Starts the task on the current runtime. It begins its passes over the rings once it has received
+/// their scope.
 pub fn start(
     pin_dir: &Path,
     shutdown: watch::Receiver<bool>,
@@ -47,7 +47,7 @@ pub fn start(
 }
 
 const PAUSE: Duration = Duration::from_millis(500);
-/// A pass may take so much of one CPU: the pause is that many times as long as the pass.
+/// Pause this many times as long as the last pass took, to cap CPU use.
 const PAUSES_PER_PASS: u32 = 4;
 
 async fn run(

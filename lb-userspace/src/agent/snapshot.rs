@@ -1,4 +1,4 @@
-//! Everything there is to see at one moment.
+//! Builds a snapshot of the complete state at one moment.
 
 mod backends;
 mod reasons;

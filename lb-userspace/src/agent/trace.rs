@@ -1,6 +1,6 @@
-//! Tells decisions of the programs to whoever asks. The programs tell only while somebody does:
-//! then the owner of the maps sets `FLAG_TRACE`, and here is said which. A reader that is too slow
-//! loses events, never delays anything, and is told how many.
+//! Sends decisions of the BPF programs to listeners. The programs report decisions only while there
+//! is a listener: then the owner of the maps sets `FLAG_TRACE`, and this module sets the filter. A
+//! listener that is too slow loses events and is told how many; it never delays anything.
 
 mod filter;
 mod view;
@@ -26,12 +26,12 @@ use crate::{
     },
 };
 
-/// The way to the task that reads the events.
+/// Handle to the task that reads the events.
 pub struct Tracer {
     asks: mpsc::Sender<Ask>,
-    /// Whether anybody wants to be told.
+    /// Whether there is any listener.
     pub is_wanted: watch::Receiver<bool>,
-    /// What events are to be called.
+    /// The names for the numbers in events.
     pub names: watch::Sender<Names>,
 }
 
@@ -40,17 +40,18 @@ struct Ask {
     answer: Answer<mpsc::Receiver<TraceView>>,
 }
 
-/// How many may be told at once.
+/// Maximum number of listeners at once.
 const MAX_LISTENERS: usize = 16;
-/// Events that wait for a listener's reader.
+/// Maximum number of events queued for one listener.
 const BACKLOG: usize = 4096;
-/// How often events are taken while somebody listens: the buffer holds more than
-/// [`MAX_RATE`](crate::view::trace::MAX_RATE) brings in this time, and the programs need not wake
-/// anybody.
+/// How often events are read while there is a listener. The ring buffer holds more events than
+/// arrive in this time at [`MAX_RATE`](crate::view::trace::MAX_RATE), so the programs need not wake
+/// up this task.
 const TAKE_EVERY: Duration = Duration::from_millis(10);
-/// Events taken before the task looks at anything else: as many as the buffer holds.
+/// Maximum number of events read before the task does anything else: as many as the ring buffer
+/// holds.
 const BATCH: usize = TRACE_BYTES as usize / size_of::<TraceEvent>();
-/// How soon it is seen that a listener has gone.
+/// How often the task checks whether a listener has gone.
 const LOOK_AFTER: Duration = Duration::from_millis(500);
 
 impl Tracer {
@@ -75,7 +76,7 @@ pub fn start(pin_dir: &Path, shutdown: watch::Receiver<bool>) -> Result<Tracer, 
 
 struct Teller {
     trace: Trace,
-    /// Of the present trace.
+    /// The number of the current trace.
     number: u32,
     listeners: Vec<Listener>,
     wanted: watch::Sender<bool>,
@@ -120,9 +121,10 @@ impl Teller {
             return;
         }
         if self.listeners.is_empty() {
-            // What a trace before has left.
+            // Discard the events that an earlier trace has left.
             while self.trace.take().is_some() {}
-            // Any number but that of the one before, which may have been another agent's.
+            // Any number that differs from the previous trace's, which may have belonged to another
+            // agent.
             self.number = (boottime_ns() / 1_000_000) as u32;
         }
         let (sender, receiver) = mpsc::channel(BACKLOG);
@@ -136,11 +138,11 @@ impl Teller {
             info!(query = ?listener.query, "a trace begins");
         }
         self.wanted.send_if_modified(|wanted| !std::mem::replace(wanted, true));
-        // Whoever asked may have gone: then it is seen in a moment.
+        // If the requester has gone, `look_after` soon removes the listener.
         drop(ask.answer.send(Ok(receiver)));
     }
 
-    /// Forgets who has gone.
+    /// Removes the listeners that have gone.
     fn look_after(&mut self) {
         let before = self.listeners.len();
         self.listeners.retain(|listener| {
@@ -165,11 +167,11 @@ impl Teller {
     }
 }
 
-/// One who wants to be told.
+/// A client that receives the decisions matching its query.
 struct Listener {
     query: TraceQuery,
     to: mpsc::Sender<TraceView>,
-    /// Not told since the last one that was.
+    /// Number of events not sent since the last event that was sent.
     missed: u64,
     told: u64,
     second: Instant,
@@ -190,7 +192,7 @@ impl Listener {
             self.second = Instant::now();
             self.told_in_second = 0;
         }
-        // Each CPU keeps to the rate by itself.
+        // Each CPU keeps to the rate only by itself, so limit the sum here.
         if self.told_in_second >= self.query.rate() {
             self.missed += 1;
             return;
@@ -202,7 +204,7 @@ impl Listener {
                 self.told += 1;
                 self.told_in_second += 1;
             }
-            // Too slow, or gone.
+            // The listener is too slow, or gone.
             Err(_) => self.missed += 1,
         }
     }

@@ -1,5 +1,5 @@
-//! What the maps are to say, made of the configuration, the overrides, the health and the node: a
-//! pure function.
+//! A pure function from the configuration, the overrides, the health and the node to the desired
+//! contents of the maps.
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
@@ -20,23 +20,22 @@ use crate::{
     state::{AdminState, BackendId, Health},
 };
 
-/// What a person wants.
+/// The state that the operator wants.
 #[derive(Clone, Debug)]
 pub struct Desired {
     pub config: Arc<Config>,
     pub seed: Seed,
     pub overrides: Overrides,
-    /// When it last changed; CLOCK_BOOTTIME.
+    /// When the desired state last changed, in CLOCK_BOOTTIME.
     pub since_ns: u64,
-    /// Somebody wants to be told what the programs decide.
+    /// Whether any client traces the decisions of the BPF programs.
     pub is_traced: bool,
 }
 
-/// What is known of the health of each backend, and since when in nanoseconds since 1970 (0 is
-/// never).
+/// The known health of each backend, and since when, in nanoseconds since 1970 (0 means never).
 pub type HealthOf = BTreeMap<BackendId, (Health, u64)>;
 
-/// Rings that have been built: a health event needs no new one.
+/// Cache of the built rings: a health event needs no new ring.
 #[derive(Debug, Default)]
 pub struct Rings(BTreeMap<(String, Family), Arc<Ring>>);
 
@@ -94,13 +93,14 @@ fn settings(desired: &Desired) -> Settings {
     }
 }
 
-/// The bits behind an IPv4 prefix, in network order.
+/// Mask of the bits after an IPv4 prefix, in network byte order; 0 for an IPv6 prefix.
 fn vary_v4(prefix: &Prefix) -> u32 {
     let behind = u32::MAX.checked_shr(prefix.len.into()).unwrap_or(0);
     if prefix.address.is_ipv4() { behind.to_be() } else { 0 }
 }
 
-/// Those of the last word behind an IPv6 prefix.
+/// Mask of the bits after an IPv6 prefix within the last 32-bit word, in network byte order; 0 for
+/// an IPv4 prefix.
 fn vary_v6(prefix: &Prefix) -> u32 {
     let behind = u32::MAX.checked_shr(u32::from(prefix.len.saturating_sub(96))).unwrap_or(0);
     if prefix.address.is_ipv6() { behind.to_be() } else { 0 }
@@ -159,7 +159,8 @@ fn wanted_service(
     }
 }
 
-/// From a configured prefix, or from the address with which the node reaches the tunnel's end.
+/// The tunnel to `to`. Its source comes from a configured prefix, or else is the address from which
+/// the node reaches the tunnel endpoint.
 fn tunnel(to: IpAddr, config: &Config, node: &Node) -> Tunnel {
     let mut configured = config.node.tunnel.source.iter().map(|prefix| prefix.address);
     let source = configured
@@ -172,7 +173,8 @@ fn uses_snat(service: &Service) -> bool {
     service.mode == Mode::Nat && service.source == SourceAddress::Translate
 }
 
-/// The configured addresses of the backend's family, or the one with which the node reaches it.
+/// The SNAT addresses for a backend: the configured addresses of its family, or else the address
+/// from which the node reaches it.
 fn snat(backend: IpAddr, config: &Config, node: &Node) -> Vec<IpAddr> {
     let family = Family::of(&backend);
     let configured: Vec<IpAddr> =
@@ -184,12 +186,12 @@ fn snat(backend: IpAddr, config: &Config, node: &Node) -> Vec<IpAddr> {
     }
 }
 
-/// Whether every backend that is to be probed has been judged, or needs no judging.
+/// Whether every backend has a health verdict or needs none.
 pub fn is_judged(desired: &Desired, health: &HealthOf) -> bool {
     desired.config.services.iter().all(|service| are_judged(service, desired, health))
 }
 
-/// The same of one service.
+/// Whether every backend of `service` has a health verdict or needs none.
 pub fn are_judged(service: &Service, desired: &Desired, health: &HealthOf) -> bool {
     service.health.is_none()
         || service.backends.iter().all(|backend| {

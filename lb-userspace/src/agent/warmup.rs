@@ -1,4 +1,5 @@
-//! Services that begin: verdicts on their backends come one after the other, and each moves slots.
+//! New services that are warming up: the verdicts on their backends come one after the other, and
+//! each verdict moves slots.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -12,12 +13,14 @@ use super::{
 };
 use crate::dataplane::image::Image;
 
-/// By name: until when backends without a verdict keep them here.
+/// The services that are warming up, by name, and until when backends without a verdict keep a
+/// service here.
 #[derive(Debug, Default)]
 pub struct Warmup(BTreeMap<String, Instant>);
 
 impl Warmup {
-    /// Takes in the services of which the maps have nothing yet; the names of all that begin.
+    /// Adds the probed services that have no entry in the maps yet. Returns the names of all
+    /// services that are warming up.
     pub fn admit(&mut self, desired: &Desired, image: &Image, now: Instant) -> BTreeSet<String> {
         for service in &desired.config.services {
             let is_known = |vip| image.services.contains_key(&SocketAddr::new(vip, service.port));
@@ -28,7 +31,7 @@ impl Warmup {
         self.0.keys().cloned().collect()
     }
 
-    /// Lets those go whose backends have all been judged, or had time enough for it.
+    /// Removes the services whose backends all have a verdict, or have had enough time to get one.
     pub fn expire(&mut self, desired: &Desired, health: &HealthOf, now: Instant) {
         self.0.retain(|name, until| {
             let service = desired.config.services.iter().find(|service| service.name == *name);

@@ -1,6 +1,6 @@
-//! Who gets a slot whose owner is not eligible: weighted rendezvous hashing (Thaler and Ravishankar
-//! 1998; weights by −weight / ln hash) over slot and backend, in whole numbers, so that every
-//! machine gets the same.
+//! Chooses the backend for a slot whose owner is not eligible: weighted rendezvous hashing (Thaler
+//! and Ravishankar 1998; weights by −weight / ln hash) over slot and backend, in integer
+//! arithmetic, so that every machine gets the same result.
 
 use lb_common::hash::mix;
 
@@ -25,15 +25,15 @@ impl Candidates {
         Self { all, is_even }
     }
 
-    /// The first of `slot`'s own order among the eligible.
+    /// The eligible backend that comes first in `slot`'s own order.
     pub fn next(&self, slot: u32) -> Option<u32> {
         let salt = mix(u64::from(slot) ^ 0x9e37_79b9_7f4a_7c15);
         let hashed = self.all.iter().map(|(backend, key, weight)| (*backend, mix(key ^ salt), *weight));
         let first = if self.is_even {
             hashed.max_by_key(|(_, hash, _)| *hash)
         } else {
-            // The least cost by weight; among equals the highest hash, so that equal weights give
-            // the same either way.
+            // The lowest cost per weight wins; on a tie, the highest hash, so that equal weights
+            // give the same result in both branches.
             hashed
                 .map(|(backend, hash, weight)| (cost(hash), backend, hash, weight))
                 .min_by(|(a, _, a_hash, a_weight), (b, _, b_hash, b_weight)| {
@@ -51,12 +51,12 @@ const STEPS: usize = 1 << STEPS_LOG;
 /// log2(1 + n / STEPS), times 2^32.
 const LOGARITHMS: [u64; STEPS + 1] = logarithms();
 
-/// −log2((hash + 1) / 2^64), times 2^32, never rising with the hash; to within 2^-22 by
+/// −log2((hash + 1) / 2^64), times 2^32. Never rises with the hash; accurate to 2^-22 by
 /// interpolation.
 fn cost(hash: u64) -> u64 {
     let Some(number) = hash.checked_add(1) else { return 0 };
     let zeros = number.leading_zeros();
-    // The leading one is shifted out; what is left is the fraction, times 2^64.
+    // Shifts out the leading one; the rest is the fraction, times 2^64.
     let fraction = (number << zeros) << 1;
     let step = (fraction >> (64 - STEPS_LOG)) as usize;
     let rest = u128::from(fraction << STEPS_LOG >> 32);
@@ -68,7 +68,8 @@ fn cost(hash: u64) -> u64 {
     (u64::from(zeros + 1) << 32) - logarithm
 }
 
-/// By squaring: each square of a number in [1, 2) that reaches 2 gives a one of its logarithm.
+/// Computes the logarithms by repeated squaring: each square of a number in [1, 2) that reaches 2
+/// gives a one bit of its logarithm.
 const fn logarithms() -> [u64; STEPS + 1] {
     let mut table = [0; STEPS + 1];
     let mut step = 0;

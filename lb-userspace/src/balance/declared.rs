@@ -1,11 +1,11 @@
-//! What a ring is made of, and the keyed hashes of its backends.
+//! The declared input of a ring, and the keyed hashes of its backends.
 
 use std::net::{IpAddr, SocketAddr};
 
 use lb_common::hash::SEED_BYTES;
 use sha2::{Digest, Sha256};
 
-/// What every node of a set is told of one service and family.
+/// The declaration of one service and family, the same on every node of a set.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Declared {
     pub seed: [u8; SEED_BYTES],
@@ -24,20 +24,20 @@ impl Declared {
     }
 }
 
-/// A backend's place in everything that is chosen by hash.
+/// A backend's keys for all choices made by hash.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Keys {
-    /// Where its permutation of the slots begins, before the modulus.
+    /// The start of the backend's permutation of the slots, before the modulus.
     pub offset: u64,
-    /// How far each step of its permutation goes, before the modulus.
+    /// The step width of the backend's permutation, before the modulus.
     pub skip: u64,
-    /// Its key in the rendezvous of each slot.
+    /// The backend's key in the rendezvous hashing of each slot.
     pub rendezvous: u64,
 }
 
 impl Keys {
-    /// SHA-256 over a label, the seed, the family, the address and the port, in little-endian
-    /// thirds.
+    /// The first three little-endian 64-bit words of SHA-256 over a label, the seed, the family,
+    /// the address and the port.
     pub fn new(seed: &[u8; SEED_BYTES], address: &SocketAddr) -> Self {
         let mut hash = Sha256::new();
         hash.update(b"weir backend 1");
@@ -48,7 +48,7 @@ impl Keys {
     }
 }
 
-/// Family, address and port, so that no two addresses give the same bytes.
+/// Hashes family, address and port, so that no two addresses give the same bytes.
 pub(super) fn update(hash: &mut Sha256, address: &SocketAddr) {
     match address.ip() {
         IpAddr::V4(v4) => {

@@ -1,4 +1,4 @@
-//! Digests by which nodes are compared: they name addresses, never the indexes of one node's maps.
+//! Digests for comparing nodes: they cover addresses, never the indexes of one node's maps.
 
 use std::net::SocketAddr;
 
@@ -7,11 +7,11 @@ use sha2::{Digest, Sha256};
 
 use super::declared::{Declared, update};
 
-/// Two hashes in hex, `DECLARED-OWNERS`: of what is declared (seed, size, backends, weights), and
-/// of the owner of each slot.
+/// Two hashes in hex, `DECLARED-OWNERS`: a hash of the declaration (seed, size, backends, weights),
+/// and a hash of the owner of each slot.
 ///
-/// Nodes whose first half differs were told different things; those whose second half alone differs
-/// see other backends up.
+/// Nodes whose first halves differ have different declarations. Nodes of which only the second
+/// halves differ see different backends up.
 pub fn digest(declared: &Declared, family: Family, owners: impl IntoIterator<Item = Option<SocketAddr>>) -> String {
     let mut told = Sha256::new();
     told.update(b"weir declared 1");

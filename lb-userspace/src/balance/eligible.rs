@@ -1,12 +1,12 @@
-//! Who gets new flows.
+//! Which backends get new flows.
 
 use crate::state::{AdminState, Health};
 
 /// Whether a backend with this much weight gets new flows.
 ///
-/// Without probes health says nothing, and it counts as up. With probes it needs a success first: a
-/// backend that is new, or all of them on a cold start, get no flow before the first verdict; a
-/// backend that never answers gets its verdict after `fall` probes.
+/// Without probes, the health is ignored and the backend counts as up. With probes, the backend
+/// needs a success first: a new backend, or every backend on a cold start, gets no flow before its
+/// first verdict. A backend that never answers gets its verdict after `fall` probes.
 pub fn is_eligible(weight: u32, admin: AdminState, health: Health, is_probed: bool) -> bool {
     weight > 0 && admin == AdminState::Active && (!is_probed || health == Health::Up)
 }

@@ -7,8 +7,8 @@ use super::declared::{Declared, Keys};
 /// The owner of each slot, as an index into the declared backends; empty if none has a weight.
 ///
 /// As in the paper, backends take turns, and at its turn a backend takes the next free slot of its
-/// permutation. With weights, a backend's k-th turn comes at the time (2k − 1) / weight: so many
-/// turns in proportion to its weight as is possible in whole numbers (Webster).
+/// permutation. With weights, a backend's k-th turn comes at the time (2k − 1) / weight. This makes
+/// the number of turns as proportional to the weight as whole numbers allow (Webster's method).
 pub fn table(declared: &Declared, keys: &[Keys]) -> Vec<u32> {
     const FREE: u32 = u32::MAX;
     let size = u64::from(declared.ring_size);
@@ -29,7 +29,8 @@ pub fn table(declared: &Declared, keys: &[Keys]) -> Vec<u32> {
     let mut table = vec![FREE; declared.ring_size as usize];
     for _ in 0..size {
         let Some(mut turn) = turns.peek_mut() else { break };
-        // A prime size and a skip below it meet every slot, and one is free.
+        // The size is prime and the skip is smaller, so this loop visits every slot, and one is
+        // free.
         while let Some(slot) = table.get_mut(turn.at as usize) {
             let is_free = *slot == FREE;
             if is_free {
@@ -47,17 +48,18 @@ pub fn table(declared: &Declared, keys: &[Keys]) -> Vec<u32> {
 
 /// A backend's next turn.
 struct Turn {
-    /// 2k − 1 for the k-th.
+    /// 2k − 1 for the k-th turn.
     number: u64,
     weight: u64,
     backend: u32,
-    /// Where it looks for a free slot first.
+    /// The slot that the backend tries first.
     at: u64,
     skip: u64,
 }
 
 impl Ord for Turn {
-    /// The greatest comes first: the earliest time, then the first backend.
+    /// The greatest turn comes first: the one with the earliest time, then the one of the first
+    /// backend.
     fn cmp(&self, other: &Self) -> Ordering {
         (other.number * self.weight).cmp(&(self.number * other.weight)).then_with(|| other.backend.cmp(&self.backend))
     }

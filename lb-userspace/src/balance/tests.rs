@@ -33,8 +33,8 @@ fn shares(owners: &[Option<SocketAddr>]) -> BTreeMap<SocketAddr, usize> {
     shares
 }
 
-/// The tables were made by `tests/data/maglev.py`, which was written from the paper, in another
-/// language and another way.
+/// The tables were made by `tests/data/maglev.py`, a different implementation, written from the
+/// paper in another language.
 #[test]
 fn tables_are_those_of_an_independent_implementation() {
     let golden: serde_json::Value = serde_json::from_str(include_str!("../../tests/data/maglev.json")).unwrap();
@@ -131,7 +131,7 @@ proptest! {
         for (address, weight) in &ring.declared().backends {
             let fair = f64::from(size) * f64::from(*weight) / f64::from(all);
             let share = shares.get(address).copied().unwrap_or(0) as f64;
-            // Webster's method leaves the quota by more than one only in contrived cases.
+            // Webster's method deviates from the quota by more than one only in contrived cases.
             prop_assert!((share - fair).abs() < 2.0, "{address} has {share} slots, fair are {fair}");
         }
     }
@@ -144,8 +144,8 @@ proptest! {
         prop_assert_eq!(owners(&ring(251, backends(&weights)), &[]), owners(&ring(251, other), &[]));
     }
 
-    /// The paper's section 5.3: with a table a hundred times the backends, few slots of others move
-    /// when one comes or goes.
+    /// Section 5.3 of the paper: with a hundred times as many slots as backends, few slots of other
+    /// backends move when one backend comes or goes.
     #[test]
     fn backend_that_comes_or_goes_moves_few_slots_of_others(n in 5..30_usize, which in 0..30_usize) {
         let all = backends(&vec![1; n]);
@@ -167,7 +167,8 @@ proptest! {
         for ((before, one), two) in before.iter().zip(&one).zip(&two) {
             prop_assert!(before == one || *before == Some(address(down)));
             prop_assert!(*one != Some(address(down)) && *two != Some(address(down)) && *two != Some(address(also)));
-            // Of the slots that had moved, only those that went to the second backend move again.
+            // Of the slots that had moved, only the slots that went to the second backend move
+            // again.
             prop_assert!(one == two || *one == Some(address(also)));
         }
     }

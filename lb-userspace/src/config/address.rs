@@ -1,10 +1,10 @@
-//! Which addresses can be balanced, or balanced to.
+//! Which addresses can be a VIP, a backend or a SNAT address.
 
 use std::net::IpAddr;
 
 use super::fields::Value;
 
-/// A unicast address that can be routed: what a VIP, a backend and a SNAT address must be.
+/// Reads a routable unicast address, as every VIP, backend and SNAT address must be.
 pub fn read(value: &Value<'_>) -> Option<IpAddr> {
     let text = value.text()?;
     let Ok(address) = text.parse::<IpAddr>() else {

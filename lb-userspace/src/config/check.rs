@@ -1,4 +1,4 @@
-//! What must hold of all services together.
+//! Checks that concern all services together.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,7 +10,8 @@ use lb_common::limits::{MAX_BACKENDS, MAX_VIP_PORTS, RING_ARENA_SLOTS};
 use super::{fields::Value, service::Read};
 use crate::model::{Service, Snat};
 
-/// The services in order, after every check; mistakes are noted where the values stand.
+/// Runs all checks, and returns the services sorted by name. Mistakes are recorded at the position
+/// of the value.
 pub fn services(read: Vec<Read<'_>>, snat_at: Option<Value<'_>>, snat: Option<&Snat>) -> Option<Vec<Service>> {
     unique_names(&read);
     let vips = unique_vips(&read);
@@ -52,7 +53,7 @@ fn unique_vips<'r>(read: &'r [Read<'_>]) -> BTreeMap<IpAddr, &'r str> {
     vips
 }
 
-/// A backend that is a VIP would be balanced again, or never reach a server.
+/// A backend that is a VIP would be balanced again, or its packets would never reach a server.
 fn no_loops(read: &[Read<'_>], vips: &BTreeMap<IpAddr, &str>) {
     for one in read {
         for (backend, at) in &one.backends {

@@ -1,4 +1,4 @@
-//! Reads the document: what concerns the node as a whole. Defaults are here and in `service`.
+//! Reads the document, and the settings of the node as a whole. Defaults are here and in `service`.
 
 use std::{
     net::SocketAddr,
@@ -25,20 +25,20 @@ pub const XDP_MODES: [(&str, XdpMode); 3] =
 
 /// The largest time-out of a flow: two weeks.
 const MAX_TIMEOUT: Duration = Duration::from_secs(14 * 24 * 3600);
-/// Entries of a flow table: some hundred MiB at the most.
+/// Allowed number of entries of a flow table; the largest takes some hundred MiB.
 pub const FLOW_TABLE_SIZES: RangeInclusive<u32> = 1024..=1 << 22;
 /// IFNAMSIZ without the final zero.
 const MAX_INTERFACE_NAME: usize = 15;
 /// `sun_path` without the final zero.
 const MAX_SOCKET_PATH: usize = 107;
 
-/// The configuration, or `None` after mistakes, which the value's reader holds.
+/// The configuration, or `None` after mistakes, which are recorded in the value's reader.
 pub fn read(root: &Value<'_>) -> Option<Config> {
     if root.is_null() {
         return root.problem("the file is empty; `weir config init` prints an example");
     }
     let fields = root.fields(&KEYS)?;
-    // Everything is read before anything is given up, so that all mistakes are noted.
+    // Read everything before returning, so that all mistakes are recorded.
     let version = fields.required("version").and_then(|value| version(&value));
     let interfaces = fields.required("interfaces").and_then(|value| interfaces(&value));
     let xdp_mode = fields.or("xdpMode", XdpMode::Auto, |value| value.word(&XDP_MODES));
@@ -48,7 +48,7 @@ pub fn read(root: &Value<'_>) -> Option<Config> {
     let admin = fields.or("admin", default_admin(), admin);
     let tunnel = fields.or("tunnel", Tunnel::default(), tunnel::read);
     let flow_tables = fields.or("flowTables", FlowTables::default(), flow_tables);
-    // A node that only takes packets out of tunnels balances nothing.
+    // A node that only decapsulates packets from tunnels balances nothing.
     let only_decapsulates = tunnel.as_ref().is_none_or(|tunnel| !tunnel.peers.is_empty());
     let services = match fields.given("services") {
         None if only_decapsulates => Some(Vec::new()),
@@ -213,7 +213,7 @@ fn admin(value: &Value<'_>) -> Option<Admin> {
         }
         Some(PathBuf::from(text))
     });
-    // Empty or null turns it off.
+    // An empty or null value turns HTTP off.
     let http = match fields.given("http") {
         None => Some(default.http),
         Some(value) if value.is_null() => Some(None),

@@ -1,5 +1,5 @@
-//! Reads values out of a YAML tree and notes every mistake with its place, instead of ending at the
-//! first.
+//! Reads values out of a YAML tree and records every mistake with its position, instead of stopping
+//! at the first.
 
 use std::{
     cell::RefCell,
@@ -40,7 +40,7 @@ impl Reader {
         });
     }
 
-    /// The value if there was no mistake.
+    /// Returns `value` if there was no mistake.
     pub fn finish<T>(self, value: Option<T>) -> Result<T, Problems> {
         let mut problems = self.problems.into_inner();
         match value {
@@ -53,7 +53,7 @@ impl Reader {
     }
 }
 
-/// A value and its place.
+/// A value and its position.
 #[derive(Clone)]
 pub struct Value<'a> {
     reader: &'a Reader,
@@ -63,7 +63,7 @@ pub struct Value<'a> {
 }
 
 impl<'a> Value<'a> {
-    /// Notes that this value is wrong; `None`, for the caller to return.
+    /// Records that this value is wrong. Returns `None`, for the caller to return.
     pub fn problem<T>(&self, reason: impl Display) -> Option<T> {
         self.reader.problem(self.at, &self.key, reason);
         None
@@ -73,7 +73,7 @@ impl<'a> Value<'a> {
         matches!(self.node.data, Data::Null)
     }
 
-    /// The keys of a mapping; those not in `known` are noted, and so are duplicates.
+    /// The keys of a mapping. Keys not in `known` and duplicate keys are recorded as mistakes.
     pub fn fields(&self, known: &[&str]) -> Option<Fields<'a>> {
         let Data::Mapping(entries) = &self.node.data else {
             let keys = known.join(", ");
@@ -94,7 +94,7 @@ impl<'a> Value<'a> {
         Some(Fields { of: self.clone(), entries: first })
     }
 
-    /// [`Value::fields`] where nothing given is the same as `{}`.
+    /// Like [`Value::fields`], but an empty value counts as `{}`.
     pub fn fields_or_empty(&self, known: &[&str]) -> Option<Fields<'a>> {
         match self.is_null() {
             true => Some(Fields { of: self.clone(), entries: BTreeMap::new() }),
@@ -115,7 +115,7 @@ impl<'a> Value<'a> {
         Some(items.iter().enumerate().map(item).collect())
     }
 
-    /// Any scalar, as it is written.
+    /// The text of any scalar, as it is written.
     pub fn text(&self) -> Option<&'a str> {
         match &self.node.data {
             Data::Scalar { text, .. } => Some(text),
@@ -148,7 +148,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// A time with its unit, as in `2s`, `500ms`, `15m`.
+    /// A duration with its unit, as in `2s`, `500ms`, `15m`.
     pub fn duration(&self, range: RangeInclusive<Duration>) -> Option<Duration> {
         let text = self.text()?;
         let Ok(duration) = humantime::parse_duration(text) else {
@@ -164,7 +164,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// One of some words.
+    /// The value that belongs to one of `words`.
     pub fn word<T: Copy>(&self, words: &[(&str, T)]) -> Option<T> {
         let text = self.text()?;
         match words.iter().find(|(word, _)| *word == text) {
@@ -192,7 +192,7 @@ pub struct Fields<'a> {
 }
 
 impl<'a> Fields<'a> {
-    /// The value of `key`; missing is a mistake.
+    /// The value of `key`; a missing value is a mistake.
     pub fn required(&self, key: &str) -> Option<Value<'a>> {
         match self.given(key) {
             Some(value) if value.is_null() => value.problem("has no value"),
@@ -216,7 +216,8 @@ impl<'a> Fields<'a> {
         Some(Value { reader: self.of.reader, key: self.of.child(key), at, node: &entry.value })
     }
 
-    /// What `read` makes of `key`, or `default` if it is not there; `None` after a mistake.
+    /// The value of `key` as converted by `read`, or `default` if it is not there; `None` after a
+    /// mistake.
     pub fn or<T>(&self, key: &str, default: T, read: impl FnOnce(&Value<'a>) -> Option<T>) -> Option<T> {
         match self.optional(key) {
             Some(value) => read(&value),
@@ -237,7 +238,7 @@ fn unknown(key: &str, known: &[&str]) -> String {
     }
 }
 
-/// The one of `words` that `text` may be a slip of.
+/// The word in `words` that `text` may be a misspelling of.
 fn closest<'w>(text: &str, words: &[&'w str]) -> Option<&'w str> {
     let plain = |word: &str| word.to_lowercase().replace(['-', '_'], "");
     let text = plain(text);
@@ -267,7 +268,7 @@ fn distance(a: &str, b: &str) -> usize {
     row.last().copied().unwrap_or_default()
 }
 
-/// A time as it may be written: humantime reads `30d`, but writes `30days`.
+/// A duration as it is written in the file: humantime reads `30d`, but writes `30days`.
 pub fn time(duration: Duration) -> String {
     humantime::format_duration(duration).to_string().replace("days", "d").replace("day", "d")
 }

@@ -13,7 +13,7 @@ pub const HTTP_KEYS: [&str; 3] = ["path", "host", "expect"];
 
 const PROBE_TIMES: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(3600);
 
-/// How a service is probed.
+/// Reads the health check of a service.
 pub fn read(value: &Value<'_>) -> Option<HealthCheck> {
     let fields = value.fields(&KEYS)?;
     let probe = match (fields.given("http"), fields.given("tcp")) {

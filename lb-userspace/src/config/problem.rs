@@ -10,11 +10,11 @@ use std::{
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Problem {
     pub file: PathBuf,
-    /// From 1.
+    /// Starts at 1.
     pub line: usize,
-    /// From 1, in characters.
+    /// Starts at 1, in characters.
     pub column: usize,
-    /// As in `services[0].backends[1].port`; empty when it is the document as a whole.
+    /// As in `services[0].backends[1].port`; empty if the problem concerns the document as a whole.
     pub key: String,
     /// What is wrong and what to do.
     pub reason: String,
@@ -30,7 +30,7 @@ impl fmt::Display for Problem {
     }
 }
 
-/// Every mistake of a file, in the order of its lines; never empty.
+/// Every mistake in a file, in the order of the lines; never empty.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{}", lines(.0))]
 pub struct Problems(pub Vec<Problem>);
@@ -39,7 +39,7 @@ fn lines(problems: &[Problem]) -> String {
     problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n")
 }
 
-/// Why there is no configuration.
+/// Why the configuration could not be loaded.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum LoadError {
     #[error("can't read {}: {source}", .path.display())]

@@ -1,4 +1,4 @@
-//! Reads one service: what can be said of it without the others.
+//! Reads one service, with the checks that don't concern other services.
 
 use std::{
     collections::BTreeMap,
@@ -46,20 +46,20 @@ pub const STATES: [(&str, AdminState); 3] =
 
 const LATER_MODES: [&str; 1] = ["dsr-gue"];
 const DEFAULT_SETTLE: Duration = Duration::from_secs(15 * 60);
-/// What a slot's clock counts must not come round: it counts tenths of seconds in 32 bits.
+/// Limited so that a slot's clock can't wrap around: it counts tenths of seconds in 32 bits.
 const SETTLE_TIMES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(30 * 24 * 3600);
 const DEFAULT_DRAIN: Duration = Duration::from_secs(15 * 60);
 const MAX_NAME: usize = 63;
 const MAX_DRAIN: Duration = Duration::from_secs(30 * 24 * 3600);
 
-/// A service as far as it could be read, so that what is left is checked all the same.
+/// A service as far as it could be read, so that the readable parts are checked despite mistakes.
 pub struct Read<'a> {
     pub at: Value<'a>,
     pub name: Option<(String, Value<'a>)>,
     pub port: Option<u16>,
-    /// Those that could be read.
+    /// The VIPs that could be read.
     pub vips: Vec<(IpAddr, Value<'a>)>,
-    /// Those that could be read.
+    /// The backends that could be read.
     pub backends: Vec<(Backend, Value<'a>)>,
     pub ring: (Option<u32>, Value<'a>),
     /// `None` after a mistake.
@@ -67,7 +67,7 @@ pub struct Read<'a> {
 }
 
 impl Read<'_> {
-    /// The name, or the place where it should be.
+    /// The service's name, or the key of the service if it has no name.
     pub fn label(&self) -> &str {
         self.name.as_ref().map_or(&self.at.key, |(name, _)| name)
     }

@@ -25,7 +25,7 @@ fn found(text: &str) -> Vec<(usize, String, String)> {
     }
 }
 
-/// Name of the case, the text, and of each problem its line, its key and a part of its reason.
+/// Name of the case, the text, and for each problem its line, its key and a part of its reason.
 type Case<'a> = (&'a str, String, &'a [(usize, &'a str, &'a str)]);
 
 fn check(cases: &[Case<'_>]) {

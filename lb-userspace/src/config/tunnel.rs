@@ -1,4 +1,5 @@
-//! Reads `tunnel`: who may send encapsulated packets, and from where they are sent.
+//! Reads `tunnel`: the peers that may send encapsulated packets to this node, and the source
+//! prefixes of the packets that this node sends.
 
 use std::net::IpAddr;
 
@@ -29,7 +30,7 @@ fn peers(value: &Value<'_>) -> Option<Vec<Prefix>> {
     Some(peers)
 }
 
-/// At most one of each family.
+/// Reads the source prefixes, at most one of each family.
 fn source(value: &Value<'_>) -> Option<Vec<Prefix>> {
     let sources = prefixes(value)?;
     for v4 in [true, false] {
@@ -78,7 +79,7 @@ fn prefix(value: &Value<'_>) -> Option<Prefix> {
     Some(whole)
 }
 
-/// The first address that begins with the same `len` bits.
+/// The first address with the same first `len` bits as `address`.
 fn first(address: IpAddr, len: u8) -> IpAddr {
     match address {
         IpAddr::V4(v4) => IpAddr::V4((v4.to_bits() & u32::MAX.checked_shl(32 - u32::from(len)).unwrap_or(0)).into()),

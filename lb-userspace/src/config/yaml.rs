@@ -1,5 +1,5 @@
-//! A YAML document as a tree that knows where everything stands and keeps duplicate keys, made of
-//! the parser's events.
+//! A YAML document as a tree that has the position of every node and keeps duplicate keys, built
+//! from the parser's events.
 
 use std::{collections::BTreeMap, rc::Rc};
 
@@ -7,10 +7,10 @@ use saphyr_parser::{Event, Marker, Parser, ScalarStyle, ScanError, Tag};
 
 /// Deeper than any configuration.
 const MAX_DEPTH: usize = 32;
-/// Nodes of the document with every alias written out.
+/// Maximum number of nodes in the document with every alias expanded.
 const MAX_NODES: usize = 1 << 20;
 
-/// A position, line and column from 1.
+/// A position: line and column, both starting at 1.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Mark {
     pub line: usize,
@@ -21,7 +21,7 @@ pub struct Mark {
 pub struct Node {
     pub at: Mark,
     pub data: Data,
-    /// Nodes of this subtree.
+    /// Number of nodes in this subtree.
     size: usize,
 }
 
@@ -29,7 +29,7 @@ pub struct Node {
 pub enum Data {
     /// Absent, `~` or `null`.
     Null,
-    /// `plain` when it is not quoted, so that it may be a number.
+    /// `plain` is true if the scalar is not quoted, so that it may be a number.
     Scalar {
         text: String,
         plain: bool,
@@ -46,7 +46,7 @@ pub struct Entry {
 }
 
 impl Node {
-    /// What it is, for a message.
+    /// Describes the node in a message.
     pub fn kind(&self) -> String {
         match &self.data {
             Data::Null => "empty".to_owned(),
@@ -58,14 +58,14 @@ impl Node {
     }
 }
 
-/// What keeps the text from being a tree at all.
+/// Why the text could not be parsed into a tree at all.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct SyntaxError {
     pub at: Mark,
     pub reason: String,
 }
 
-/// The one document of `text`; a text without any is a `Null`.
+/// Parses the only document in `text`; a text without a document is a `Null`.
 pub fn parse(text: &str) -> Result<Rc<Node>, SyntaxError> {
     let mut builder = Builder::default();
     let mut parser = Parser::new_from_str(text);
@@ -77,7 +77,7 @@ pub fn parse(text: &str) -> Result<Rc<Node>, SyntaxError> {
 }
 
 fn not_yaml(error: ScanError) -> SyntaxError {
-    // What begins with a star is an alias: the usual slip with a glob.
+    // A plain value that begins with a star is an alias: a common mistake with globs.
     let hint = if error.info().contains("unknown anchor") { "; quote a glob that begins with *" } else { "" };
     SyntaxError { at: mark(*error.marker()), reason: format!("not YAML: {}{hint}", error.info()) }
 }
@@ -100,7 +100,7 @@ struct Open {
     at: Mark,
     anchor: usize,
     data: Data,
-    /// A mapping's key whose value is not there yet.
+    /// A mapping's key whose value has not been read yet.
     key: Option<(String, Mark)>,
     size: usize,
 }
@@ -151,7 +151,8 @@ impl Builder {
         if anchor > 0 {
             self.anchors.insert(anchor, Rc::clone(&node));
         }
-        // A collection's own nodes have been counted as they came; an alias counts whole.
+        // The nodes inside a collection have already been counted; an alias counts with its whole
+        // subtree.
         let counted =
             if node.at == at && !matches!(node.data, Data::Null | Data::Scalar { .. }) { 1 } else { node.size };
         self.nodes = self.nodes.saturating_add(counted);
@@ -183,8 +184,8 @@ fn key_text(node: &Node, at: Mark) -> Result<String, SyntaxError> {
     }
 }
 
-/// Whether a tag makes a plain scalar a string; the core schema's other tags change nothing, others
-/// are refused.
+/// Whether a tag makes a plain scalar a string. Other tags of the core schema change nothing; all
+/// other tags are refused.
 fn is_string(tag: Option<&Tag>, at: Mark) -> Result<bool, SyntaxError> {
     match tag {
         None => Ok(false),

@@ -1,4 +1,4 @@
-//! Decides a backend's health from what the probes saw: pure, one machine for each backend.
+//! Derives a backend's health from its probe results. Pure; there is one machine for each backend.
 
 use std::{
     collections::BTreeMap,
@@ -8,15 +8,15 @@ use std::{
 use super::probe::{FailureKind, Outcome};
 use crate::{model::HealthCheck, state::Health};
 
-/// One probe that has ended.
+/// The result of one completed probe.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Observation {
-    /// When it was begun: probes may overlap, and end in another order.
+    /// When the probe started. Probes may overlap, and end in a different order.
     pub began: Instant,
     pub outcome: Outcome,
 }
 
-/// How many like results in a row make a verdict; zero counts as one.
+/// How many consecutive successes (`rise`) or failures (`fall`) make a verdict; zero counts as one.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Thresholds {
     pub rise: u32,
@@ -29,27 +29,27 @@ impl From<&HealthCheck> for Thresholds {
     }
 }
 
-/// A verdict that differs from the one before.
+/// A verdict that differs from the previous one.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct HealthChange {
     pub from: Health,
     pub to: Health,
-    /// What the last probe saw.
+    /// The result of the last probe, as text.
     pub reason: String,
-    /// How many probes in a row saw the like.
+    /// How many consecutive probes had the same kind of result, success or failure.
     pub consecutive: u32,
     pub at: SystemTime,
 }
 
-/// What there is to show of a backend's health.
+/// A backend's health and probe history, for display.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct HealthView {
     pub health: Health,
     pub last_check: Option<SystemTime>,
     pub last_duration: Option<Duration>,
-    /// `None` while the health is the one it was started with.
+    /// `None` while the machine still has its initial health.
     pub last_change: Option<SystemTime>,
-    /// What the last probe saw; empty before the first.
+    /// The result of the last probe, as text; empty before the first probe.
     pub reason: String,
     /// Failed probes, by kind.
     pub failures: BTreeMap<FailureKind, u64>,
@@ -57,27 +57,26 @@ pub struct HealthView {
     pub changes: u64,
 }
 
-/// A backend's health, and what led to it.
+/// A backend's health, and the recent probe results that determine it.
 #[derive(Clone, Debug)]
 pub struct Machine {
     view: HealthView,
     successes: Streak,
     failures: Streak,
-    /// The last failures in a row at which nothing answered at all.
+    /// Number of consecutive failures, up to the latest, in which nothing answered at all.
     silences: u32,
 }
 
-/// Like results since the last one of the other kind.
+/// Results of one kind (success or failure) since the last result of the other kind.
 #[derive(Clone, Debug, Default)]
 struct Streak {
     length: u32,
-    /// When the youngest probe of this kind was begun.
+    /// When the most recently started probe with this kind of result started.
     newest: Option<Instant>,
 }
 
 impl Machine {
-    /// Starts with the health that is known already, from before a restart of the agent, or with
-    /// `Unknown`.
+    /// Starts with the health known from before a restart of the agent, or with `Unknown`.
     pub fn new(initial: Health) -> Self {
         Self {
             view: HealthView { health: initial, ..HealthView::default() },
@@ -91,13 +90,14 @@ impl Machine {
         &self.view
     }
 
-    /// Takes one result into account. From `Unknown` a single success is enough for `Up`; `Down`
-    /// always takes `fall` failures, and `Dead` as many at which nothing answered. The first answer
-    /// of a dead backend, whatever it is, leaves it merely down.
+    /// Takes one result into account. From `Unknown`, a single success is enough for `Up`. `Down`
+    /// always takes `fall` failures, and `Dead` takes `fall` failures in which nothing answered.
+    /// The first answer of any kind from a dead backend makes it `Down`, unless it is enough for
+    /// `Up`.
     ///
-    /// A result that a probe begun later has contradicted already says nothing of now, and a probe
-    /// that this node could not even begin says nothing of the backend: both are noted, neither is
-    /// judged.
+    /// Two kinds of results are recorded, but do not affect the health: a result that a
+    /// later-started probe has already contradicted is out of date, and a probe that this node
+    /// could not even start says nothing about the backend.
     pub fn observe(
         &mut self,
         observation: &Observation,
@@ -176,7 +176,7 @@ mod tests {
         if ok { success() } else { failure(FailureKind::Refused) }
     }
 
-    /// Feeds results one second apart, and says which health each left.
+    /// Feeds results one second apart, and returns the health after each.
     fn healths(
         machine: &mut Machine,
         thresholds: Thresholds,
@@ -265,7 +265,8 @@ mod tests {
             machine.observe(&observation, TWO_OF_EACH, SystemTime::UNIX_EPOCH);
             machine.view().health
         };
-        // The backend is back from second 5 on; what began before hangs until its time-out.
+        // The backend is back from second 5 on; probes that started earlier hang until their
+        // time-out.
         assert_eq!(feed(5, true), Health::Down);
         assert_eq!(feed(4, false), Health::Down);
         assert_eq!(feed(6, true), Health::Up);

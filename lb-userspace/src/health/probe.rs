@@ -1,4 +1,4 @@
-//! Asks one backend once whether it serves: a TCP connection, or an HTTP request on one.
+//! Probes one backend once: opens a TCP connection, or sends an HTTP request over one.
 
 use std::{io, net::SocketAddr, pin::pin, time::Duration};
 
@@ -13,10 +13,10 @@ use tokio::{
 
 use crate::model::{HealthCheck, HttpProbe, Probe};
 
-/// What a probe saw.
+/// The result of a probe.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Outcome {
-    /// `detail` is what answered: `connected`, or the status.
+    /// `detail` describes the answer: `connected`, or the HTTP status.
     Ok { duration: Duration, detail: String },
     Failed {
         duration: Duration,
@@ -28,14 +28,14 @@ pub enum Outcome {
 }
 
 impl Outcome {
-    /// From the first packet to the verdict.
+    /// Time from the first packet to the result.
     pub fn duration(&self) -> Duration {
         match self {
             Outcome::Ok { duration, .. } | Outcome::Failed { duration, .. } => *duration,
         }
     }
 
-    /// What was seen, in a few words.
+    /// A short description of the result.
     pub fn detail(&self) -> &str {
         match self {
             Outcome::Ok { detail, .. } | Outcome::Failed { detail, .. } => detail,
@@ -43,10 +43,10 @@ impl Outcome {
     }
 }
 
-/// Why a probe failed, as metrics name it.
+/// Why a probe failed; the metrics use these kinds.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum FailureKind {
-    /// No answer, or no whole one, in time.
+    /// No answer, or no complete answer, in time.
     Timeout,
     Refused,
     /// No route, or an ICMP error.
@@ -54,7 +54,7 @@ pub enum FailureKind {
     Reset,
     /// An HTTP status outside the expected range.
     Status,
-    /// Not HTTP, or closed before a whole answer.
+    /// The answer is not HTTP, or the connection was closed before the answer was complete.
     Protocol,
     /// This node lacked a port, a file descriptor or memory: no fault of the backend.
     Local,
@@ -76,7 +76,7 @@ impl FailureKind {
     }
 }
 
-/// Probes the server at `address`, within the time-out of `check` as a whole.
+/// Probes the server at `address`. The time-out of `check` covers the whole probe.
 pub async fn probe(address: SocketAddr, check: &HealthCheck) -> Outcome {
     let began = Instant::now();
     let deadline = began + check.timeout;
@@ -111,8 +111,8 @@ fn timed_out(after: Duration) -> Failure {
     Failure { reason: FailureKind::Timeout, detail: format!("no answer within {}", humantime::format_duration(after)) }
 }
 
-/// A connection that is reset when it is dropped: closed in order, thousands of probes would leave
-/// thousands of ports in TIME_WAIT.
+/// Opens a connection that is reset when it is dropped: with an orderly close, thousands of probes
+/// would leave thousands of ports in TIME_WAIT.
 async fn connect(address: SocketAddr) -> Result<TcpStream, Failure> {
     let failed = |error| io_failure("connect", &error);
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(failed)?;
@@ -121,11 +121,12 @@ async fn connect(address: SocketAddr) -> Result<TcpStream, Failure> {
     socket.connect(address).await.map_err(failed)
 }
 
-/// hyper's smallest; a longer header is a protocol error, so that no backend makes the agent read
-/// without end.
+/// The smallest limit that hyper allows. A longer header is a protocol error, so that no backend
+/// can make the agent read forever.
 const READ_BYTES: usize = 8192;
 
-/// The status line if the status is an expected one. The body is not read.
+/// Sends the request, and returns the status as text if it is an expected one. The body is not
+/// read.
 async fn ask(address: SocketAddr, stream: TcpStream, http: &HttpProbe) -> Result<String, Failure> {
     let host = http.host.clone().unwrap_or_else(|| address.to_string());
     let request = Request::get(&http.path)
@@ -143,7 +144,8 @@ async fn ask(address: SocketAddr, stream: TcpStream, http: &HttpProbe) -> Result
     let response = tokio::select! {
         biased;
         response = &mut response => response,
-        // The connection moves the bytes; when it ends first, the answer or its absence is known.
+        // The connection future does the I/O. If it ends first, it is known whether there is an
+        // answer.
         ended = &mut connection => match ended {
             Ok(()) => response.await,
             Err(error) => Err(error),

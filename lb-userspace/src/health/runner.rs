@@ -1,9 +1,9 @@
-//! Probes thousands of backends, each on its own schedule, from one task, and publishes what their
-//! health becomes.
+//! Probes thousands of backends, each on its own schedule, from one task, and publishes changes of
+//! their health.
 //!
-//! A backend that dies is down within `fall × interval + timeout`: probes are begun at most an
-//! interval apart, counted from start to start whether or not the one before has ended, and jitter
-//! only ever shortens the gap.
+//! A backend that dies is marked down within `fall × interval + timeout`: probes start at most one
+//! interval apart, measured from start to start, whether or not the previous probe has ended, and
+//! jitter only shortens the gap.
 
 mod schedule;
 
@@ -37,7 +37,7 @@ pub struct ProbeTarget {
     /// Where the probes go.
     pub address: SocketAddr,
     pub check: HealthCheck,
-    /// What is known of it already; looked at only when the target is new.
+    /// The health known beforehand; used only when the target is new.
     pub initial: Health,
 }
 
@@ -47,14 +47,14 @@ pub struct HealthEvent {
     pub id: BackendId,
     pub from: Health,
     pub health: Health,
-    /// What the last probe saw.
+    /// The result of the last probe, as text.
     pub reason: String,
-    /// How many probes in a row saw the like.
+    /// How many consecutive probes had the same kind of result, success or failure.
     pub consecutive: u32,
     pub at: SystemTime,
 }
 
-/// The view of every target, as of now.
+/// The current health view of every target.
 #[derive(Clone, Debug, Default)]
 pub struct HealthViews(Arc<RwLock<BTreeMap<BackendId, HealthView>>>);
 
@@ -76,25 +76,25 @@ impl HealthViews {
     }
 }
 
-/// Is told how long each probe took.
+/// Called with the duration of each probe.
 pub type DurationHook = Arc<dyn Fn(&BackendId, Duration) + Send + Sync>;
 
 pub struct Options {
-    /// Probes in flight at once, at the most.
+    /// Maximum number of probes in flight.
     pub concurrency: usize,
     pub on_duration: DurationHook,
 }
 
 impl Options {
-    /// As many probes at once as this process may have files open for, up to 1024. Raises the soft
-    /// limit of open files to the hard one.
+    /// Allows as many concurrent probes as the limit of open files permits, up to 1024. Raises the
+    /// soft limit of open files to the hard limit.
     pub fn new(on_duration: DurationHook) -> Self {
         Self { concurrency: affordable_concurrency(), on_duration }
     }
 }
 
 const MAX_CONCURRENCY: usize = 1024;
-/// So often at the most it is said that probes run late.
+/// Minimum time between "probes run late" warnings.
 const LATE_WARNING_EVERY: Duration = Duration::from_secs(30);
 
 fn affordable_concurrency() -> usize {
@@ -114,7 +114,7 @@ fn affordable_concurrency() -> usize {
 
 type Prober = Arc<dyn Fn(SocketAddr, HealthCheck) -> Pin<Box<dyn Future<Output = Outcome> + Send>> + Send + Sync>;
 
-/// Keeps the schedule; [`Runner::run`] is its task.
+/// Schedules the probes; [`Runner::run`] is its task.
 pub struct Runner {
     targets: watch::Receiver<Vec<ProbeTarget>>,
     events: mpsc::Sender<HealthEvent>,
@@ -125,7 +125,7 @@ pub struct Runner {
     probed: BTreeMap<Key, Probed>,
     schedule: Schedule,
     in_flight: JoinSet<(Key, Observation)>,
-    /// Changes that the channel had no room for yet; none is lost.
+    /// Changes that wait for room in the channel; none is lost.
     unsent: VecDeque<HealthEvent>,
     said_late: Option<Instant>,
 }
@@ -136,7 +136,7 @@ struct Probed {
 }
 
 impl Runner {
-    /// Probes whatever `targets` holds; changes of health go to `events`.
+    /// Probes the current `targets`, and sends changes of health to `events`.
     pub fn new(
         targets: watch::Receiver<Vec<ProbeTarget>>,
         events: mpsc::Sender<HealthEvent>,
@@ -157,12 +157,13 @@ impl Runner {
         }
     }
 
-    /// A window on what is known of every target; it stays valid while the runner runs.
+    /// Shared access to the health views of all targets; stays valid while the runner runs.
     pub fn views(&self) -> HealthViews {
         self.views.clone()
     }
 
-    /// Runs until `shutdown` holds true or is dropped, or nobody listens to the events any more.
+    /// Runs until `shutdown` is true or its sender is dropped, or the receiver of the events is
+    /// dropped.
     pub async fn run(mut self, mut shutdown: watch::Receiver<bool>) {
         let events = self.events.clone();
         let mut targets_may_change = true;
@@ -171,8 +172,8 @@ impl Runner {
             self.begin_due_probes();
             let next = self.schedule.next().filter(|_| self.in_flight.len() < self.options.concurrency);
             tokio::select! {
-                // Shutdown first; then what has been seen before what is asked next, so that
-                // verdicts are never late for new probes' sake.
+                // Shutdown first; then results of finished probes before new probes, so that new
+                // probes never delay verdicts.
                 biased;
                 _ = shutdown.wait_for(|stop| *stop) => return,
                 Some(ended) = self.in_flight.join_next() => self.judge(ended),
@@ -193,7 +194,8 @@ impl Runner {
         }
     }
 
-    /// Targets that stay keep their state, also when their check changed.
+    /// Takes over the current targets. Targets that stay keep their state, even if their check
+    /// changed.
     fn take_over_targets(&mut self) {
         let wanted = self.targets.borrow_and_update().clone();
         let now = Instant::now();

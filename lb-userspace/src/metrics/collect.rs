@@ -30,7 +30,7 @@ impl Collector for SnapshotCollector {
     }
 }
 
-/// A family of gauges. One without samples is left out whole.
+/// Encodes a family of gauges. A family without samples is left out entirely.
 pub(super) fn gauges<V: EncodeGaugeValue>(
     encoder: &mut DescriptorEncoder,
     name: &str,
@@ -44,7 +44,7 @@ pub(super) fn gauges<V: EncodeGaugeValue>(
     let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
     for (labels, value) in samples {
         if labels.is_empty() {
-            // As a family it would get empty braces.
+            // Encoded as a family, the sample would get empty braces.
             family.encode_gauge(&value)?;
         } else {
             family.encode_family(&labels)?.encode_gauge(&value)?;
@@ -53,8 +53,8 @@ pub(super) fn gauges<V: EncodeGaugeValue>(
     Ok(())
 }
 
-/// A family of counters; the encoder appends `_total` to the name. One without samples is left out
-/// whole.
+/// Encodes a family of counters; the encoder appends `_total` to the name. A family without samples
+/// is left out entirely.
 pub(super) fn counters<V: EncodeCounterValue>(
     encoder: &mut DescriptorEncoder,
     name: &str,
@@ -88,7 +88,7 @@ fn agent(encoder: &mut DescriptorEncoder, snapshot: &Snapshot) -> fmt::Result {
     }
     let success = "When the BPF maps were last brought in step, in seconds since 1970; 0 is never.";
     gauges(encoder, "sync_last_success_timestamp_seconds", success, alone(status.sync.last_success_at))?;
-    // Whatever keeps a sync from its end today is a map that can't be read or written.
+    // Currently, a sync can fail only because a map can't be read or written.
     let reason = vec![("reason", "maps".to_owned())];
     let failures = "Attempts to bring the BPF maps in step that failed.";
     counters(encoder, "sync_errors", failures, [(reason, status.sync.errors)])

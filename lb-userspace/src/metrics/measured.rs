@@ -1,4 +1,4 @@
-//! What no snapshot holds: durations and refusals, fed where they happen.
+//! Metrics that no snapshot contains: durations and refused writes, recorded where they happen.
 
 use std::{
     collections::BTreeMap,
@@ -15,7 +15,7 @@ use prometheus_client::{
 
 use super::collect::{Labels, counters};
 
-/// From a millisecond to what a probe's time-out may be.
+/// Buckets from below a millisecond up to typical probe time-outs.
 const CHECK_BUCKETS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
 const SYNC_BUCKETS: [f64; 11] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
 
@@ -35,7 +35,7 @@ impl CheckDurations {
         }
     }
 
-    /// Forgets services that are there no longer.
+    /// Forgets services that no longer exist.
     pub(super) fn retain(&self, still_there: impl Fn(&str) -> bool) {
         lock(&self.0).retain(|service, _| still_there(service));
     }
@@ -54,7 +54,7 @@ impl Collector for CheckDurations {
     }
 }
 
-/// How long it took to make the maps equal to what is wanted.
+/// How long it took to bring the maps to the desired state.
 #[derive(Clone, Debug)]
 pub struct SyncDurations(Histogram);
 
@@ -82,7 +82,7 @@ impl Collector for SyncDurations {
 pub struct MapUpdateErrors(Arc<Mutex<BTreeMap<(String, String), u64>>>);
 
 impl MapUpdateErrors {
-    /// Counts one; `errno` by its name, as in `E2BIG`.
+    /// Counts one refused write; `errno` is the name of the error, as in `E2BIG`.
     pub fn count(&self, map: &str, errno: &str) {
         *lock(&self.0).entry((map.to_owned(), errno.to_owned())).or_default() += 1;
     }

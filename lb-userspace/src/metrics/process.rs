@@ -10,7 +10,7 @@ use prometheus_client::{collector::Collector, encoding::DescriptorEncoder};
 
 use super::collect::{counters, gauges};
 
-/// Reads /proc/self at each scrape; what can't be read is left out.
+/// Reads /proc/self at each scrape; values that can't be read are left out.
 #[derive(Debug)]
 pub(super) struct ProcessCollector;
 
@@ -60,7 +60,7 @@ const TICKS_PER_SECOND: f64 = 100.0;
 
 fn start_time() -> Option<f64> {
     let stat = fs::read_to_string("/proc/self/stat").ok()?;
-    // proc(5): field 22; the second one, in parentheses, may hold anything.
+    // proc(5): the start time is field 22. Field 2, in parentheses, may contain any characters.
     let (_, after_name) = stat.rsplit_once(')')?;
     let ticks: f64 = after_name.split_whitespace().nth(19)?.parse().ok()?;
     let booted = fs::read_to_string("/proc/stat").ok()?;

@@ -1,4 +1,4 @@
-//! The text is read back by hand, line by line, as the OpenMetrics specification describes it.
+//! The tests parse the text by hand, line by line, as the OpenMetrics specification describes it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -16,7 +16,7 @@ use crate::{
 
 type Sample = (String, BTreeMap<String, String>);
 
-/// One exposition, read.
+/// One parsed exposition.
 #[derive(Default, Debug)]
 struct Text {
     types: BTreeMap<String, String>,
@@ -334,7 +334,7 @@ fn verdicts_are_summed_over_interfaces_by_reason() {
     assert_eq!(text.value("weir_xdp_attached", &[("interface", "eth1"), ("mode", "none")]), Some(0.0));
 }
 
-/// As the agent makes it.
+/// A ring digest as the agent makes it.
 fn ring_digest() -> String {
     let declared = Declared::new([7; 16], 31, [("10.0.0.1:80".parse().unwrap(), 1)]);
     digest(&declared, lb_common::flow::Family::V4, [None])

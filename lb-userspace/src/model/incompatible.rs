@@ -18,10 +18,11 @@ impl fmt::Display for Incompatible {
     }
 }
 
-/// What `new` changes that the running services would lose their connections by.
+/// The changes in `new` by which running services would lose their connections.
 ///
-/// The seeds are those that result: the file's, or the kept one. A service is the same if its name
-/// is, or if it serves one of the same VIPs and ports under another name.
+/// The seeds are the effective ones: the file's, or the one in the state directory. Two services
+/// are the same if they have the same name, or if they serve a common VIP and port under different
+/// names.
 pub fn incompatible(running: &Config, running_seed: &Seed, new: &Config, new_seed: &Seed) -> Vec<Incompatible> {
     let mut found = Vec::new();
     let pairs = || {

@@ -1,5 +1,5 @@
-//! The state directory: `overrides.json` and `hash-seed`, each written whole or not at all,
-//! readable by root alone.
+//! The state directory: `overrides.json` and `hash-seed`, each written atomically and readable by
+//! root alone.
 
 use std::{
     fs::{self, DirBuilder, File},
@@ -26,7 +26,7 @@ const OVERRIDES: &str = "overrides.json";
 const HASH_SEED: &str = "hash-seed";
 const VERSION: u32 = 1;
 
-/// Where the agent keeps what no file and no map holds.
+/// The directory where the agent keeps state that is in no configuration file and in no map.
 #[derive(Clone, Debug)]
 pub struct StateDir(PathBuf);
 
@@ -38,7 +38,7 @@ pub enum StateError {
     Read { path: PathBuf, source: io::Error },
     #[error("can't write {}: {source}", .path.display())]
     Write { path: PathBuf, source: io::Error },
-    /// Another seed would move every connection, so none is made.
+    /// A new seed would move every connection, so none is made.
     #[error(
         "{} holds no seed of 32 hex digits: put the right one there or into hashSeed of the configuration, or remove the file for a new one, which moves every connection",
         .path.display()
@@ -46,7 +46,7 @@ pub enum StateError {
     Seed { path: PathBuf },
 }
 
-/// A file that could not be understood, and where it is kept now.
+/// A file that could not be parsed, and where it is kept now.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{} is damaged ({reason}): kept as {}; drains and weights set by the CLI are lost, set them again", .path.display(), .kept.display())]
 pub struct Damaged {
@@ -56,7 +56,7 @@ pub struct Damaged {
 }
 
 impl StateDir {
-    /// Makes the directory, for root alone, if it isn't there.
+    /// Creates the directory, accessible to root alone, if it doesn't exist.
     pub fn open(path: &Path) -> Result<Self, StateError> {
         DirBuilder::new()
             .recursive(true)
@@ -66,7 +66,8 @@ impl StateDir {
         Ok(Self(path.to_owned()))
     }
 
-    /// What was set before; of a damaged file nothing, and where it is kept.
+    /// The stored overrides. If the file is damaged: no overrides, and where the damaged file is
+    /// kept.
     pub fn overrides(&self) -> Result<(Overrides, Option<Damaged>), StateError> {
         let path = self.0.join(OVERRIDES);
         let bytes = match fs::read(&path) {
@@ -95,7 +96,7 @@ impl StateDir {
         write().map_err(|source| StateError::Write { path: path.clone(), source })
     }
 
-    /// The seed for a configuration without one; made the first time.
+    /// The seed for a configuration without one; generated on first use.
     pub fn hash_seed(&self) -> Result<Seed, StateError> {
         let path = self.0.join(HASH_SEED);
         match fs::read_to_string(&path) {
@@ -117,7 +118,8 @@ impl StateDir {
         write().map_err(|source| StateError::Write { path: path.clone(), source })
     }
 
-    /// A file with all of `text` on the disk, of mode 0600, that has no name to be found by yet.
+    /// A temporary file of mode 0600 with all of `text` synced to disk, which does not have its
+    /// final name yet.
     fn complete(&self, text: &[u8]) -> io::Result<NamedTempFile> {
         let mut file = NamedTempFile::new_in(&self.0)?;
         file.write_all(text)?;
@@ -125,7 +127,7 @@ impl StateDir {
         Ok(file)
     }
 
-    /// Makes a rename last.
+    /// Makes a rename in the directory durable.
     fn sync(&self) -> io::Result<()> {
         File::open(&self.0)?.sync_all()
     }

@@ -1,4 +1,4 @@
-//! Answers and refusals as HTTP has them.
+//! Answers and refusals as HTTP responses.
 
 use std::io;
 
@@ -42,7 +42,7 @@ pub(super) fn not_found(message: impl Into<String>) -> ApiError {
     ApiError { code: ErrorCode::NotFound, message: message.into() }
 }
 
-/// The parameters of a request, or why they don't fit.
+/// The parameters of a request, or why they are invalid.
 pub(super) fn parameters<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, ApiError> {
     match query {
         Ok(Query(parameters)) => Ok(parameters),
@@ -65,7 +65,7 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     }
 }
 
-/// Documents as they come, one JSON object a line, until nobody sends any more.
+/// Streams documents as they arrive, one JSON object per line, until the sender is dropped.
 pub(super) struct Lines<T>(pub mpsc::Receiver<T>);
 
 impl<T: Serialize + Send + 'static> IntoResponse for Lines<T> {

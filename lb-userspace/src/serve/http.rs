@@ -24,11 +24,11 @@ use crate::{
 /// An agent that needs longer for a snapshot is not healthy.
 const PATIENCE: Duration = Duration::from_secs(3);
 
-/// The listener, bound.
+/// The bound listener.
 #[derive(Debug)]
 pub struct HttpServer {
     listener: TcpListener,
-    /// As it was bound: with port 0, the port that the kernel chose.
+    /// The address that was bound; for port 0, with the port that the kernel chose.
     pub address: SocketAddr,
 }
 

@@ -151,7 +151,7 @@ async fn undrain(State(agent): State<AgentHandle>, Body(chosen): Body<Chosen>) -
 #[serde(deny_unknown_fields)]
 struct WeightOf {
     backend: BackendSelector,
-    /// `null` takes the override back; to leave it out is a mistake, not a reset.
+    /// `null` removes the override; leaving the field out is a mistake, not a removal.
     #[serde(deserialize_with = "Option::deserialize")]
     weight: Option<u32>,
 }
@@ -161,7 +161,7 @@ async fn weight(State(agent): State<AgentHandle>, Body(of): Body<WeightOf>) -> A
     Ok(Json(agent.ask(|answer| Command::SetWeight(backend, of.weight, answer)).await?))
 }
 
-/// An empty selector would fit everything.
+/// Refuses an empty selector, which would match everything.
 fn named(backend: BackendSelector) -> Result<BackendSelector, ApiError> {
     if backend.0.trim().is_empty() {
         return Err(invalid("`backend` is empty; name one as SERVICE/ADDRESS:PORT, ADDRESS:PORT or ADDRESS"));

@@ -1,5 +1,5 @@
-//! The API's unix socket: made so that nobody else can connect, and every peer's user checked all
-//! the same.
+//! The API's unix socket. Its file mode keeps other users from connecting, and the user of every
+//! peer is checked nevertheless.
 
 use std::{
     fs::{self, DirBuilder},
@@ -36,7 +36,7 @@ use crate::{
     view::types::{ApiError, ErrorCode},
 };
 
-/// The socket, bound; removed when dropped.
+/// The bound socket; its file is removed on drop.
 #[derive(Debug)]
 pub struct SocketServer {
     listener: StdUnixListener,
@@ -44,8 +44,8 @@ pub struct SocketServer {
 }
 
 impl SocketServer {
-    /// Makes the directory if it is missing, replaces the socket of an agent that is dead, refuses
-    /// that of a living one.
+    /// Binds the socket. Creates the directory if it is missing, and replaces the socket of a dead
+    /// agent; fails if a running agent has the socket.
     pub fn bind(path: &Path) -> Result<Self, ServeError> {
         let failed = |source| ServeError::Socket { path: path.to_owned(), source };
         if let Some(directory) = path.parent() {
@@ -57,7 +57,7 @@ impl SocketServer {
         Ok(Self { listener, file: SocketFile { path: path.to_owned(), inode } })
     }
 
-    /// Answers until `shutdown` is true, then finishes the requests under way.
+    /// Answers requests until `shutdown` is true, then finishes the pending ones.
     pub async fn serve(self, agent: AgentHandle, shutdown: watch::Receiver<bool>) -> Result<(), ServeError> {
         let Self { listener, file } = self;
         let stopped = |source| ServeError::Stopped { at: file.path.display().to_string(), source };
@@ -81,13 +81,13 @@ fn clear_the_way(path: &Path) -> Result<(), ServeError> {
     }
     match UnixStream::connect(path) {
         Ok(stream) => Err(ServeError::Taken { path: path.to_owned(), holder: holder(&stream) }),
-        // Nobody listens: the agent that made it is dead.
+        // Nobody listens: the agent that created the socket is dead.
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => fs::remove_file(path).map_err(failed),
         Err(error) => Err(failed(error)),
     }
 }
 
-/// The process behind a socket, as a person would look for it.
+/// Describes the process behind a socket so that a person can find it.
 fn holder(stream: &UnixStream) -> String {
     use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
     match getsockopt(stream, PeerCredentials) {
@@ -102,8 +102,8 @@ fn holder(stream: &UnixStream) -> String {
     }
 }
 
-/// The mode is set before the bind, which gives it to the file: at no moment can another user
-/// connect.
+/// Sets the mode before the bind, which applies it to the file: another user can't connect at any
+/// moment.
 fn bind_private(path: &Path) -> io::Result<StdUnixListener> {
     let descriptor =
         socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
@@ -113,7 +113,8 @@ fn bind_private(path: &Path) -> io::Result<StdUnixListener> {
     Ok(StdUnixListener::from(descriptor))
 }
 
-/// The file of our socket; another agent's, made there since, is left alone.
+/// The file of our socket, removed on drop. If another agent has replaced it, its file is left
+/// alone.
 #[derive(Debug)]
 struct SocketFile {
     path: PathBuf,
@@ -129,7 +130,7 @@ impl Drop for SocketFile {
     }
 }
 
-/// Who is at the other end: its user, if the kernel told.
+/// The user at the other end of a connection, if the kernel reported it.
 #[derive(Clone, Copy, Debug)]
 struct Peer(Option<u32>);
 
@@ -139,7 +140,7 @@ impl Connected<IncomingStream<'_, UnixListener>> for Peer {
     }
 }
 
-/// Beside root, the user that the agent itself runs as.
+/// The user that may connect besides root: the one that the agent itself runs as.
 #[derive(Clone, Copy, Debug)]
 struct Allowed(Uid);
 

@@ -1,4 +1,4 @@
-//! Follows a configuration file: events of the directories that lead to it, a slow poll where
+//! Follows a configuration file: by events of the directories on its path, by a slow poll where
 //! events fail, and on demand.
 
 mod trail;
@@ -28,7 +28,7 @@ use crate::{
     model::Config,
 };
 
-/// The file as it was at one moment.
+/// The contents of the file at one moment.
 #[derive(Clone, Debug)]
 pub struct Loaded {
     pub result: Result<Config, LoadError>,
@@ -37,7 +37,7 @@ pub struct Loaded {
 }
 
 impl Loaded {
-    /// Whether the file's content is that of `other`.
+    /// Whether `self` and `other` have the same file content.
     pub fn is_same(&self, other: &Loaded) -> bool {
         let errors = |loaded: &Loaded| loaded.result.as_ref().err().map(LoadError::messages);
         match (&self.digest, &other.digest) {
@@ -49,26 +49,27 @@ impl Loaded {
     }
 }
 
-/// The way to a running source.
+/// Handle to a running source.
 #[derive(Clone, Debug)]
 pub struct FileSource {
     loaded: watch::Receiver<Arc<Loaded>>,
     reloads: mpsc::Sender<oneshot::Sender<Arc<Loaded>>>,
 }
 
-/// The source has ended with the agent.
+/// The source has stopped because the agent is stopping.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("the configuration file is no longer followed: the agent is stopping")]
 pub struct Stopped;
 
-/// How patient the source is.
+/// How long the source waits before it reads the file.
 #[derive(Clone, Copy, Debug)]
 struct Pace {
-    /// The file is read when nothing has happened to it for so long: writers need not be atomic.
+    /// The file is read after this long without events, because writers need not be atomic.
     quiet: Duration,
-    /// It is read at the latest so long after the first event.
+    /// The file is read at the latest this long after the first event.
     patience: Duration,
-    /// It is read and compared this often without any event: network file systems have none.
+    /// The file is read and compared this often even without events: network file systems have
+    /// none.
     poll: Duration,
 }
 
@@ -83,7 +84,7 @@ impl FileSource {
 
     async fn start_at(path: &Path, shutdown: watch::Receiver<bool>, pace: Pace) -> (Self, JoinHandle<()>) {
         let mut watcher = FileWatcher::new(path);
-        // Watched before it is read, so that no change falls between.
+        // Watch before reading, so that no change in between is missed.
         watcher.follow();
         let first = Arc::new(read(path.to_owned()).await);
         let (publish, loaded) = watch::channel(first);
@@ -92,7 +93,7 @@ impl FileSource {
         (Self { loaded, reloads }, tokio::spawn(follower.run()))
     }
 
-    /// What was read last; it changes whenever the file's content does.
+    /// The contents read last; the value changes whenever the file's content does.
     pub fn loaded(&self) -> watch::Receiver<Arc<Loaded>> {
         self.loaded.clone()
     }
@@ -123,7 +124,7 @@ impl Follower {
             let answer = tokio::select! {
                 biased;
                 () = stopped(&mut shutdown) => return,
-                // All senders are gone: the file is followed all the same.
+                // If all senders are gone, this branch is disabled, and the file is still followed.
                 Some(answer) = self.requests.recv() => Some(answer),
                 () = self.watcher.changed.notified() => {
                     tokio::select! {
@@ -139,7 +140,7 @@ impl Follower {
                 biased;
                 () = stopped(&mut shutdown) => return,
                 loaded = self.refresh() => {
-                    // Whoever asked may have gone away meanwhile.
+                    // The task that requested the reload may have gone away.
                     if let Some(Err(_)) = answer.map(|answer| answer.send(loaded)) {
                         warn!(file = %self.path.display(), "whoever asked for the reload did not wait for it");
                     }
@@ -148,7 +149,7 @@ impl Follower {
         }
     }
 
-    /// Reads the file, and publishes it if it is another than before.
+    /// Reads the file, and publishes its contents if they have changed.
     async fn refresh(&mut self) -> Arc<Loaded> {
         self.watcher.follow();
         let now = read(self.path.clone()).await;
@@ -162,7 +163,7 @@ impl Follower {
     }
 }
 
-/// Waits until nothing happens any more.
+/// Waits until there are no more events, but at most `pace.patience`.
 async fn settle(changed: &Notify, pace: Pace) {
     let deadline = Instant::now() + pace.patience;
     while Instant::now() < deadline {
@@ -192,14 +193,14 @@ async fn read(path: PathBuf) -> Loaded {
 
 /// Returns when the agent stops.
 async fn stopped(shutdown: &mut watch::Receiver<bool>) {
-    // An error means that whoever could say so is gone, which is the same.
+    // An error means that the sender is gone, which also means stop.
     drop(shutdown.wait_for(|stop| *stop).await);
 }
 
 /// Watches the directories on the way to a file.
 struct FileWatcher {
     path: PathBuf,
-    /// `None` where the kernel gives no watches: polling is left.
+    /// `None` if the kernel provides no watches: then the file is only polled.
     watcher: Option<RecommendedWatcher>,
     watched: BTreeSet<PathBuf>,
     /// The paths whose events matter.
@@ -225,12 +226,13 @@ impl FileWatcher {
         Self { path: path.to_owned(), watcher, watched: BTreeSet::new(), names, changed }
     }
 
-    /// Watches the way to the file as it is now; a directory that was made again needs a new watch.
+    /// Watches the directories currently on the way to the file; a recreated directory needs a new
+    /// watch.
     fn follow(&mut self) {
         let Some(watcher) = &mut self.watcher else { return };
         let trail = Trail::of(&self.path);
         for left in self.watched.difference(&trail.directories) {
-            // It may have gone by itself.
+            // The directory may already be gone.
             if let Err(error) = watcher.unwatch(left) {
                 tracing::debug!(directory = %left.display(), %error, "no longer watched");
             }
@@ -250,8 +252,8 @@ impl FileWatcher {
     }
 }
 
-/// Whether the file may have changed with `event`. Reads raise events too; they are ignored, or
-/// each reload would cause the next.
+/// Whether `event` may mean that the file has changed. Reads raise events too; ignore them to avoid
+/// a reload loop.
 fn matters(event: &notify::Event, names: &BTreeSet<PathBuf>) -> bool {
     let is_read = matches!(event.kind, EventKind::Access(kind) if kind != AccessKind::Close(AccessMode::Write));
     event.need_rescan() || (!is_read && event.paths.iter().any(|path| names.contains(path)))

@@ -2,8 +2,8 @@
 
 use super::types::Snapshot;
 
-/// What is not ready yet; `None` once all is. Ready means: attached to every interface, the maps
-/// written at least once, and a first verdict on the backends.
+/// What the agent is still waiting for; `None` once it is ready. Ready means: attached to every
+/// interface, the maps written at least once, and a first verdict on the backends.
 pub fn not_ready(snapshot: &Snapshot) -> Option<String> {
     if snapshot.status.sync.last_success_at <= 0.0 {
         let why = snapshot.status.sync.last_error.as_deref().unwrap_or("it is under way");

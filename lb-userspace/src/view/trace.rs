@@ -1,4 +1,4 @@
-//! The documents of `GET /v1/trace`: what to tell, and what is told.
+//! The documents of `GET /v1/trace`: the query, and the reported decisions.
 
 use std::{
     fmt,
@@ -9,7 +9,7 @@ use std::{
 use lb_common::verdict::Kind;
 use serde::{Deserialize, Serialize};
 
-/// Which decisions to tell; what is `None` fits all.
+/// Which decisions to report. A field that is `None` matches every decision.
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct TraceQuery {
@@ -18,19 +18,19 @@ pub struct TraceQuery {
     /// Only packets that were dropped or rejected.
     #[serde(default)]
     pub drops_only: bool,
-    /// At the most so many a second; 100 if not given.
+    /// Maximum number of decisions per second; 100 if not given.
     pub rate: Option<u32>,
 }
 
 pub const DEFAULT_RATE: u32 = 100;
-/// What the ring buffer and a reader keep up with.
+/// The highest rate that the ring buffer and a reader keep up with.
 pub const MAX_RATE: u32 = 100_000;
 
 /// One end of a connection: `192.0.2.10`, `192.0.2.10:80`, `2001:db8::10`, `[2001:db8::10]:80`.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct End {
     pub ip: IpAddr,
-    /// `None` fits all.
+    /// `None` matches every port.
     pub port: Option<u16>,
 }
 
@@ -75,7 +75,7 @@ impl<'de> Deserialize<'de> for End {
 }
 
 impl TraceQuery {
-    /// Why it can't be; `None` if it can.
+    /// Why the query is invalid; `None` if it is valid.
     pub fn mistake(&self) -> Option<String> {
         match (self.client, self.vip) {
             (Some(client), Some(vip)) if client.ip.is_ipv4() != vip.ip.is_ipv4() => {
@@ -91,8 +91,7 @@ impl TraceQuery {
         self.rate.unwrap_or(DEFAULT_RATE)
     }
 
-    /// Whether it wants to be told of this decision. Answers count as packets of the same
-    /// connection.
+    /// Whether the query matches this decision. Replies count as packets of the same connection.
     pub fn fits(&self, view: &TraceView) -> bool {
         let is = |wanted: Option<End>, found: &SocketAddr| wanted.is_none_or(|wanted| wanted.is(found));
         let either_way = |src: &SocketAddr, dst: &SocketAddr| {
@@ -113,37 +112,38 @@ pub struct TraceView {
     pub interface: String,
     /// Which program: `xdp`, `ingress` or `egress`.
     pub hook: String,
-    /// As the packet came; port 0 without TCP.
+    /// Source and destination of the packet as it arrived; port 0 without TCP.
     pub src: SocketAddr,
     pub dst: SocketAddr,
-    /// What they become in mode `nat`; `None` where they stay, or the packet was not sent on.
+    /// Source and destination after translation in mode `nat`; `None` if they stay the same, or if
+    /// the packet was not forwarded.
     pub to: Option<Ends>,
     /// `SYN`, `SYN+ACK`, `none`; `None` without TCP.
     pub tcp_flags: Option<String>,
     pub sequence: Option<u32>,
     /// Bytes from the IP header on.
     pub length: u32,
-    /// Whose VIP and port it is.
+    /// The service of the VIP and port.
     pub service: Option<String>,
     pub vip: Option<SocketAddr>,
-    /// `None` where no slot was asked.
+    /// `None` if no slot was consulted.
     pub slot: Option<SlotView>,
     pub backend: Option<SocketAddr>,
-    /// The rule from which the backend comes: see `lb_common::trace::rule::name`.
+    /// The rule that chose the backend: see `lb_common::trace::rule::name`.
     pub rule: Option<String>,
-    /// The same in words.
+    /// The rule in words.
     pub why: String,
     /// `pass`, `forward`, `reject` or `drop`.
     pub verdict: String,
     /// See `lb_common::verdict::Reason::name`.
     pub reason: String,
     pub help: String,
-    /// Decisions that were made since the one told before, and were not told: more than the rate,
-    /// or nobody took them in time.
+    /// Decisions since the last reported one that were not reported, because they exceeded the rate
+    /// or were not read in time.
     pub missed: u64,
 }
 
-/// Both ends of a connection, as one packet has them.
+/// The source and destination of one packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Ends {
@@ -160,9 +160,9 @@ pub struct SlotView {
     pub ring_size: u32,
     /// `settled`, `in transition`, `tracked` or `settling`.
     pub state: String,
-    /// `None`: nobody, it rejects.
+    /// `None` if the slot has no owner and rejects.
     pub current: Option<SocketAddr>,
-    /// The owner from when its owners last agreed.
+    /// The slot's owner from when its two owners last agreed.
     pub previous: Option<SocketAddr>,
 }
 

@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 use super::trace::SlotView;
 use crate::state::{AdminState, Health, Origin};
 
-/// Everything there is to see at one moment.
+/// The complete state at one moment.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Snapshot {
@@ -17,7 +17,8 @@ pub struct Snapshot {
     pub backends: Vec<BackendView>,
     /// By interface.
     pub drops: Vec<ReasonView>,
-    /// By service; what is counted for none of them, and what was forwarded, as a whole.
+    /// By service. Packets that belong to no service, and forwarded packets, are counted as a
+    /// whole.
     #[serde(default)]
     pub drops_by_service: Vec<ReasonView>,
     pub interfaces: Vec<InterfaceView>,
@@ -30,7 +31,7 @@ pub enum Overall {
     /// configuration.
     #[default]
     Ok,
-    /// Traffic flows, but something needs a look; `reasons` says what.
+    /// Traffic flows, but something needs attention; `reasons` says what.
     Degraded,
     /// Some service has no eligible backend, or the data path is not attached.
     Down,
@@ -51,22 +52,23 @@ impl Overall {
 pub struct Status {
     pub version: String,
     pub state: Overall,
-    /// Why it is not ok, one sentence each.
+    /// Why the state is not `ok`, one sentence each.
     pub reasons: Vec<String>,
     /// What a starting agent still waits for before it is ready; empty once it is.
     #[serde(default)]
     pub waiting_for: String,
-    /// When `state` last became what it is; seconds since 1970.
+    /// When `state` last changed; seconds since 1970.
     pub state_since: f64,
     /// Seconds since 1970.
     pub started_at: f64,
     pub config: ConfigStatus,
-    /// Backends by what results of them.
+    /// Number of backends by resulting state.
     pub backends: BackendTotals,
     pub tables: Vec<TableView>,
     pub nat: NatStatus,
     pub sync: SyncStatus,
-    /// Hooks that were gone without the agent's doing, and attached again, since it started.
+    /// Number of hooks that disappeared without the agent's doing and were attached again, since
+    /// the agent started.
     #[serde(default)]
     pub lost_hooks: u64,
     /// What `weir doctor` found at start: see [`Finding`].
@@ -80,7 +82,7 @@ pub struct ConfigStatus {
     /// When the running configuration was taken over; seconds since 1970.
     pub loaded_at: f64,
     pub last_reload_ok: bool,
-    /// The errors of the file as it is now, if it was refused.
+    /// The errors of the current file, if it was refused.
     pub errors: Vec<String>,
 }
 
@@ -111,7 +113,7 @@ pub struct TableView {
 #[serde(rename_all = "camelCase")]
 pub struct NatStatus {
     pub addresses: Vec<IpAddr>,
-    /// Flows that hold a port, of all backends.
+    /// Number of flows that hold a port, over all backends.
     pub ports_used: u64,
     /// Ports for each backend, times backends.
     pub ports_max: u64,
@@ -131,15 +133,15 @@ pub struct SyncStatus {
     pub errors: u64,
 }
 
-/// What is wrong on this machine, and how to mend it.
+/// What a check found on this machine, and how to fix it.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Finding {
     pub severity: Severity,
-    /// What was looked at, in a word or two: `forwarding`, `bpffs`, `gro eth0`.
+    /// What was checked, in a word or two: `forwarding`, `bpffs`, `gro eth0`.
     pub check: String,
     pub message: String,
-    /// The command, or what to do; empty where nothing is wrong.
+    /// The command to run, or what to do; empty if nothing is wrong.
     pub remedy: String,
 }
 
@@ -176,7 +178,7 @@ pub struct ServiceView {
     pub mode: String,
     /// `maglev`, or `maglev client-ip` with affinity.
     pub policy: String,
-    /// Of the VIP's family.
+    /// Eligible backends of the VIP's family.
     pub backends_eligible: u32,
     pub backends_all: u32,
     /// Connections open now; `None` where it is not known (DSR).
@@ -192,11 +194,11 @@ pub struct ServiceView {
     pub age_seconds: f64,
     pub ring_size: u32,
     pub slots_in_transition: u32,
-    /// Slots whose owners agree, but some of whose flows are exceptions, or may be.
+    /// Number of slots whose owners agree, but which have or may have flows that are exceptions.
     #[serde(default)]
     pub slots_tracked: u32,
-    /// Flows with an entry of their own in a DSR mode; `None` in `nat`, where every flow has one,
-    /// and before they were counted.
+    /// Flows with an entry of their own in a DSR mode; `None` in `nat`, where every flow has an
+    /// entry, and before the first count.
     #[serde(default)]
     pub exceptions: Option<ExceptionsView>,
     /// Hex; equal on nodes whose rings agree.
@@ -225,11 +227,11 @@ pub struct BackendView {
     pub admin: AdminState,
     pub admin_from: Origin,
     pub health: Health,
-    /// Whether it gets new flows.
+    /// Whether the backend gets new flows.
     pub eligible: bool,
-    /// Left the file: gone when its drain ends.
+    /// The backend was removed from the file, and will be gone when its drain ends.
     pub removed: bool,
-    /// Seconds that its drain goes on at the most.
+    /// Maximum number of seconds until its drain ends.
     pub drain_remaining_seconds: Option<f64>,
     /// Connections open now; `None` where it is not known (DSR).
     pub connections_active: Option<u64>,
@@ -244,7 +246,7 @@ pub struct BackendView {
     /// When it was last probed; seconds since 1970.
     pub last_check_at: Option<f64>,
     pub last_check_duration_seconds: Option<f64>,
-    /// What the last probe saw, or why it gets no flows.
+    /// The result of the last probe, or why the backend gets no flows.
     pub reason: String,
     pub check_failures: Vec<(String, u64)>,
     pub state_changes_total: u64,
@@ -263,26 +265,27 @@ pub struct FlowView {
     pub vip: SocketAddr,
     pub service: String,
     pub backend: SocketAddr,
-    /// How the backend sees the client; in DSR modes as it is.
+    /// The client's address as the backend sees it; unchanged in DSR modes.
     pub source: SocketAddr,
     /// `half-open`, `established` or `closing`.
     pub state: String,
-    /// Why it has an entry: `nat`, `opened in transition`, `kept when its slot settled`,
+    /// Why the flow has an entry: `nat`, `opened in transition`, `kept when its slot settled`,
     /// `seen in transition`.
     pub why: String,
-    /// Seconds since it was begun, where that is known.
+    /// Seconds since the flow began, if known.
     pub age_seconds: Option<f64>,
     pub idle_seconds: f64,
 }
 
-/// How often the program treated a packet so, and why; counted by interface or by service.
+/// How many packets the BPF program treated in this way for this reason; counted by interface or by
+/// service.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ReasonView {
-    /// `None` over all interfaces.
+    /// `None` in a count over all interfaces.
     pub interface: Option<String>,
-    /// Whose VIP and port; `None` in a count by interface, and where it is no service's or was
-    /// forwarded.
+    /// The service of the VIP and port; `None` in a count by interface, for packets of no service,
+    /// and for forwarded packets.
     pub service: Option<String>,
     pub vip: Option<SocketAddr>,
     /// See `lb_common::verdict::Kind::name`.
@@ -310,17 +313,17 @@ pub struct InterfaceView {
     pub problem: String,
 }
 
-/// Of which flow to say where it goes.
+/// The flow to look up.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase", deny_unknown_fields)]
 pub struct LookupQuery {
     pub client: SocketAddr,
     pub vip: SocketAddr,
-    /// The sequence number of its SYN, which may have been sent before.
+    /// The sequence number of the flow's SYN, which may have been sent before.
     pub sequence: Option<u32>,
 }
 
-/// What the program would do with a packet.
+/// What the BPF program would do with a packet.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct LookupView {
@@ -335,13 +338,13 @@ pub struct LookupView {
     /// `not a vip`.
     pub why: String,
     pub explanation: String,
-    /// Where a packet of a connection that has begun before would go.
+    /// Where a packet of an existing connection would go.
     pub under_way: Choice,
-    /// What the flow tables hold of it.
+    /// The flow's entries in the flow tables.
     pub entries: Vec<FlowView>,
 }
 
-/// A backend, and why that one.
+/// The chosen backend, and why it was chosen.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Choice {
@@ -351,7 +354,7 @@ pub struct Choice {
     pub explanation: String,
 }
 
-/// One difference between what is wanted and what is in the kernel.
+/// One difference between the desired state and the state in the kernel.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct DiffView {
@@ -365,12 +368,13 @@ pub struct DiffView {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Changed {
-    /// One sentence for each backend that was changed, or that was so already.
+    /// One sentence for each backend that was changed, or that already was as requested.
     pub messages: Vec<String>,
     pub backends: Vec<BackendView>,
 }
 
-/// Chooses backends: `web/10.2.0.11:8080`, `10.2.0.11:8080` or `10.2.0.11`; all that fit are meant.
+/// Selects backends: `web/10.2.0.11:8080`, `10.2.0.11:8080` or `10.2.0.11`; all matching backends
+/// are selected.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct BackendSelector(pub String);
@@ -381,11 +385,11 @@ pub struct FlowFilter {
     pub client: Option<IpAddr>,
     pub backend: Option<BackendSelector>,
     pub vip: Option<IpAddr>,
-    /// Also flows that were only seen while their slot is in transition: the ring says of them what
-    /// their entry says.
+    /// Whether to include flows that were only seen while their slot is in transition: for these,
+    /// the ring gives the same backend as the entry.
     #[serde(default)]
     pub seen: bool,
-    /// At the most so many; 1000 if not given.
+    /// Maximum number of flows; 1000 if not given.
     pub limit: Option<usize>,
 }
 
@@ -401,13 +405,13 @@ pub struct ApiError {
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum ErrorCode {
-    /// What was named does not exist.
+    /// The object named in the request does not exist.
     NotFound,
     /// The request contradicts itself or the state.
     Invalid,
     /// The kernel or the file system refused.
     Failed,
-    /// Whoever asks is not root.
+    /// The requester is not root.
     Forbidden,
     /// The agent is stopping.
     Unavailable,

@@ -1,5 +1,5 @@
-//! The rules of the ring (docs/architecture.md) once more, for a person who asks: the program's are
-//! in `lb-ebpf/src/dsr.rs`.
+//! A second implementation of the rules of the ring (docs/architecture.md), for lookups; the BPF
+//! program's is in `lb-ebpf/src/dsr.rs`.
 
 use std::collections::BTreeMap;
 
@@ -14,25 +14,25 @@ use lb_common::{
 
 use crate::dataplane::tables::exceptions::Found;
 
-/// A slot of a DSR service, and what the tables hold of one flow.
+/// A slot of a DSR service, and the entries of one flow in the tables.
 pub struct Rules<'a> {
     pub backends: &'a BTreeMap<u32, Backend>,
     /// The id of the service.
     pub service: u32,
     pub slot: Slot,
     pub exceptions: &'a Found,
-    /// The fingerprint of its first SYN, if this one was sent before.
+    /// The fingerprint of the flow's first SYN, if the current SYN is a retransmission.
     pub first: Option<Syn>,
 }
 
-/// What becomes of a packet.
+/// What happens to a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Outcome {
     To {
         index: u32,
         rule: u8,
     },
-    /// Its backend is dead or gone, and its flows are ended.
+    /// The packet's backend is dead or gone, and the backend's flows are ended.
     Ends {
         index: u32,
         reason: Reason,
@@ -40,12 +40,12 @@ pub enum Outcome {
 }
 
 impl Rules<'_> {
-    /// A SYN.
+    /// The outcome for a SYN.
     pub fn opens(&self) -> Outcome {
         let again = self.first.map(Syn::owner).filter(|owner| self.is_owner(*owner));
         let again = again.map(|index| Outcome::To { index, rule: rule::SYN_AGAIN });
         if self.slot.is_settled() {
-            // What follows the SYN goes to the slot's owner, and so does the SYN.
+            // The packets after the SYN go to the slot's owner, so the SYN must go there too.
             let to_owner = Outcome::To { index: self.slot.current(), rule: rule::RING };
             return again.filter(|_| self.first.map(Syn::owner) == Some(self.slot.current())).unwrap_or(to_owner);
         }
@@ -53,7 +53,7 @@ impl Rules<'_> {
         self.already().or(again).unwrap_or(current)
     }
 
-    /// Where the flow of a SYN is, if it lives.
+    /// The outcome for a SYN whose flow already has a living entry.
     fn already(&self) -> Option<Outcome> {
         let lives = |entry: &Exception| self.state(entry) == State::Living;
         let is_closing = |entry: &Exception| entry.flags & EXCEPTION_CLOSING != 0;
@@ -65,8 +65,8 @@ impl Rules<'_> {
         seen.map(|entry| Outcome::To { index: entry.backend, rule: rule::SEEN })
     }
 
-    /// A packet of a connection that has begun before; one whose sequence number is not known fits
-    /// its SYN's.
+    /// The outcome for a packet of an existing connection. If the sequence number of the SYN is not
+    /// known, any half-open entry matches.
     pub fn goes_on(&self, sequence: Option<u32>) -> Outcome {
         if self.slot.is_settled() {
             return Outcome::To { index: self.slot.current(), rule: rule::RING };
@@ -112,7 +112,7 @@ impl Rules<'_> {
     }
 }
 
-/// What becomes of flows of a backend.
+/// What happens to the flows of a backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum State {
     Living,
@@ -148,7 +148,8 @@ mod tests {
         Exception { backend, generation: 5, slot: 0, sequence: 70, flags, reserved: 0, last_seen_ns: 0 }
     }
 
-    /// (SYN, packet under way) of a slot that has changed from A to B.
+    /// The outcomes for a SYN and for a packet of an existing connection, for a slot that has
+    /// changed from A to B.
     fn both(flags_of_a: u32, slot: Slot, exceptions: Found) -> (Outcome, Outcome) {
         let backends = backends(flags_of_a);
         let rules = Rules { backends: &backends, service: 1, slot, exceptions: &exceptions, first: None };

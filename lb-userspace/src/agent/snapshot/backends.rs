@@ -1,4 +1,4 @@
-//! The views of the backends: those that are declared, then those that left and drain.
+//! The views of the backends: first the declared ones, then the removed ones that still drain.
 
 use lb_common::backend::{Backend, WAY_NAT};
 
@@ -49,8 +49,8 @@ impl Agent {
         let leaving = self.plan.leaving.clone();
         for one in &leaving {
             let left = self.leaving_view(one, sample);
-            // The same backend in another mode, or of a service that has the name of one that left:
-            // one line, as it has one name.
+            // A leaving backend may have the name of a declared one: because the mode changed, or
+            // because a new service has the name of a removed one. Both then share one line.
             match views.iter_mut().find(|view| (&view.service, view.address) == (&left.service, left.address)) {
                 Some(view) => {
                     view.connections_active = match (view.connections_active, left.connections_active) {
@@ -81,7 +81,7 @@ impl Agent {
         }
     }
 
-    /// What is counted of it; the rest is filled in by the caller.
+    /// The view of a backend with its counters; the caller fills in the rest.
     fn view(&self, id: &BackendId, entry: Option<(u32, &Backend)>, sample: Option<&Sample>) -> BackendView {
         let census = self.census.borrow();
         let index = entry.map(|(index, _)| index);
@@ -146,7 +146,7 @@ fn with_health(
     }
 }
 
-/// What the last probe saw, or why it gets no flows.
+/// The result of the last probe, or why the backend gets no flows.
 fn reason(
     service: &Service,
     backend: &model::Backend,

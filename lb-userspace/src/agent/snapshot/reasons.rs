@@ -1,4 +1,4 @@
-//! What became of packets, and why: by interface, and by service.
+//! Packet counts by verdict and reason, for each interface and for each service.
 
 use std::net::SocketAddr;
 
@@ -22,7 +22,7 @@ impl Agent {
         views
     }
 
-    /// What each VIP has counted, then what none of them has.
+    /// The counts of each VIP, then the packets that no VIP has counted.
     pub(super) fn reasons_by_service(&self, sample: Option<&Sample>) -> Vec<ReasonView> {
         let Some(sample) = sample else { return Vec::new() };
         let of_vips = self.plan.target.services.iter().flat_map(|(vip, entry)| {

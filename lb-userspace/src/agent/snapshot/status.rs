@@ -1,4 +1,4 @@
-//! The one-page view: is all well, and if not, why.
+//! The one-page view: whether all is well, and if not, why.
 
 use std::collections::BTreeMap;
 
@@ -131,8 +131,8 @@ impl Agent {
         ];
         let failures: BTreeMap<&str, u64> = sample
             .map(|sample| {
-                // The program counts both families together; the established table of IPv4 stands
-                // for both.
+                // The program counts both families together; each count is shown for the IPv4
+                // table.
                 let full = sample.total(EVENT_ESTABLISHED_FULL);
                 let refused = sample.total(Reason::FlowTable as u32);
                 BTreeMap::from([
@@ -170,11 +170,11 @@ impl Agent {
     }
 }
 
-/// The share in use from which a table is worth a look.
+/// The share of entries in use above which a table is reported.
 const TIGHT: f64 = 0.9;
 
-/// The tables of established flows that are nearly full, one sentence each. The half-open ones make
-/// room themselves, and what configuration fills is refused before it is too much.
+/// One sentence for each table of established flows that is nearly full. Tables of half-open flows
+/// make room themselves, and a configuration that would overfill a map is refused.
 fn shortages(tables: &[TableView]) -> Vec<String> {
     let of_flows = [map::NAT_ESTABLISHED_V4, map::NAT_ESTABLISHED_V6, map::ESTABLISHED_V4, map::ESTABLISHED_V6];
     tables

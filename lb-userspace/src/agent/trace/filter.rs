@@ -1,4 +1,4 @@
-//! What the programs are asked to tell: enough for everybody who listens.
+//! The filter for the BPF programs: it passes the events that any listener wants.
 
 use std::net::IpAddr;
 
@@ -9,8 +9,8 @@ use lb_common::{
 
 use crate::view::trace::{End, TraceQuery};
 
-/// The narrowest filter that lets through what any of `queries` wants; `number` is that of the
-/// trace.
+/// The narrowest filter that passes every event that any of `queries` wants; `number` is the number
+/// of the trace.
 pub fn common<'a>(number: u32, queries: impl Iterator<Item = &'a TraceQuery> + Clone) -> TraceFilter {
     let client = agreed(queries.clone().map(|query| query.client));
     let vip = agreed(queries.clone().map(|query| query.vip));
@@ -31,7 +31,8 @@ pub fn common<'a>(number: u32, queries: impl Iterator<Item = &'a TraceQuery> + C
     }
 }
 
-/// What all agree on; of two ends with one address, the address.
+/// The value that all `wishes` have in common. Two ends with the same address but different ports
+/// have the address in common.
 fn agreed<T: Narrow>(wishes: impl Iterator<Item = Option<T>>) -> Option<T> {
     wishes.reduce(|one, other| one?.and(&other?)).flatten()
 }

@@ -1,4 +1,4 @@
-//! An event in words.
+//! Converts a trace event to readable form.
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
@@ -18,7 +18,7 @@ use crate::{
     view::trace::{Ends, SlotView, TraceView},
 };
 
-/// What the numbers of an event are called.
+/// The names for the numbers in an event.
 #[derive(Clone, Debug, Default)]
 pub struct Names {
     /// VIPs by the index of their counters.
@@ -36,7 +36,7 @@ struct Vip {
 }
 
 impl Names {
-    /// `name` names a service by its id.
+    /// `name` returns the name of a service by its id.
     pub fn new(image: &Image, name: impl Fn(u32) -> String, interfaces: &BTreeMap<u32, Interface>) -> Self {
         let vip = |(at, entry): (&SocketAddr, &Service)| {
             (entry.stats, Vip { at: *at, service: name(entry.id), entry: *entry })
@@ -59,7 +59,7 @@ pub fn unix_epoch_of_boot() -> f64 {
     unix_now() - boottime_ns() as f64 / 1e9
 }
 
-/// `epoch` is [`unix_epoch_of_boot`].
+/// The view of `event`; `epoch` is the result of [`unix_epoch_of_boot`].
 pub fn view(event: &TraceEvent, names: &Names, epoch: f64) -> TraceView {
     let is_tcp = event.src_port_be != 0 || event.dst_port_be != 0;
     let vip = Some(event.stats).filter(|stats| *stats != NO_SERVICE).and_then(|stats| names.vips.get(&stats));
@@ -97,7 +97,7 @@ fn end(event: &TraceEvent, address: AnyAddr, port_be: u16) -> SocketAddr {
     SocketAddr::new(ip_addr(family, address), u16::from_be(port_be))
 }
 
-/// `None` if the service has another ring by now.
+/// `None` if the service has a different ring by now.
 fn slot_view(event: &TraceEvent, service: &Service, names: &Names) -> Option<SlotView> {
     let number = event.slot.checked_sub(service.ring_offset).filter(|number| *number < service.ring_len)?;
     let slot = Slot(event.word);
@@ -111,7 +111,7 @@ fn slot_view(event: &TraceEvent, service: &Service, names: &Names) -> Option<Slo
     })
 }
 
-/// In a word or two.
+/// The state of `slot` in a word or two.
 pub const fn slot_state(slot: Slot) -> &'static str {
     if slot.is_settled() {
         "settled"
@@ -126,7 +126,7 @@ pub const fn slot_state(slot: Slot) -> &'static str {
 
 fn tcp_flags(bits: u8) -> String {
     const NAMES: [&str; 8] = ["FIN", "SYN", "RST", "PSH", "ACK", "URG", "ECE", "CWR"];
-    // As people say them: SYN+ACK, FIN+ACK, PSH+ACK.
+    // In the customary order: SYN+ACK, FIN+ACK, PSH+ACK.
     let set: Vec<&str> =
         NAMES.iter().enumerate().filter(|(at, _)| bits & (1 << at) != 0).map(|(_, name)| *name).collect();
     if set.is_empty() { "none".to_owned() } else { set.join("+") }

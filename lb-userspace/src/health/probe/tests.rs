@@ -13,7 +13,7 @@ use super::*;
 
 const LOOPBACKS: [&str; 2] = ["127.0.0.1:0", "[::1]:0"];
 
-/// Serves each connection with `serve`, and says where.
+/// Serves each connection with `serve`, and returns the server's address and task.
 async fn server<F, S>(at: &str, serve: S) -> (SocketAddr, JoinHandle<()>)
 where
     F: Future<Output = ()> + Send + 'static,
@@ -70,7 +70,7 @@ fn is_silent(outcome: &Outcome) -> bool {
 #[tokio::test]
 async fn host_that_does_not_answer_at_all_is_silent() {
     for at in LOOPBACKS {
-        // Its queue of connections is full: the kernel answers no further SYN.
+        // The listener's queue of connections is full: the kernel answers no further SYN.
         let socket = if at.starts_with('1') { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.unwrap();
         socket.bind(at.parse().unwrap()).unwrap();
         let listener = socket.listen(1).unwrap();

@@ -9,15 +9,15 @@ use tokio::time::Instant;
 
 use crate::state::Health;
 
-/// A target for as long as it is probed without a break; never used again.
+/// Identifies a target from when it is added until it is removed; never reused.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub(super) struct Key(u64);
 
-/// New targets of unknown health are asked at this pace, so that a few have their verdict at once
-/// and thousands don't come in one burst.
+/// New targets of unknown health are probed at this pace, so that a few targets get their verdict
+/// at once and thousands don't cause one burst.
 const FIRST_PACE: Duration = Duration::from_millis(1);
-/// The gap between two probes, as a share of the interval. The upper end leaves a little for timers
-/// and for the agent's own work.
+/// The gap between two probes, as a share of the interval. The upper end leaves a little time for
+/// timers and for the agent's own work.
 const GAP: (f64, f64) = (0.90, 0.98);
 
 #[derive(Default)]
@@ -29,13 +29,13 @@ pub(super) struct Schedule {
 
 struct Entry {
     due: Instant,
-    /// It was not spread over the interval yet.
+    /// The target has not been spread over the interval yet.
     bunched: bool,
 }
 
 impl Schedule {
-    /// Adds one of `count` targets that come together. With a health it has already, its first
-    /// probe is spread over the interval.
+    /// Adds one of `count` targets that are added together. If its health is already known, its
+    /// first probe is spread over the interval.
     pub(super) fn add(&mut self, now: Instant, interval: Duration, health: Health, count: usize) -> Key {
         self.last_key += 1;
         let key = Key(self.last_key);
@@ -52,7 +52,7 @@ impl Schedule {
         }
     }
 
-    /// The interval may have become shorter.
+    /// Moves the next probe forward if the interval has become shorter.
     pub(super) fn bring_forward(&mut self, key: Key, now: Instant, interval: Duration) {
         if let Some(&Entry { due, bunched }) = self.entries.get(&key) {
             let latest = now + gap(interval, false);
@@ -67,15 +67,15 @@ impl Schedule {
         self.due.first().map(|(due, _)| *due)
     }
 
-    /// The one that has waited longest, if its time has come, and for how long it has. It keeps its
-    /// place until [`Self::put_next`].
+    /// Takes the target that has been due longest, and returns how late it is; `None` if no target
+    /// is due. The target's entry is kept for [`Self::put_next`].
     pub(super) fn take_due(&mut self, now: Instant) -> Option<(Key, Duration)> {
         let (due, key) = *self.due.first().filter(|(due, _)| *due <= now)?;
         self.due.remove(&(due, key));
         Some((key, now - due))
     }
 
-    /// A probe was begun: the next one follows within the interval.
+    /// A probe has started: schedules the next one within the interval.
     pub(super) fn put_next(&mut self, key: Key, now: Instant, interval: Duration) {
         let bunched = self.entries.get(&key).is_some_and(|entry| entry.bunched);
         self.remove(key);
@@ -88,9 +88,9 @@ impl Schedule {
     }
 }
 
-/// Never longer than the interval: the time in which a dead backend is down depends on it. The
-/// first gap of a target that was begun together with others may be much shorter, which spreads
-/// them.
+/// A random gap, never longer than the interval: the time until a dead backend is marked down
+/// depends on it. The first gap of a target that was started together with others may be much
+/// shorter, to spread these targets.
 fn gap(interval: Duration, bunched: bool) -> Duration {
     let (shortest, longest) = GAP;
     let shortest = if bunched { shortest / 4.0 } else { shortest };

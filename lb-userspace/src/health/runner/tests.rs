@@ -1,5 +1,5 @@
-//! The runner against real servers on loopback, and its schedule on paused time against modelled
-//! ones: under paused time tokio's clock jumps ahead while real packets are still on their way.
+//! Tests the runner against real servers on loopback, and its schedule on paused time against model
+//! servers: with paused time, tokio's clock jumps ahead while real packets are still in flight.
 
 use std::sync::{
     Mutex,
@@ -61,7 +61,7 @@ fn nowhere() -> SocketAddr {
     "192.0.2.1:80".parse().unwrap()
 }
 
-/// A server model: answers at once while `alive`, hangs otherwise, and notes when it was asked.
+/// A model server: answers at once while `alive`, hangs otherwise, and records when it was probed.
 fn modelled(alive: Arc<AtomicBool>, asked: Arc<Mutex<Vec<Instant>>>) -> Prober {
     Arc::new(move |_, check| {
         let (alive, asked) = (alive.clone(), asked.clone());
@@ -83,7 +83,7 @@ fn modelled(alive: Arc<AtomicBool>, asked: Arc<Mutex<Vec<Instant>>>) -> Prober {
 
 #[tokio::test(start_paused = true)]
 async fn hung_backend_is_down_within_fall_intervals_and_a_timeout() {
-    // Time-outs shorter and longer than the interval: probes are counted from start to start.
+    // Time-outs shorter and longer than the interval: the interval is measured from start to start.
     for check in [check(2000, 1000), check(1000, 1000), check(500, 2000)] {
         let bound = check.interval * check.fall + check.timeout;
         for killed_after in 0..40 {

@@ -1,4 +1,4 @@
-//! Families about backends.
+//! Metric families about backends.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -11,7 +11,7 @@ use crate::{
     view::types::{BackendView, Snapshot},
 };
 
-/// What results of admin state and health, in a word.
+/// The state that results from admin state and health, in a word.
 pub(super) const STATES: [&str; 6] = ["up", "down", "dead", "unknown", "draining", "disabled"];
 
 pub(super) fn state(backend: &BackendView) -> &'static str {
@@ -89,8 +89,8 @@ fn is_up(backend: &BackendView) -> bool {
     }
 }
 
-/// Every backend once: its counters are those of all VIPs of its family, which `vip` therefore
-/// lists, separated by commas.
+/// Every backend once: its counters cover all VIPs of its family, so the label `vip` lists all of
+/// them, separated by commas.
 fn labelled(snapshot: &Snapshot) -> Vec<(Labels, &BackendView)> {
     let mut fronts = BTreeMap::<_, (Vec<String>, &str, u16)>::new();
     for service in &snapshot.services {

@@ -1,4 +1,4 @@
-//! Families about services: one sample for each VIP and port, or for each ring.
+//! Metric families about services: one sample for each VIP and port, or for each ring.
 
 use std::{
     collections::BTreeMap,
@@ -71,7 +71,8 @@ pub(super) fn encode(encoder: &mut DescriptorEncoder, snapshot: &Snapshot) -> fm
     rings(encoder, services)
 }
 
-/// By why; only for reasons that have occurred, so that a service has a few of these and not forty.
+/// Refusals by reason. Only reasons that have occurred, so that a service has a few samples, not
+/// forty.
 fn refusals(encoder: &mut DescriptorEncoder, snapshot: &Snapshot) -> fmt::Result {
     let of_service = |reason: &ReasonView| {
         let is_its = |service: &&ServiceView| {
@@ -86,7 +87,7 @@ fn refusals(encoder: &mut DescriptorEncoder, snapshot: &Snapshot) -> fmt::Result
     counters(encoder, "service_refusals", help, snapshot.drops_by_service.iter().filter_map(of_service))
 }
 
-/// Of one VIP and port.
+/// The labels of one VIP and port.
 fn labels(service: &ServiceView) -> Labels {
     let mut labels = ring_labels(service);
     labels.push(("vip", service.vip.to_string()));
@@ -119,7 +120,7 @@ fn backends_by_state(snapshot: &Snapshot) -> Vec<(Labels, u32)> {
     samples
 }
 
-/// VIPs of a family share the ring of their service.
+/// The VIPs of one family of a service share one ring.
 fn rings(encoder: &mut DescriptorEncoder, services: &[ServiceView]) -> fmt::Result {
     let mut rings = BTreeMap::new();
     for service in services {
@@ -141,7 +142,7 @@ fn rings(encoder: &mut DescriptorEncoder, services: &[ServiceView]) -> fmt::Resu
     gauges(encoder, "ring_digest", "Of the owners of the ring's slots: equal on nodes whose rings agree.", owners)
 }
 
-/// `DECLARED-OWNERS`, as `balance::digest` makes it; each half is exact as a 64-bit float.
+/// The halves of `DECLARED-OWNERS`, as `balance::digest` makes it; each is exact as a 64-bit float.
 fn halves(digest: &str) -> Option<(u32, u32)> {
     let (declared, owners) = digest.split_once('-')?;
     Some((u32::from_str_radix(declared, 16).ok()?, u32::from_str_radix(owners, 16).ok()?))

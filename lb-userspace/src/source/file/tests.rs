@@ -5,14 +5,14 @@ use tokio::time::timeout;
 
 use super::*;
 
-/// A poll that does not come: what is seen is seen by events.
+/// Never polls, so that changes are seen by events alone.
 const EVENTS_ALONE: Pace =
     Pace { quiet: Duration::from_millis(20), patience: Duration::from_millis(500), poll: Duration::from_secs(3600) };
 const SOON: Duration = Duration::from_secs(10);
-/// Long enough for events that should not come.
+/// Long enough to notice events that should not come.
 const A_WHILE: Duration = Duration::from_millis(300);
 
-/// A valid configuration that is told by its port.
+/// A valid configuration, identified by its port.
 fn text(port: u16) -> String {
     format!(
         "version: 1\ninterfaces: [eth0]\nservices:\n  - {{ name: web, vips: [192.0.2.1], port: {port}, backends: [{{ address: 10.0.0.1, port: 80 }}] }}\n"
@@ -45,7 +45,7 @@ impl Bed {
         self.folder.path().join(name)
     }
 
-    /// Waits for a load that `is` what is meant.
+    /// Waits for a load for which `is` returns true.
     async fn see(&mut self, is: impl Fn(&Loaded) -> bool) {
         let seen = timeout(SOON, self.loaded.wait_for(|loaded| is(loaded))).await;
         seen.expect("the change was not seen").expect("the source has ended");

@@ -1,26 +1,26 @@
-//! The way to a file through symbolic links: each of them may be moved to point elsewhere.
+//! The way to a file through symbolic links, each of which may be changed to point elsewhere.
 
 use std::{
     collections::BTreeSet,
     path::{Component, Path, PathBuf},
 };
 
-/// As many links as the kernel follows.
+/// The kernel's limit of links in one path.
 const MAX_LINKS: usize = 40;
 
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Trail {
-    /// Directories that hold a link on the way, or the file.
+    /// Directories that contain a link on the way, or the file itself.
     pub directories: BTreeSet<PathBuf>,
     /// The links and the file, each in one of the directories.
     pub names: BTreeSet<PathBuf>,
 }
 
 impl Trail {
-    /// The trail as it is now; it ends where something is missing.
+    /// The current trail; it ends where a component of the path is missing.
     pub fn of(path: &Path) -> Self {
         let mut trail = Self::default();
-        // Relative to a directory that is gone: there is nothing to follow.
+        // The path is relative to a directory that is gone: there is nothing to follow.
         let Ok(mut path) = std::path::absolute(path) else { return trail };
         for _ in 0..MAX_LINKS {
             match first_link(&path) {
@@ -49,7 +49,7 @@ fn first_link(path: &Path) -> Option<(PathBuf, PathBuf)> {
     let mut components = path.components();
     while let Some(component) = components.next() {
         match component {
-            // What comes before has no link in it.
+            // `prefix` contains no link at this point, so its last component can be removed.
             Component::ParentDir => {
                 prefix.pop();
                 continue;
