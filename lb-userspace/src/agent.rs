@@ -23,8 +23,6 @@ mod warmup;
 
 use std::path::PathBuf;
 
-use tokio::sync::watch;
-
 use crate::dataplane::load::BpfLog;
 
 /// The options that the agent is started with.
@@ -36,10 +34,4 @@ pub struct AgentOptions {
     /// Directory where maps and links are pinned; on a bpffs.
     pub pin_dir: PathBuf,
     pub bpf_log: BpfLog,
-}
-
-/// Returns when the agent must stop.
-async fn stopped(shutdown: &mut watch::Receiver<bool>) {
-    // An error means that the sender is gone, which also means stop.
-    drop(shutdown.wait_for(|stop| *stop).await);
 }

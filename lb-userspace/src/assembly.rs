@@ -10,6 +10,7 @@ use tokio::{
     sync::{mpsc, watch},
     task::JoinSet,
 };
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
 use crate::{
@@ -51,7 +52,9 @@ async fn serve(options: AgentOptions) -> anyhow::Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("cannot listen for SIGINT")?;
     let hangup = signal(SignalKind::hangup()).context("cannot listen for SIGHUP")?;
-    let (stop, shutdown) = watch::channel(false);
+    let shutdown = CancellationToken::new();
+    // Whichever way this function is left, the tasks that it has started end.
+    let _stop = shutdown.clone().drop_guard();
     let (source, _follower) = FileSource::start(&options.config, shutdown.clone()).await;
     let loaded = source.loaded();
     let first = loaded.borrow().clone();
@@ -68,7 +71,7 @@ async fn serve(options: AgentOptions) -> anyhow::Result<()> {
     };
     let mut tasks = Tasks::default();
     let agent = prepare(&options, &config, first, source, &mut tasks, &shutdown).await?;
-    let mut agent_task = tokio::spawn(agent.run(hangup, shutdown));
+    let mut agent_task = tokio::spawn(agent.run(hangup, shutdown.clone()));
     let outcome = tokio::select! {
         biased;
         _ = terminate.recv() => { info!(signal = "SIGTERM", "stopping; the data path goes on"); Ok(()) }
@@ -80,9 +83,7 @@ async fn serve(options: AgentOptions) -> anyhow::Result<()> {
         failed = tasks.first_failure() => Err(failed),
     };
     supervisor::stopping();
-    if stop.send(true).is_err() {
-        warn!("nobody was left to be told to stop");
-    }
+    shutdown.cancel();
     if outcome.is_ok()
         && let Err(error) = agent_task.await
     {
@@ -100,7 +101,7 @@ async fn prepare(
     first: Arc<Loaded>,
     source: FileSource,
     tasks: &mut Tasks,
-    shutdown: &watch::Receiver<bool>,
+    shutdown: &CancellationToken,
 ) -> anyhow::Result<Agent> {
     let state_dir = StateDir::open(&options.state_dir)?;
     let (overrides, damaged) = state_dir.overrides()?;

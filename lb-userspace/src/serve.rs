@@ -30,11 +30,3 @@ pub enum ServeError {
     #[error("the server on {at} stopped: {source}")]
     Stopped { at: String, source: std::io::Error },
 }
-
-/// Ends when `shutdown` becomes true or its sender is gone.
-async fn until_shutdown(mut shutdown: tokio::sync::watch::Receiver<bool>) {
-    // An error means that the sender, and with it the agent, is gone, which also means stop.
-    if let Err(gone) = shutdown.wait_for(|stop| *stop).await {
-        tracing::debug!(reason = %gone, "the agent is gone, so is its server");
-    }
-}

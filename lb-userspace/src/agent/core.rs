@@ -12,6 +12,7 @@ use tokio::{
     sync::{mpsc, watch},
     time::{MissedTickBehavior, interval, sleep_until},
 };
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::handle::Command;
@@ -24,7 +25,6 @@ use super::{
     reconcile::Read,
     reload::Judged,
     settle::Settled,
-    stopped,
     trace::Tracer,
     wanted::{Desired, HealthOf, Rings, wanted},
     warmup::Warmup,
@@ -204,8 +204,8 @@ impl Agent {
         }
     }
 
-    /// Runs until `shutdown` is true or its sender is gone. Leaves the maps as they are.
-    pub async fn run(mut self, mut hangup: Signal, mut shutdown: watch::Receiver<bool>) {
+    /// Runs until `shutdown` is cancelled. Leaves the maps as they are.
+    pub async fn run(mut self, mut hangup: Signal, shutdown: CancellationToken) {
         let Some(mut commands) = self.commands.take() else { return };
         self.recover();
         self.publish_targets();
@@ -219,7 +219,7 @@ impl Agent {
                 // In order of urgency: shutdown; health, because connections wait for it; commands,
                 // because people wait for them; then everything that can wait a moment.
                 biased;
-                () = stopped(&mut shutdown) => {
+                () = shutdown.cancelled() => {
                     self.trace(false);
                     return;
                 }

@@ -3,9 +3,9 @@
 use std::{path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::sleep};
+use tokio_util::sync::CancellationToken;
 use tracing::{error, warn};
 
-use super::stopped;
 use crate::{
     doctor::{Subject, findings},
     model::Config,
@@ -25,7 +25,7 @@ const EVERY: Duration = Duration::from_secs(60);
 
 /// Checks once before anything is changed, logs the problems, and then goes on checking in a
 /// separate task.
-pub async fn start(config: Arc<Config>, pin_dir: PathBuf, shutdown: watch::Receiver<bool>) -> Examination {
+pub async fn start(config: Arc<Config>, pin_dir: PathBuf, shutdown: CancellationToken) -> Examination {
     let mut found = findings(Some(&config), &pin_dir, &Subject::Process).await;
     // Before the agent starts, nothing has resolved the backends' neighbours.
     found.retain(|finding| !(finding.check.starts_with("backend") && finding.severity == Severity::Warning));
@@ -40,13 +40,13 @@ async fn run(
     publish: watch::Sender<Vec<Finding>>,
     mut config: watch::Receiver<Arc<Config>>,
     pin_dir: PathBuf,
-    mut shutdown: watch::Receiver<bool>,
+    shutdown: CancellationToken,
 ) {
     let mut pause = FIRST;
     loop {
         tokio::select! {
             biased;
-            () = stopped(&mut shutdown) => return,
+            () = shutdown.cancelled() => return,
             Ok(()) = config.changed() => {
                 pause = FIRST;
                 continue;

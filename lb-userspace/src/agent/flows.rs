@@ -8,9 +8,9 @@ use tokio::{
     task::spawn_blocking,
     time::{Instant, sleep},
 };
+use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use super::stopped;
 use crate::{
     clock::boottime_ns,
     dataplane::{
@@ -45,7 +45,7 @@ impl Counted {
 /// received the time-outs.
 pub fn start(
     pin_dir: &Path,
-    shutdown: watch::Receiver<bool>,
+    shutdown: CancellationToken,
 ) -> Result<(watch::Receiver<Counted>, watch::Sender<Option<NatTimeouts>>), MapsError> {
     let tables = FlowTables::open(pin_dir)?;
     let (publish, census) = watch::channel(Counted::default());
@@ -62,7 +62,7 @@ async fn run(
     mut tables: FlowTables,
     publish: watch::Sender<Counted>,
     told: watch::Receiver<Option<NatTimeouts>>,
-    mut shutdown: watch::Receiver<bool>,
+    shutdown: CancellationToken,
 ) {
     let mut failing = false;
     loop {
@@ -95,7 +95,7 @@ async fn run(
         }
         tokio::select! {
             biased;
-            () = stopped(&mut shutdown) => return,
+            () = shutdown.cancelled() => return,
             () = sleep(PAUSE.max(begun.elapsed() * PAUSES_PER_PASS)) => {}
         }
     }

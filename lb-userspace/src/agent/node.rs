@@ -10,9 +10,9 @@ use std::{
 
 use anyhow::Context as _;
 use tokio::{sync::watch, task::block_in_place, time::sleep};
+use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
-use super::stopped;
 use crate::{
     dataplane::{data_path::DataPath, hooks::Hook},
     model::{Config, XdpMode},
@@ -75,7 +75,7 @@ impl Node {
 pub fn start(
     data_path: DataPath,
     config: &Config,
-    shutdown: watch::Receiver<bool>,
+    shutdown: CancellationToken,
 ) -> anyhow::Result<(watch::Sender<NodeWanted>, watch::Receiver<Node>)> {
     let (wanted, asked) = watch::channel(NodeWanted::of(config, false));
     let (publish, node) = watch::channel(Node::default());
@@ -102,7 +102,7 @@ struct Keeper {
 }
 
 impl Keeper {
-    async fn run(mut self, mut changes: tokio::sync::mpsc::Receiver<()>, mut shutdown: watch::Receiver<bool>) {
+    async fn run(mut self, mut changes: tokio::sync::mpsc::Receiver<()>, shutdown: CancellationToken) {
         loop {
             let wanted = self.wanted.borrow_and_update().clone();
             self.look(&wanted).await;
@@ -114,7 +114,7 @@ impl Keeper {
             tokio::select! {
                 // Shutdown first; then the wishes of the agent, before changes of the interfaces.
                 biased;
-                () = stopped(&mut shutdown) => return,
+                () = shutdown.cancelled() => return,
                 changed = self.wanted.changed() => if changed.is_err() { return },
                 Some(()) = changes.recv() => sleep(QUIET).await,
                 () = sleep(LOOK_EVERY) => {}

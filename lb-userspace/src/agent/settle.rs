@@ -7,9 +7,9 @@ use tokio::{
     task::spawn_blocking,
     time::{Instant, sleep},
 };
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
-use super::stopped;
 use crate::{
     clock::boottime_ns,
     dataplane::{
@@ -37,7 +37,7 @@ impl Settled {
 /// their scope.
 pub fn start(
     pin_dir: &Path,
-    shutdown: watch::Receiver<bool>,
+    shutdown: CancellationToken,
 ) -> Result<(watch::Receiver<Settled>, watch::Sender<Option<Scope>>), MapsError> {
     let settler = Settler::open(pin_dir)?;
     let (publish, settled) = watch::channel(Settled::default());
@@ -54,7 +54,7 @@ async fn run(
     mut settler: Settler,
     publish: watch::Sender<Settled>,
     told: watch::Receiver<Option<Scope>>,
-    mut shutdown: watch::Receiver<bool>,
+    shutdown: CancellationToken,
 ) {
     let mut failing = false;
     let mut is_full = false;
@@ -90,7 +90,7 @@ async fn run(
         }
         tokio::select! {
             biased;
-            () = stopped(&mut shutdown) => return,
+            () = shutdown.cancelled() => return,
             () = sleep(PAUSE.max(begun.elapsed() * PAUSES_PER_PASS)) => {}
         }
     }

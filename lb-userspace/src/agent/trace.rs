@@ -12,11 +12,11 @@ use tokio::{
     sync::{mpsc, watch},
     time::{Instant, MissedTickBehavior, interval},
 };
+use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 pub use self::view::{Names, slot_state};
 use super::handle::Answer;
-use super::stopped;
 use crate::{
     clock::boottime_ns,
     dataplane::{maps::MapsError, trace::Trace},
@@ -64,7 +64,7 @@ impl Tracer {
 }
 
 /// Starts the task on the current runtime.
-pub fn start(pin_dir: &Path, shutdown: watch::Receiver<bool>) -> Result<Tracer, MapsError> {
+pub fn start(pin_dir: &Path, shutdown: CancellationToken) -> Result<Tracer, MapsError> {
     let trace = Trace::open(pin_dir)?;
     let (asks, asked) = mpsc::channel(MAX_LISTENERS);
     let (wanted, is_wanted) = watch::channel(false);
@@ -84,7 +84,7 @@ struct Teller {
 }
 
 impl Teller {
-    async fn run(mut self, mut asked: mpsc::Receiver<Ask>, mut shutdown: watch::Receiver<bool>) {
+    async fn run(mut self, mut asked: mpsc::Receiver<Ask>, shutdown: CancellationToken) {
         let every = |period| {
             let mut ticks = interval(period);
             ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -95,7 +95,7 @@ impl Teller {
             let is_heard = !self.listeners.is_empty();
             tokio::select! {
                 biased;
-                () = stopped(&mut shutdown) => return,
+                () = shutdown.cancelled() => return,
                 Some(ask) = asked.recv() => self.take(ask),
                 _ = look.tick(), if is_heard => self.look_after(),
                 _ = take.tick(), if is_heard => self.tell(),

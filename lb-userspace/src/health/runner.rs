@@ -21,6 +21,7 @@ use tokio::{
     task::{JoinError, JoinSet},
     time::{Instant, sleep_until},
 };
+use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
 use self::schedule::{Key, Schedule};
@@ -162,9 +163,8 @@ impl Runner {
         self.views.clone()
     }
 
-    /// Runs until `shutdown` is true or its sender is dropped, or the receiver of the events is
-    /// dropped.
-    pub async fn run(mut self, mut shutdown: watch::Receiver<bool>) {
+    /// Runs until `shutdown` is cancelled, or the receiver of the events is dropped.
+    pub async fn run(mut self, shutdown: CancellationToken) {
         let events = self.events.clone();
         let mut targets_may_change = true;
         self.take_over_targets();
@@ -175,7 +175,7 @@ impl Runner {
                 // Shutdown first; then results of finished probes before new probes, so that new
                 // probes never delay verdicts.
                 biased;
-                _ = shutdown.wait_for(|stop| *stop) => return,
+                () = shutdown.cancelled() => return,
                 Some(ended) = self.in_flight.join_next() => self.judge(ended),
                 room = events.reserve(), if !self.unsent.is_empty() => match (room, self.unsent.pop_front()) {
                     (Ok(room), Some(event)) => room.send(event),

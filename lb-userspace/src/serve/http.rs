@@ -9,9 +9,10 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use tokio::{net::TcpListener, sync::watch, time::timeout};
+use tokio::{net::TcpListener, time::timeout};
+use tokio_util::sync::CancellationToken;
 
-use super::{ServeError, until_shutdown};
+use super::ServeError;
 use crate::{
     agent::handle::AgentHandle,
     metrics::CONTENT_TYPE,
@@ -40,13 +41,13 @@ impl HttpServer {
         Ok(Self { listener, address })
     }
 
-    /// Answers `/metrics`, `/healthz` and `/readyz` until `shutdown` is true. `encode` makes the
+    /// Answers `/metrics`, `/healthz` and `/readyz` until `shutdown` is cancelled. `encode` makes the
     /// text of the metrics (`metrics::Metrics::encode`).
     pub async fn serve(
         self,
         agent: AgentHandle,
         encode: impl Fn(&Snapshot) -> String + Send + Sync + 'static,
-        shutdown: watch::Receiver<bool>,
+        shutdown: CancellationToken,
     ) -> Result<(), ServeError> {
         let app = Router::new()
             .route("/metrics", get(metrics))
@@ -54,7 +55,7 @@ impl HttpServer {
             .route("/readyz", get(readyz))
             .with_state(Shared { agent, encode: Arc::new(encode) });
         axum::serve(self.listener, app)
-            .with_graceful_shutdown(until_shutdown(shutdown))
+            .with_graceful_shutdown(shutdown.cancelled_owned())
             .await
             .map_err(|source| ServeError::Stopped { at: self.address.to_string(), source })
     }

@@ -28,9 +28,10 @@ use nix::{
     },
     unistd::{Uid, geteuid},
 };
-use tokio::{net::UnixListener, sync::watch};
+use tokio::net::UnixListener;
+use tokio_util::sync::CancellationToken;
 
-use super::{ServeError, routes, until_shutdown};
+use super::{ServeError, routes};
 use crate::{
     agent::handle::AgentHandle,
     view::types::{ApiError, ErrorCode},
@@ -57,8 +58,8 @@ impl SocketServer {
         Ok(Self { listener, file: SocketFile { path: path.to_owned(), inode } })
     }
 
-    /// Answers requests until `shutdown` is true, then finishes the pending ones.
-    pub async fn serve(self, agent: AgentHandle, shutdown: watch::Receiver<bool>) -> Result<(), ServeError> {
+    /// Answers requests until `shutdown` is cancelled, then finishes the pending ones.
+    pub async fn serve(self, agent: AgentHandle, shutdown: CancellationToken) -> Result<(), ServeError> {
         let Self { listener, file } = self;
         let stopped = |source| ServeError::Stopped { at: file.path.display().to_string(), source };
         let listener = UnixListener::from_std(listener).map_err(stopped)?;
@@ -67,7 +68,7 @@ impl SocketServer {
             .layer(middleware::from_fn(check_peer))
             .layer(Extension(allowed))
             .into_make_service_with_connect_info::<Peer>();
-        axum::serve(listener, app).with_graceful_shutdown(until_shutdown(shutdown)).await.map_err(stopped)
+        axum::serve(listener, app).with_graceful_shutdown(shutdown.cancelled_owned()).await.map_err(stopped)
     }
 }
 

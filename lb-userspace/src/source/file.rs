@@ -20,6 +20,7 @@ use tokio::{
     task::JoinHandle,
     time::{Instant, MissedTickBehavior, interval_at, sleep, sleep_until},
 };
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use self::trail::Trail;
@@ -77,12 +78,12 @@ const PACE: Pace =
     Pace { quiet: Duration::from_millis(100), patience: Duration::from_secs(1), poll: Duration::from_secs(5) };
 
 impl FileSource {
-    /// Reads the file, and follows it until `shutdown` is true or its sender is gone.
-    pub async fn start(path: &Path, shutdown: watch::Receiver<bool>) -> (Self, JoinHandle<()>) {
+    /// Reads the file, and follows it until `shutdown` is cancelled.
+    pub async fn start(path: &Path, shutdown: CancellationToken) -> (Self, JoinHandle<()>) {
         Self::start_at(path, shutdown, PACE).await
     }
 
-    async fn start_at(path: &Path, shutdown: watch::Receiver<bool>, pace: Pace) -> (Self, JoinHandle<()>) {
+    async fn start_at(path: &Path, shutdown: CancellationToken, pace: Pace) -> (Self, JoinHandle<()>) {
         let mut watcher = FileWatcher::new(path);
         // Watch before reading, so that no change in between is missed.
         watcher.follow();
@@ -112,24 +113,24 @@ struct Follower {
     watcher: FileWatcher,
     publish: watch::Sender<Arc<Loaded>>,
     requests: mpsc::Receiver<oneshot::Sender<Arc<Loaded>>>,
-    shutdown: watch::Receiver<bool>,
+    shutdown: CancellationToken,
 }
 
 impl Follower {
     async fn run(mut self) {
         let mut polls = interval_at(Instant::now() + self.pace.poll, self.pace.poll);
         polls.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut shutdown = self.shutdown.clone();
+        let shutdown = self.shutdown.clone();
         loop {
             let answer = tokio::select! {
                 biased;
-                () = stopped(&mut shutdown) => return,
+                () = shutdown.cancelled() => return,
                 // If all senders are gone, this branch is disabled, and the file is still followed.
                 Some(answer) = self.requests.recv() => Some(answer),
                 () = self.watcher.changed.notified() => {
                     tokio::select! {
                         biased;
-                        () = stopped(&mut shutdown) => return,
+                        () = shutdown.cancelled() => return,
                         Some(answer) = self.requests.recv() => Some(answer),
                         () = settle(&self.watcher.changed, self.pace) => None,
                     }
@@ -138,7 +139,7 @@ impl Follower {
             };
             tokio::select! {
                 biased;
-                () = stopped(&mut shutdown) => return,
+                () = shutdown.cancelled() => return,
                 loaded = self.refresh() => {
                     // The task that requested the reload may have gone away.
                     if let Some(Err(_)) = answer.map(|answer| answer.send(loaded)) {
@@ -189,12 +190,6 @@ async fn read(path: PathBuf) -> Loaded {
         })
     };
     reading.await.unwrap_or_else(|error| unreadable(&path, std::io::Error::other(error)))
-}
-
-/// Returns when the agent stops.
-async fn stopped(shutdown: &mut watch::Receiver<bool>) {
-    // An error means that the sender is gone, which also means stop.
-    drop(shutdown.wait_for(|stop| *stop).await);
 }
 
 /// Watches the directories on the way to a file.

@@ -17,15 +17,13 @@ use lb_userspace::{
     },
 };
 use tempfile::TempDir;
-use tokio::{
-    sync::{mpsc, watch},
-    task::JoinHandle,
-};
+use tokio::{sync::mpsc, task::JoinHandle};
+use tokio_util::sync::CancellationToken;
 
 pub struct FakeAgent {
     pub socket: PathBuf,
     pub http: SocketAddr,
-    stop: watch::Sender<bool>,
+    stop: CancellationToken,
     servers: Vec<JoinHandle<()>>,
     _directory: TempDir,
 }
@@ -34,26 +32,29 @@ impl FakeAgent {
     pub async fn start(snapshot: Snapshot) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("run/agent.sock");
-        let (stop, stopped) = watch::channel(false);
+        let stop = CancellationToken::new();
         let (handle, commands) = AgentHandle::new();
         let server = SocketServer::bind(&socket).unwrap();
         let http = HttpServer::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = http.address;
         let encode = |snapshot: &Snapshot| format!("weir_backends {}\n# EOF\n", snapshot.backends.len());
         let servers = vec![
-            tokio::spawn(answer(commands, snapshot, stopped.clone())),
+            tokio::spawn(answer(commands, snapshot, stop.clone())),
             tokio::spawn({
-                let (handle, stopped) = (handle.clone(), stopped.clone());
+                let (handle, stopped) = (handle.clone(), stop.clone());
                 async move { server.serve(handle, stopped).await.unwrap() }
             }),
-            tokio::spawn(async move { http.serve(handle, encode, stopped).await.unwrap() }),
+            tokio::spawn({
+                let stopped = stop.clone();
+                async move { http.serve(handle, encode, stopped).await.unwrap() }
+            }),
         ];
         Self { socket, http: address, stop, servers, _directory: directory }
     }
 
     /// Ends the servers as a stopping agent does, and waits until they have.
     pub async fn stop(self) -> PathBuf {
-        self.stop.send(true).unwrap();
+        self.stop.cancel();
         for server in self.servers {
             server.await.unwrap();
         }
@@ -61,7 +62,7 @@ impl FakeAgent {
     }
 }
 
-async fn answer(mut commands: mpsc::Receiver<Command>, mut snapshot: Snapshot, stopped: watch::Receiver<bool>) {
+async fn answer(mut commands: mpsc::Receiver<Command>, mut snapshot: Snapshot, stopped: CancellationToken) {
     while let Some(command) = commands.recv().await {
         match command {
             Command::Snapshot(answer) => {
@@ -117,7 +118,7 @@ async fn answer(mut commands: mpsc::Receiver<Command>, mut snapshot: Snapshot, s
 
 /// A SYN to each VIP, and a packet that was dropped; then nothing more, until nobody listens or the
 /// agent stops.
-async fn tell(query: TraceQuery, to: mpsc::Sender<TraceView>, mut stopped: watch::Receiver<bool>) {
+async fn tell(query: TraceQuery, to: mpsc::Sender<TraceView>, stopped: CancellationToken) {
     let decision = |src: &str, dst: &str, verdict: &str, reason: &str| TraceView {
         at: 1_700_000_000.5,
         interface: "eth0".to_owned(),
@@ -149,7 +150,7 @@ async fn tell(query: TraceQuery, to: mpsc::Sender<TraceView>, mut stopped: watch
     }
     tokio::select! {
         () = to.closed() => {}
-        _ = stopped.wait_for(|stop| *stop) => {}
+        () = stopped.cancelled() => {}
     }
 }
 

@@ -7,6 +7,7 @@ use std::sync::{
 };
 
 use tokio::{net::TcpListener, task::JoinHandle, time::timeout};
+use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::{
@@ -18,7 +19,7 @@ struct Bed {
     targets: watch::Sender<Vec<ProbeTarget>>,
     events: mpsc::Receiver<HealthEvent>,
     views: HealthViews,
-    shutdown: watch::Sender<bool>,
+    shutdown: CancellationToken,
     running: JoinHandle<()>,
 }
 
@@ -34,12 +35,12 @@ fn start_hooked(
 ) -> Bed {
     let (targets, received) = watch::channel(targets);
     let (sender, events) = mpsc::channel(16);
-    let (shutdown, stop) = watch::channel(false);
+    let shutdown = CancellationToken::new();
     let mut runner = Runner::new(received, sender, Options { concurrency, on_duration });
     if let Some(prober) = prober {
         runner.prober = prober;
     }
-    Bed { targets, events, views: runner.views(), shutdown, running: tokio::spawn(runner.run(stop)) }
+    Bed { targets, events, views: runner.views(), running: tokio::spawn(runner.run(shutdown.clone())), shutdown }
 }
 
 impl Bed {
@@ -185,7 +186,7 @@ async fn shutdown_ends_the_task_with_probes_in_flight() {
     };
     let bed = start(vec![target("web", listener.local_addr().unwrap(), hangs, Health::Unknown)], 4, None);
     let (_stream, _) = listener.accept().await.unwrap();
-    bed.shutdown.send(true).unwrap();
+    bed.shutdown.cancel();
     timeout(Duration::from_secs(1), bed.running).await.unwrap().unwrap();
 }
 

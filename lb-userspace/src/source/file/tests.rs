@@ -2,6 +2,7 @@ use std::{fs, os::unix::fs::symlink};
 
 use tempfile::TempDir;
 use tokio::time::timeout;
+use tokio_util::sync::CancellationToken;
 
 use super::*;
 
@@ -23,14 +24,14 @@ struct Bed {
     folder: TempDir,
     source: FileSource,
     loaded: watch::Receiver<Arc<Loaded>>,
-    stop: watch::Sender<bool>,
+    stop: CancellationToken,
     task: JoinHandle<()>,
 }
 
 impl Bed {
     async fn start(folder: TempDir, pace: Pace) -> Self {
-        let (stop, shutdown) = watch::channel(false);
-        let (source, task) = FileSource::start_at(&folder.path().join("weir.yaml"), shutdown, pace).await;
+        let stop = CancellationToken::new();
+        let (source, task) = FileSource::start_at(&folder.path().join("weir.yaml"), stop.clone(), pace).await;
         let loaded = source.loaded();
         Self { folder, source, loaded, stop, task }
     }
@@ -52,7 +53,7 @@ impl Bed {
     }
 
     async fn end(self) {
-        self.stop.send(true).unwrap();
+        self.stop.cancel();
         timeout(SOON, self.task).await.expect("the source goes on after shutdown").unwrap();
         assert_eq!(self.source.reload().await.unwrap_err(), Stopped);
     }
@@ -124,7 +125,8 @@ async fn a_config_map_whose_link_moves_is_seen_each_time() {
     publish(1);
     symlink("..data/weir.yaml", folder.path().join("weir.yaml")).unwrap();
     let path = folder.path().join("weir.yaml");
-    let (stop, shutdown) = watch::channel(false);
+    let shutdown = CancellationToken::new();
+    let stop = shutdown.clone().drop_guard();
     let (source, task) = FileSource::start_at(&path, shutdown, EVENTS_ALONE).await;
     let mut loaded = source.loaded();
     for port in 2..6 {
@@ -159,7 +161,7 @@ async fn what_events_do_not_show_the_poll_finds() {
         fs::create_dir(outer.path().join(name)).unwrap();
         fs::write(outer.path().join(name).join("weir.yaml"), text(port)).unwrap();
     }
-    let (_stop, shutdown) = watch::channel(false);
+    let shutdown = CancellationToken::new();
     let pace = Pace { poll: Duration::from_millis(50), ..EVENTS_ALONE };
     let (source, _task) = FileSource::start_at(&outer.path().join("conf/weir.yaml"), shutdown, pace).await;
     // The directory itself is replaced: no event names the file.
