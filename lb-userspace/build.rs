@@ -7,10 +7,7 @@ fn main() {
     println!("cargo::rerun-if-env-changed=WEIR_BPF_OBJECT");
     let object = match env::var_os("WEIR_BPF_OBJECT") {
         Some(path) => PathBuf::from(path),
-        None => {
-            let name = if cfg!(feature = "other-layout") { "weir-other.bpf.o" } else { "weir.bpf.o" };
-            PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default()).join("../target/ebpf").join(name)
-        }
+        None => PathBuf::from(env::var_os("CARGO_MANIFEST_DIR").unwrap_or_default()).join("../target/ebpf/weir.bpf.o"),
     };
     println!("cargo::rerun-if-changed={}", object.display());
     match object.canonicalize() {

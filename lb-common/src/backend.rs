@@ -1,7 +1,7 @@
 //! What the program knows of a backend; the agent's own notes are beside it, so that a restarted
 //! agent finds them.
 
-use crate::{OTHER_LAYOUT, flow::AnyAddr};
+use crate::flow::AnyAddr;
 
 /// An entry of `BACKENDS`. Index 0 is `reject` and stays zero. What each packet needs lies in the
 /// first 64 bytes.
@@ -11,14 +11,6 @@ use crate::{OTHER_LAYOUT, flow::AnyAddr};
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Backend {
-    #[cfg(feature = "other-layout")]
-    pub fresh: u64,
-    #[cfg(feature = "other-layout")]
-    pub health: u8,
-    #[cfg(feature = "other-layout")]
-    pub admin: u8,
-    #[cfg(feature = "other-layout")]
-    pub reserved_first: [u8; 6],
     /// `FLAG_*`.
     pub flags: u32,
     /// Counts the uses of this index.
@@ -41,12 +33,9 @@ pub struct Backend {
     pub snat_first: u16,
     pub snat_count: u16,
     /// `ADMIN_*`: the agent's, for its own restart.
-    #[cfg(not(feature = "other-layout"))]
     pub admin: u8,
     /// `HEALTH_*`: the agent's, for its own restart.
-    #[cfg(not(feature = "other-layout"))]
     pub health: u8,
-    #[cfg(not(feature = "other-layout"))]
     pub reserved: [u8; 2],
     /// How long it drains at the most, in milliseconds. The agent's, for a drain that outlives its
     /// service in the file.
@@ -60,13 +49,10 @@ pub struct Backend {
     pub reserved_last: [u64; 4],
 }
 
-const _: () = assert!(size_of::<Backend>() == if OTHER_LAYOUT { 152 } else { 128 });
+const _: () = assert!(size_of::<Backend>() == 128);
 
 /// Of a time-out.
-#[cfg(not(feature = "other-layout"))]
 pub type Milliseconds = u32;
-#[cfg(feature = "other-layout")]
-pub type Milliseconds = u64;
 
 impl Backend {
     /// Its flows may go on; without it they are treated as [`Backend::FLAG_RESET`] and
@@ -82,10 +68,6 @@ impl Backend {
     pub const FLAG_DROP: u32 = 16;
 
     pub const FREE: Backend = Backend {
-        #[cfg(feature = "other-layout")]
-        fresh: 0,
-        #[cfg(feature = "other-layout")]
-        reserved_first: [0; 6],
         flags: 0,
         generation: 0,
         service: 0,
@@ -99,7 +81,6 @@ impl Backend {
         snat_count: 0,
         admin: 0,
         health: 0,
-        #[cfg(not(feature = "other-layout"))]
         reserved: [0; 2],
         drain_timeout_ms: 0,
         reserved_more: 0,

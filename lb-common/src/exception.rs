@@ -5,16 +5,10 @@
 //! confirms it; `ESTABLISHED_*` (a hash that refuses when full) what is confirmed; `SEEN_*` (LRU)
 //! flows that were there before their slot changed, as they were seen going to `previous`.
 
-use crate::OTHER_LAYOUT;
-
 /// The value of all three tables, in both families; the key is the flow as the client sends it.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Exception {
-    #[cfg(feature = "other-layout")]
-    pub last_seen_ns: u64,
-    #[cfg(feature = "other-layout")]
-    pub reserved: u64,
     /// Where it goes: an index into `BACKENDS`.
     pub backend: u32,
     /// [`crate::backend::Backend::generation`] of that backend: an entry that outlives its backend
@@ -26,14 +20,12 @@ pub struct Exception {
     pub sequence: u32,
     /// `EXCEPTION_*`.
     pub flags: u32,
-    #[cfg(not(feature = "other-layout"))]
     pub reserved: u32,
     /// When a packet of it last passed, to the second; CLOCK_BOOTTIME.
-    #[cfg(not(feature = "other-layout"))]
     pub last_seen_ns: u64,
 }
 
-const _: () = assert!(size_of::<Exception>() == if OTHER_LAYOUT { 40 } else { 32 });
+const _: () = assert!(size_of::<Exception>() == 32);
 
 /// It has said FIN or RST, and nothing since: its idle time is short, and a new SYN takes its
 /// tuple.

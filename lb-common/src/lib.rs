@@ -11,10 +11,6 @@
     deny(clippy::indexing_slicing, reason = "this code also runs in the kernel, where a panic cannot be")
 )]
 
-/// Whether this is the build of the test of upgrades, in which members of the shared types lie
-/// elsewhere.
-pub const OTHER_LAYOUT: bool = cfg!(feature = "other-layout");
-
 pub mod backend;
 pub mod bench;
 pub mod checksum;

@@ -6,19 +6,12 @@
 //! first and cannot touch the second. The entry of one direction finds that of the other by
 //! [`NatEntry::peer`].
 
-use crate::{
-    OTHER_LAYOUT,
-    flow::{Addr, Flow, V4Addr, V6Addr},
-};
+use crate::flow::{Addr, Flow, V4Addr, V6Addr};
 
 /// One direction of a flow: 48 bytes for IPv4, 72 for IPv6.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct NatEntry<A> {
-    #[cfg(feature = "other-layout")]
-    pub reserved: u64,
-    #[cfg(feature = "other-layout")]
-    pub last_seen_ns: u64,
     /// What the packet's 5-tuple becomes.
     pub to: Flow<A>,
     pub backend: u32,
@@ -34,15 +27,13 @@ pub struct NatEntry<A> {
     pub sequence: u32,
     /// The client's TCP timestamp that goes with `sequence`, 0 if it sends none. In host order.
     pub timestamp: u32,
-    #[cfg(not(feature = "other-layout"))]
     pub reserved: u32,
     /// When a packet of this direction last passed, to the second.
-    #[cfg(not(feature = "other-layout"))]
     pub last_seen_ns: u64,
 }
 
-const _: () = assert!(size_of::<NatEntry<V4Addr>>() == if OTHER_LAYOUT { 56 } else { 48 });
-const _: () = assert!(size_of::<NatEntry<V6Addr>>() == if OTHER_LAYOUT { 80 } else { 72 });
+const _: () = assert!(size_of::<NatEntry<V4Addr>>() == 48);
+const _: () = assert!(size_of::<NatEntry<V6Addr>>() == 72);
 
 /// From the client to the backend; without it, the way back.
 pub const NAT_FORWARD: u32 = 1;

@@ -1,7 +1,5 @@
 //! What the program knows of a VIP and port.
 
-use crate::OTHER_LAYOUT;
-
 /// The key of `SERVICES_V4/_V6`: 8 bytes for IPv4, 20 for IPv6.
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
@@ -30,8 +28,6 @@ impl<A> VipKey<A> {
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Service {
-    #[cfg(feature = "other-layout")]
-    pub draining_since_ns: u64,
     /// First slot of the service's ring in `RINGS`.
     pub ring_offset: u32,
     /// Slots of its ring; a prime.
@@ -48,7 +44,6 @@ pub struct Service {
     pub reserved: [u8; 3],
     /// Since when this VIP and port, which left the file, only lets its flows end; 0 if it is
     /// served. The agent's, for its own restart.
-    #[cfg(not(feature = "other-layout"))]
     pub draining_since_ns: u64,
 }
 
@@ -94,10 +89,6 @@ const _: () = assert!(size_of::<Refusal>() == 8);
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Stats {
-    #[cfg(feature = "other-layout")]
-    pub fresh: u64,
-    #[cfg(feature = "other-layout")]
-    pub refused: u64,
     /// Packets from clients, forwarded.
     pub packets: u64,
     /// Their bytes, from the IP header on.
@@ -108,11 +99,10 @@ pub struct Stats {
     pub reply_packets: u64,
     pub reply_bytes: u64,
     /// Packets of clients that were reset or dropped.
-    #[cfg(not(feature = "other-layout"))]
     pub refused: u64,
 }
 
-const _: () = assert!(size_of::<Stats>() == if OTHER_LAYOUT { 56 } else { 48 });
+const _: () = assert!(size_of::<Stats>() == 48);
 
 /// What `ADDRESSES_V4/_V6` say of an address; bits of a `u32`.
 pub mod address {

@@ -5,19 +5,13 @@ use crate::{hash::HashKey, nat::NatTimeouts, ports::PortPool};
 #[repr(C)]
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Settings {
-    #[cfg(feature = "other-layout")]
-    pub layout: u32,
-    #[cfg(feature = "other-layout")]
-    pub flags: u32,
     pub hash_key: HashKey,
     pub nat_timeouts: NatTimeouts,
     pub ports: PortPool,
     /// `FLAG_*`.
-    #[cfg(not(feature = "other-layout"))]
     pub flags: u32,
     /// Counts the changes of what the maps hold that names and widths of members don't show: see
     /// `dataplane/migrate/meaning.rs` of the agent.
-    #[cfg(not(feature = "other-layout"))]
     pub layout: u32,
     /// The bits of a tunnel's IPv4 source that the flow's hash replaces, in network order; 0: the
     /// source is the backend's entry's as it is.

@@ -1,36 +1,38 @@
 //! The eBPF objects.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
 use crate::{
     exec::{self, run, say},
     setup,
-    toolchain::{TARGET, Toolchain, build_dir},
+    toolchain::{TARGET, build_dir},
 };
 
 /// Builds the object of Weir if cargo finds that something has changed, and puts it where the build
 /// script of lb-userspace looks for it.
 pub fn build() -> Result<PathBuf> {
-    build_bin(&setup::toolchain()?, "weir-ebpf", "weir.bpf.o", &[])
+    build_in(exec::root())
 }
 
-/// Builds it with the other layout of its maps, for the test of upgrades.
-pub fn build_other_layout() -> Result<PathBuf> {
-    build_bin(&setup::toolchain()?, "weir-ebpf", "weir-other.bpf.o", &["--features", "other-layout"])
+/// Builds the object of Weir from the sources in `tree`, the repository's own or a copy of them
+/// ([`crate::tree`]), and puts it where that tree's lb-userspace looks for it.
+pub fn build_in(tree: &Path) -> Result<PathBuf> {
+    build_bin(tree, "weir-ebpf", "weir.bpf.o")
 }
 
 /// Builds the object of `bench packet`: the wrapper and the floor.
 pub fn build_bench() -> Result<PathBuf> {
-    build_bin(&setup::toolchain()?, "weir-bench-ebpf", "bench.bpf.o", &[])
+    build_bin(exec::root(), "weir-bench-ebpf", "bench.bpf.o")
 }
 
-fn build_bin(toolchain: &Toolchain, bin: &str, name: &str, features: &[&str]) -> Result<PathBuf> {
-    run(toolchain.cargo("build")?.args(["--bin", bin]).args(features))?;
+fn build_bin(tree: &Path, bin: &str, name: &str) -> Result<PathBuf> {
+    // All trees build into one directory, so that they share the dependencies.
+    run(setup::toolchain()?.cargo("build")?.current_dir(tree).args(["--bin", bin]))?;
 
     let built = build_dir().join(TARGET).join("release").join(bin);
-    let dir = exec::root().join("target/ebpf");
+    let dir = tree.join("target/ebpf");
     let object = dir.join(name);
     let bytes = std::fs::read(&built).with_context(|| format!("can't read {}", built.display()))?;
     // The same bytes keep their time, so that lb-userspace isn't built again.

@@ -7,10 +7,12 @@ mod exec;
 mod guest;
 mod lint;
 mod mutate;
+mod other_layout;
 mod packages;
 mod setup;
 mod suites;
 mod toolchain;
+mod tree;
 
 use std::{process::ExitCode, time::Instant};
 

@@ -18,6 +18,7 @@ use crate::{
     exec::{self, host_cargo, say},
     setup,
     toolchain::TARGET,
+    tree,
 };
 
 #[derive(Args)]
@@ -39,7 +40,11 @@ pub fn run_all(arguments: &Arguments) -> Result<()> {
     }
     let object = ebpf::build()?;
     let suite = build_suite(exec::root())?;
-    let tree = copy()?;
+    let tree = tree::copy("mutants")?;
+    // The build of lb-userspace looks for the object here.
+    let objects = tree.join("target/ebpf");
+    std::fs::create_dir_all(&objects)?;
+    std::fs::copy(&object, objects.join("weir.bpf.o"))?;
     let mut survivors = Vec::new();
     for rule in chosen {
         let begun = Instant::now();
@@ -68,33 +73,6 @@ pub fn run_all(arguments: &Arguments) -> Result<()> {
         bail!("the suite does not notice that these are left out: {}", survivors.join("; "));
     }
     Ok(())
-}
-
-/// The sources as git knows them and as they are now, under target/. Files that are the same keep
-/// their time, so that little is built again.
-fn copy() -> Result<PathBuf> {
-    let tree = exec::root().join("target/mutants");
-    let listed =
-        Command::new("git").args(["ls-files", "-z"]).current_dir(exec::root()).output().context("can't run git")?;
-    if !listed.status.success() {
-        bail!("git ls-files: {}", String::from_utf8_lossy(&listed.stderr));
-    }
-    for name in String::from_utf8(listed.stdout)?.split('\0').filter(|name| !name.is_empty()) {
-        let (from, to) = (exec::root().join(name), tree.join(name));
-        if !from.is_file() {
-            continue;
-        }
-        let bytes = std::fs::read(&from).with_context(|| format!("can't read {}", from.display()))?;
-        if std::fs::read(&to).ok().as_ref() != Some(&bytes) {
-            std::fs::create_dir_all(to.parent().context("a file without a directory")?)?;
-            std::fs::write(&to, bytes).with_context(|| format!("can't write {}", to.display()))?;
-        }
-    }
-    // The build of lb-userspace looks for the object here.
-    let objects = tree.join("target/ebpf");
-    std::fs::create_dir_all(&objects)?;
-    std::fs::copy(exec::root().join("target/ebpf/weir.bpf.o"), objects.join("weir.bpf.o"))?;
-    Ok(tree)
 }
 
 /// The model's suite of the sources in `dir`; dependencies are built once for both.

@@ -13,7 +13,7 @@ use self::{build::Binary, harness::Account};
 use crate::{
     ebpf,
     exec::{self, say},
-    guest, setup,
+    guest, other_layout, setup,
 };
 
 mod build;
@@ -68,7 +68,7 @@ pub fn run_suites(arguments: &Arguments) -> Result<()> {
         }
         if exec::is_root() && upgrades {
             guest::setup()?;
-            build::other_layout()?;
+            other_layout::build()?;
         }
         binaries = build::tests()?;
     }

@@ -41,8 +41,8 @@ impl HttpServer {
         Ok(Self { listener, address })
     }
 
-    /// Answers `/metrics`, `/healthz` and `/readyz` until `shutdown` is cancelled. `encode` makes the
-    /// text of the metrics (`metrics::Metrics::encode`).
+    /// Answers `/metrics`, `/healthz` and `/readyz` until `shutdown` is cancelled. `encode` makes
+    /// the text of the metrics (`metrics::Metrics::encode`).
     pub async fn serve(
         self,
         agent: AgentHandle,

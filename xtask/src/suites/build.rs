@@ -11,10 +11,7 @@ use std::{
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
 
-use crate::{
-    ebpf,
-    exec::{self, host_cargo, say, shown},
-};
+use crate::exec::{host_cargo, say, shown};
 
 /// One program of tests.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -47,22 +44,6 @@ pub fn tests() -> Result<Vec<Binary>> {
     let (count, took) = (binaries.len(), began.elapsed().as_secs_f32());
     say("build", format_args!("{count} programs of tests in {took:.0} s"));
     Ok(binaries)
-}
-
-/// The `weir` with the other layout of maps, to and from which tests upgrade; it is kept beside the
-/// usual one, which the next build of the workspace puts back in its place.
-pub fn other_layout() -> Result<()> {
-    let began = Instant::now();
-    ebpf::build_other_layout()?;
-    // The tests are named so that dependencies get the features with which `tests` builds them.
-    let mut cargo = host_cargo(["build", "--workspace", "--bin", "weir", "--test", "admin"]);
-    exec::run(cargo.args(["--features", "lb-userspace/other-layout"]))?;
-    let dir = exec::target().join("debug");
-    let (built, kept) = (dir.join("weir"), dir.join("weir-other-layout"));
-    // A hard link to cargo's own file would change with the next build.
-    std::fs::copy(&built, &kept).with_context(|| format!("can't copy {} to {}", built.display(), kept.display()))?;
-    say("build", format_args!("{} in {:.0} s", kept.display(), began.elapsed().as_secs_f32()));
-    Ok(())
 }
 
 /// What the command writes to stdout; its progress goes to our own terminal.
