@@ -16,7 +16,7 @@ pub struct SettleCensus {
     pub rings: BTreeMap<u32, SlotCounts>,
     /// How full the tables are.
     pub tables: Vec<TableFill>,
-    /// Slots that settled since the pass before, and those that became free of exceptions.
+    /// Slots that settled since the previous pass, and slots that became free of exceptions.
     pub settled: u64,
     pub collected: u64,
     /// Exception entries removed.
