@@ -81,7 +81,7 @@ pub enum MigrateError {
 pub struct Migration {
     pin_dir: PathBuf,
     plan: MigrationPlan,
-    /// What was recorded of the pinned maps before.
+    /// The record of the pinned maps as it was read at the start.
     record: Record,
     /// An earlier migration was interrupted after hooks had been switched.
     resumes: bool,

@@ -29,7 +29,7 @@ pub type MapSizes = BTreeMap<&'static str, u32>;
 /// What happens to the pinned maps.
 #[derive(Default, Debug)]
 pub struct MigrationPlan {
-    /// Those that can't be taken over as they are.
+    /// Pinned maps that can't be taken over as they are.
     pub changes: Vec<MapChange>,
     /// Maps of this build that are not pinned yet.
     pub appearing: Vec<&'static str>,
