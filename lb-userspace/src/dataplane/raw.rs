@@ -119,7 +119,7 @@ pub fn scan<K: Pod, V: Pod>(map: &MapData, cpus: usize, mut visit: impl FnMut(&K
         .map_err(MapError::IoError)
 }
 
-/// The kernel's error number at the bottom of an error.
+/// The OS error number at the root of an error's source chain.
 pub fn errno(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
     let number = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
     number.or_else(|| errno(error.source()?))

@@ -237,7 +237,7 @@ fn leave(
     let Some(address) = address(before).filter(|_| is_well_formed(before)) else { return free(before) };
     if !before.is_serving() {
         return match before.health {
-            // It is no longer probed, so it is gone now, whatever its drain would still allow.
+            // It is no longer probed, so it is gone now, whatever it might still do.
             backend::HEALTH_DEAD => end(&Backend { draining_since_ns: now_ns, ..*before }, service, now_ns, plan),
             _ => free(before),
         };

@@ -17,8 +17,8 @@ pub struct Recovered {
 /// Finds the wanted backends in the maps. Drains need no recovery: each plan reads them from the
 /// image.
 ///
-/// A backend that had no probes and owned slots was assumed up. If probes are configured by now it
-/// still counts as up; otherwise its service would reject until the first probe is answered.
+/// A backend without probes that owned slots was assumed up. It still counts as up if probes have
+/// been configured meanwhile; otherwise its service would reject until the first probe is answered.
 pub fn recover(wanted: &Wanted, programmed: &Image) -> Recovered {
     let ids = ids::assign(wanted, programmed);
     let mut entries: BTreeMap<u32, Vec<(u32, &Backend)>> = BTreeMap::new();

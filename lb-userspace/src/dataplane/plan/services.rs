@@ -113,7 +113,7 @@ enum RingChange {
     /// In `nat` mode every flow has an entry of its own, so a slot settles at once.
     AtOnce,
     /// A DSR service starts. Flows that began elsewhere, on another node or on this one before its
-    /// boot, belong to the owner that the ring names once all backends have been probed. Flows that
+    /// boot, belong to the owner that the ring names once all backends have a verdict. Flows that
     /// begin here meanwhile get entries.
     Begins,
     /// In DSR mode flows have no entries: old flows stay with the previous owner if it is one of
@@ -165,7 +165,7 @@ impl RingChange {
 #[derive(Default, Debug)]
 pub struct Memo {
     rings: BTreeMap<(u32, Family), Decided>,
-    /// The names of services that have started and whose backends have not all been probed since.
+    /// The names of services that have started and whose backends do not all have a verdict yet.
     pub warming_up: BTreeSet<String>,
 }
 
