@@ -1,4 +1,4 @@
-//! The eBPF objects.
+//! Builds the eBPF objects.
 
 use std::path::PathBuf;
 
@@ -10,18 +10,18 @@ use crate::{
     toolchain::{TARGET, Toolchain, build_dir},
 };
 
-/// Builds the object of Weir if cargo finds that something has changed, and puts it where the build
-/// script of lb-userspace looks for it.
+/// Builds Weir's object if cargo finds changes, and puts it where the build script of lb-userspace
+/// looks for it.
 pub fn build() -> Result<PathBuf> {
     build_bin(&setup::toolchain()?, "weir-ebpf", "weir.bpf.o", &[])
 }
 
-/// Builds it with the other layout of its maps, for the test of upgrades.
+/// Builds the object with the other layout of its maps, for the upgrade tests.
 pub fn build_other_layout() -> Result<PathBuf> {
     build_bin(&setup::toolchain()?, "weir-ebpf", "weir-other.bpf.o", &["--features", "other-layout"])
 }
 
-/// Builds the object of `bench packet`: the wrapper and the floor.
+/// Builds the object of `bench packet`: the wrapper and the baseline program.
 pub fn build_bench() -> Result<PathBuf> {
     build_bin(&setup::toolchain()?, "weir-bench-ebpf", "bench.bpf.o", &[])
 }
@@ -33,10 +33,11 @@ fn build_bin(toolchain: &Toolchain, bin: &str, name: &str, features: &[&str]) ->
     let dir = exec::root().join("target/ebpf");
     let object = dir.join(name);
     let bytes = std::fs::read(&built).with_context(|| format!("can't read {}", built.display()))?;
-    // The same bytes keep their time, so that lb-userspace isn't built again.
+    // Unchanged bytes keep their time stamp, so that lb-userspace isn't rebuilt.
     if std::fs::read(&object).ok().as_ref() != Some(&bytes) {
         std::fs::create_dir_all(&dir).with_context(|| format!("can't make {}", dir.display()))?;
-        // By rename: a build that reads it at this moment sees the old one or the new one.
+        // Replace the file by rename: a build that reads it at this moment sees either the old or
+        // the new one.
         let new = dir.join(format!("{name}.new"));
         std::fs::write(&new, &bytes).with_context(|| format!("can't write {}", new.display()))?;
         std::fs::rename(&new, &object).with_context(|| format!("can't write {}", object.display()))?;

@@ -1,5 +1,5 @@
-//! Leaves out one rule of the ring after the other, in a copy of the sources, and looks whether the
-//! model's suite notices. Not for CI: it builds everything again for each.
+//! Removes one rule of the ring after the other, in a copy of the sources, and checks whether the
+//! model's suite notices. Not for CI: it rebuilds everything for each rule.
 
 mod rules;
 
@@ -70,8 +70,8 @@ pub fn run_all(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// The sources as git knows them and as they are now, under target/. Files that are the same keep
-/// their time, so that little is built again.
+/// Copies the files known to git, in their current state, to a directory under target/. Unchanged
+/// files keep their time stamp, so that little is rebuilt.
 fn copy() -> Result<PathBuf> {
     let tree = exec::root().join("target/mutants");
     let listed =
@@ -97,7 +97,7 @@ fn copy() -> Result<PathBuf> {
     Ok(tree)
 }
 
-/// The model's suite of the sources in `dir`; dependencies are built once for both.
+/// Builds the model's suite from the sources in `dir`; both trees share the build of dependencies.
 fn build_suite(dir: &Path) -> Result<PathBuf> {
     let mut cargo = host_cargo(["test", "-p", "weir-tests", "--test", "model", "--no-run"]);
     cargo.current_dir(dir).env("CARGO_TARGET_DIR", exec::target());
@@ -115,7 +115,7 @@ fn build_object(tree: &Path) -> Result<PathBuf> {
     Ok(directory.join(TARGET).join("release/weir-ebpf"))
 }
 
-/// Runs the suite; what it says if it fails as it should.
+/// Runs the suite; returns the violation that it reports, or `None` if it passes.
 fn is_noticed(suite: &Path, object: &Path, cases: u32) -> Result<Option<String>> {
     let mut command = Command::new(suite);
     command.args(["promise", "--test-threads=1", "--nocapture"]).env("WEIR_BPF_OBJECT", object);
@@ -125,7 +125,7 @@ fn is_noticed(suite: &Path, object: &Path, cases: u32) -> Result<Option<String>>
     if run.status.success() {
         return Ok(None);
     }
-    // Not because it could not run at all.
+    // The suite must report a violation; failing to run does not count.
     let violation =
         text.lines().find(|line| line.starts_with("flow ")).map(|line| line.split(';').next().unwrap_or(line));
     match violation {
