@@ -1,4 +1,4 @@
-//! The command line: asks the agent over its socket and shows what it answers, or is the agent.
+//! The command line: queries the agent over its socket and shows the answer, or runs as the agent.
 
 mod agent;
 mod change;
@@ -33,7 +33,7 @@ pub fn main() -> ExitCode {
     let failure = cli.command.failure_status();
     match cli.run() {
         Ok(status) => status,
-        // Whoever read our output has seen enough.
+        // The reader of our output has closed the pipe, which is no error.
         Err(error) if output::is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("weir: {error:#}");

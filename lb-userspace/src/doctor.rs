@@ -1,4 +1,4 @@
-//! What is wrong on this machine, and how to mend it. Reads only; changes nothing.
+//! Finds what is wrong on this machine and how to fix it. Only reads; changes nothing.
 
 mod backends;
 mod capabilities;
@@ -16,8 +16,8 @@ use crate::{
     view::types::{Finding, Severity},
 };
 
-/// Looks at everything that Weir needs: the capabilities of `subject`, the kernel, and with a
-/// configuration also its interfaces and the ways to its backends. Worst first.
+/// Checks everything that Weir needs: the capabilities of `subject`, the kernel, and, given a
+/// configuration, its interfaces and the routes to its backends. Worst findings first.
 pub async fn findings(config: Option<&Config>, pin_dir: &Path, subject: &Subject) -> Vec<Finding> {
     let mut findings = kernel::findings(pin_dir);
     findings.push(capabilities::finding(subject));
@@ -54,7 +54,7 @@ fn error(check: impl Into<String>, message: impl Into<String>, remedy: impl Into
     Finding { severity: Severity::Error, check: check.into(), message: message.into(), remedy: remedy.into() }
 }
 
-/// A sysctl of the calling thread's network namespace; `None` where there is none of that name.
+/// A sysctl of the calling thread's network namespace; `None` if it does not exist.
 fn sysctl(name: &str) -> Option<String> {
     let value = std::fs::read_to_string(format!("/proc/sys/{name}")).ok()?;
     Some(value.trim().to_owned())

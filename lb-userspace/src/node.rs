@@ -1,5 +1,5 @@
-//! The machine as the kernel tells of it over netlink: interfaces, routes, neighbours, and how XDP
-//! may send through each interface. Nothing here knows the data path.
+//! The machine as the kernel describes it over netlink: interfaces, routes, neighbours, and how XDP
+//! may send through each interface. Nothing here depends on the data path.
 
 pub mod genl;
 pub mod interfaces;

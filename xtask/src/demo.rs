@@ -1,4 +1,4 @@
-//! `cargo xtask demo`: builds what it needs and hands over to the demo of the crate `weir-tests`.
+//! `cargo xtask demo`: builds what the demo needs and runs the demo of the crate `weir-tests`.
 
 use std::os::unix::process::CommandExt;
 
@@ -30,7 +30,7 @@ pub fn run_demo(arguments: &Arguments) -> Result<()> {
     hand_over("demo", given)
 }
 
-/// Builds what a program of the crate `weir-tests` needs, and becomes that program.
+/// Builds what a program of the crate `weir-tests` needs, and replaces xtask with that program.
 pub fn hand_over(program: &str, arguments: impl IntoIterator<Item = String>) -> Result<()> {
     if !exec::is_root() {
         bail!("{program} makes network namespaces and loads BPF programs: run it as root");
@@ -42,7 +42,7 @@ pub fn hand_over(program: &str, arguments: impl IntoIterator<Item = String>) -> 
     say(program, path.display());
     let mut command = std::process::Command::new(&path);
     command.args(arguments).env("PATH", exec::path_with_sbin()?);
-    // Replaced by it, so that its exit status and signals are the command's own.
+    // exec replaces this process, so that the exit status and signals are the program's own.
     Err(command.env("WEIR_BIN", exec::target().join("debug/weir")).exec())
         .with_context(|| format!("can't start {}", path.display()))
 }

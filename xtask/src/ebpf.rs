@@ -1,4 +1,4 @@
-//! The eBPF objects.
+//! Builds the eBPF objects.
 
 use std::path::{Path, PathBuf};
 
@@ -10,8 +10,8 @@ use crate::{
     toolchain::{TARGET, build_dir},
 };
 
-/// Builds the object of Weir if cargo finds that something has changed, and puts it where the build
-/// script of lb-userspace looks for it.
+/// Builds Weir's object if cargo finds changes, and puts it where the build script of lb-userspace
+/// looks for it.
 pub fn build() -> Result<PathBuf> {
     build_in(exec::root())
 }
@@ -22,7 +22,7 @@ pub fn build_in(tree: &Path) -> Result<PathBuf> {
     build_bin(tree, "weir-ebpf", "weir.bpf.o")
 }
 
-/// Builds the object of `bench packet`: the wrapper and the floor.
+/// Builds the object of `bench packet`: the wrapper and the baseline program.
 pub fn build_bench() -> Result<PathBuf> {
     build_bin(exec::root(), "weir-bench-ebpf", "bench.bpf.o")
 }
@@ -35,10 +35,11 @@ fn build_bin(tree: &Path, bin: &str, name: &str) -> Result<PathBuf> {
     let dir = tree.join("target/ebpf");
     let object = dir.join(name);
     let bytes = std::fs::read(&built).with_context(|| format!("can't read {}", built.display()))?;
-    // The same bytes keep their time, so that lb-userspace isn't built again.
+    // Unchanged bytes keep their time stamp, so that lb-userspace isn't rebuilt.
     if std::fs::read(&object).ok().as_ref() != Some(&bytes) {
         std::fs::create_dir_all(&dir).with_context(|| format!("can't make {}", dir.display()))?;
-        // By rename: a build that reads it at this moment sees the old one or the new one.
+        // Replace the file by rename: a build that reads it at this moment sees either the old or
+        // the new one.
         let new = dir.join(format!("{name}.new"));
         std::fs::write(&new, &bytes).with_context(|| format!("can't write {}", new.display()))?;
         std::fs::rename(&new, &object).with_context(|| format!("can't write {}", object.display()))?;

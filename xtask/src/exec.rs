@@ -1,4 +1,4 @@
-//! Running other programs, and saying what goes on.
+//! Runs other programs, and reports progress.
 
 use std::{
     ffi::{OsStr, OsString},
@@ -21,7 +21,7 @@ pub fn root() -> &'static Path {
     xtask.parent().unwrap_or(xtask)
 }
 
-/// Where cargo puts what it builds for the host.
+/// The directory for cargo's host builds.
 pub fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir))
 }
@@ -30,27 +30,27 @@ pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
-/// PATH with the directories where Debian keeps root's programs, which `su` leaves out.
+/// PATH with the directories of root's programs on Debian, which `su` leaves out.
 pub fn path_with_sbin() -> Result<OsString> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let sbin = ["/usr/sbin", "/sbin"].map(PathBuf::from);
     std::env::join_paths(std::env::split_paths(&path).chain(sbin)).context("PATH can't be extended")
 }
 
-/// One line about what was done or found.
+/// Prints one line about what was done or found.
 pub fn say(what: &str, line: impl fmt::Display) {
     eprintln!("{what:>10}  {line}");
 }
 
-/// The cargo that runs xtask, for the host's part of the workspace.
+/// The cargo that runs xtask, for the host part of the workspace.
 pub fn host_cargo(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    // The object is the one that xtask builds, whatever the shell says.
+    // Use the object that xtask builds, even if the shell sets another one.
     cargo.current_dir(root()).args(arguments).env_remove("WEIR_BPF_OBJECT");
     cargo
 }
 
-/// Runs it with our own terminal, and fails if it does.
+/// Runs the command on our own terminal; fails if the command fails.
 pub fn run(command: &mut Command) -> Result<()> {
     let status = command.stdin(Stdio::null()).status().with_context(|| format!("can't start {}", shown(command)))?;
     if !status.success() {
@@ -59,8 +59,8 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs it silently behind a line of progress that shows `what`, the time and the command's newest
-/// line; what it wrote is shown if it fails.
+/// Runs the command silently behind a progress line with `what`, the elapsed time and the command's
+/// latest line. If the command fails, its output is shown.
 pub fn run_quietly(what: &str, log: &Path, command: &mut Command) -> Result<()> {
     let (reader, writer) = nix::unistd::pipe().context("can't make a pipe")?;
     let mut child = command
@@ -69,7 +69,7 @@ pub fn run_quietly(what: &str, log: &Path, command: &mut Command) -> Result<()> 
         .stderr(writer)
         .spawn()
         .with_context(|| format!("can't start {}", shown(command)))?;
-    // The command keeps copies of the pipe's end in its builder, which would keep the reader
+    // The command's builder keeps copies of the pipe's write end, which would keep the reader
     // waiting.
     command.stdout(Stdio::null()).stderr(Stdio::null());
 
@@ -78,8 +78,7 @@ pub fn run_quietly(what: &str, log: &Path, command: &mut Command) -> Result<()> 
         let mut all = Vec::new();
         for line in BufReader::new(File::from(reader)).split(b'\n').map_while(Result::ok) {
             let line = String::from_utf8_lossy(&line).trim_end().to_owned();
-            // Nobody listens any more when the child has ended; the log wants the line all the
-            // same.
+            // The receiver is gone once the child has ended; the log still needs the line.
             lines.send(line.clone()).ok();
             all.push(line);
         }
@@ -118,8 +117,8 @@ pub fn shown(command: &Command) -> String {
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
-/// A child that the terminal's Ctrl-C reaches as well cleans up by itself: xtask waits for it
-/// rather than dying first.
+/// Makes xtask survive Ctrl-C: the terminal sends it to the child too, which cleans up by itself,
+/// so xtask waits for the child instead of dying first.
 pub fn outlive_interrupts() {
     extern "C" fn ignore(_: nix::libc::c_int) {}
     use nix::sys::signal::{SigHandler, Signal, signal};
@@ -131,7 +130,7 @@ pub fn outlive_interrupts() {
     }
 }
 
-/// How long there is silence before a line of progress, where there is no terminal.
+/// The interval between progress lines where there is no terminal.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
 
 struct Progress {

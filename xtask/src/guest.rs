@@ -1,6 +1,6 @@
-//! What virtual machines for tests are made of: QEMU, which needs no KVM, kernels of Debian that
-//! are unpacked and never installed, and a Debian with systemd. All of it is kept outside target/,
-//! so that `cargo clean` costs no download.
+//! The parts of virtual machines for tests: QEMU, which works without KVM, Debian kernels that are
+//! unpacked but never installed, and a Debian with systemd. They are kept outside target/, so that
+//! `cargo clean` costs no download.
 
 use std::{
     fs::{self, File},
@@ -15,8 +15,8 @@ mod debian;
 mod initrd;
 mod linux;
 
-/// For guests with no more user space than an archive of this machine's programs: a kernel with the
-/// tunnels that end at a backend.
+/// Prepares guests whose only user space is an archive of this machine's programs: a kernel with
+/// the tunnels that end at a backend.
 pub fn setup() -> Result<()> {
     setup::need(
         &[
@@ -31,7 +31,7 @@ pub fn setup() -> Result<()> {
     linux::bring(&linux::NEWEST).map(drop)
 }
 
-/// For guests with systemd: every kernel that is supported and not this machine's, and a root file
+/// Prepares guests with systemd: every supported kernel other than this machine's, and a root file
 /// system.
 pub fn images() -> Result<()> {
     setup()?;
@@ -41,7 +41,7 @@ pub fn images() -> Result<()> {
     debian::bring(&kernels)
 }
 
-/// `$WEIR_CACHE/guest`, else `weir/guest` where the user's caches are.
+/// `$WEIR_CACHE/guest`, else `weir/guest` in the user's cache directory.
 pub fn cache() -> Result<PathBuf> {
     let set = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
     let weir = set("WEIR_CACHE")
@@ -50,7 +50,7 @@ pub fn cache() -> Result<PathBuf> {
     Ok(weir.context("neither WEIR_CACHE nor HOME says where to keep what guests are made of")?.join("guest"))
 }
 
-/// One process at a time works on the cache.
+/// Locks the cache: one process at a time works on it.
 fn lock() -> Result<File> {
     let dir = cache()?;
     fs::create_dir_all(&dir).with_context(|| format!("can't make {}", dir.display()))?;
@@ -60,9 +60,9 @@ fn lock() -> Result<File> {
     Ok(file)
 }
 
-/// The directory `name` of the cache, made by `build` unless it was made by this very recipe. It is
-/// built beside and renamed at the end, so that an interrupted run leaves nothing that looks
-/// finished.
+/// Returns the directory `name` of the cache; runs `build` to make it unless it was made by the
+/// same recipe. It is built under another name and renamed at the end, so that an interrupted run
+/// leaves nothing that looks finished.
 fn part(name: &str, recipe: &str, build: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     let dir = cache()?.join(name);
     if fs::read_to_string(dir.join("recipe")).is_ok_and(|built| built == recipe) {

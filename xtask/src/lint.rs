@@ -1,6 +1,5 @@
-//! Format, the width of comments, which module may use which, the licences
-//! of dependencies, and clippy for the host and for the
-//! BPF target.
+//! Lints: format, comment width, allowed module uses, the licences of dependencies, and clippy for
+//! the host and for the BPF target.
 
 mod comments;
 mod house;
@@ -23,7 +22,7 @@ pub fn run_all() -> Result<()> {
     licences::check()?;
     say("licences", "ok");
 
-    // lb-userspace embeds the object, so even a check of it wants one.
+    // lb-userspace embeds the object, so even checking it needs one.
     ebpf::build()?;
     run(&mut host_cargo(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     say("clippy", "host ok");
@@ -31,8 +30,8 @@ pub fn run_all() -> Result<()> {
     let toolchain = setup::toolchain()?;
     setup::clippy(&toolchain)?;
     let mut cargo = toolchain.cargo("check")?;
-    // What `cargo clippy` itself does; the subcommand of Debian's package would ask PATH for a
-    // cargo, and get rustup's.
+    // This is what `cargo clippy` does itself. Debian's subcommand would look up cargo on PATH, and
+    // get rustup's.
     cargo
         .args(["--lib", "--bins"])
         .env("RUSTC_WORKSPACE_WRAPPER", &toolchain.compiler.clippy)

@@ -1,5 +1,5 @@
-//! `cargo xtask`: everything that a checkout needs, from the eBPF toolchain to the tests. What it
-//! says goes to stderr, so that `demo --json` has stdout for itself.
+//! `cargo xtask`: everything that a checkout needs, from the eBPF toolchain to the tests. Messages
+//! go to stderr, so that stdout is free for the output of `demo --json`.
 
 mod demo;
 mod ebpf;

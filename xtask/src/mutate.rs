@@ -1,5 +1,5 @@
-//! Leaves out one rule of the ring after the other, in a copy of the sources, and looks whether the
-//! model's suite notices. Not for CI: it builds everything again for each.
+//! Removes one rule of the ring after the other, in a copy of the sources, and checks whether the
+//! model's suite notices. Not for CI: it rebuilds everything for each rule.
 
 mod rules;
 
@@ -93,7 +93,7 @@ fn build_object(tree: &Path) -> Result<PathBuf> {
     Ok(directory.join(TARGET).join("release/weir-ebpf"))
 }
 
-/// Runs the suite; what it says if it fails as it should.
+/// Runs the suite; returns the violation that it reports, or `None` if it passes.
 fn is_noticed(suite: &Path, object: &Path, cases: u32) -> Result<Option<String>> {
     let mut command = Command::new(suite);
     command.args(["promise", "--test-threads=1", "--nocapture"]).env("WEIR_BPF_OBJECT", object);
@@ -103,7 +103,7 @@ fn is_noticed(suite: &Path, object: &Path, cases: u32) -> Result<Option<String>>
     if run.status.success() {
         return Ok(None);
     }
-    // Not because it could not run at all.
+    // The suite must report a violation; failing to run does not count.
     let violation =
         text.lines().find(|line| line.starts_with("flow ")).map(|line| line.split(';').next().unwrap_or(line));
     match violation {

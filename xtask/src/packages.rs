@@ -1,4 +1,4 @@
-//! Installing Debian packages, without starting the services that come with them.
+//! Installs Debian packages without starting their services.
 
 use std::{
     path::{Path, PathBuf},
@@ -13,7 +13,7 @@ use crate::{
     toolchain::tools,
 };
 
-/// Installs `packages` if this is root on Debian; otherwise fails and says the command.
+/// Installs `packages` if running as root on Debian; otherwise fails and shows the command.
 pub fn install(packages: &[&str], why: &str) -> Result<()> {
     let command = format!("apt-get install --no-install-recommends {}", packages.join(" "));
     if !is_debian() {
@@ -27,15 +27,15 @@ pub fn install(packages: &[&str], why: &str) -> Result<()> {
     let mut install = apt("install");
     install.args(["--yes", "--no-install-recommends"]).args(packages);
     run_quietly(&format!("install {}", packages.join(" ")), &tools().join("apt-install.log"), &mut install)?;
-    // Where systemd runs, installing nginx also enables it for the next boot; nobody asked for a
-    // web server on this machine.
+    // Where systemd runs, installing nginx also enables it for the next boot, but this machine
+    // should not get a web server.
     if packages.contains(&"nginx-light") && Path::new("/run/systemd/system").exists() {
         exec::run(Command::new("systemctl").args(["disable", "--quiet", "nginx"]))?;
     }
     Ok(())
 }
 
-/// The package on which the first of `metas` that apt knows depends; without installing either.
+/// The package on which the first metapackage known to apt depends; installs neither.
 pub fn dependency_of(metas: &[&str]) -> Result<String> {
     if exec::is_root() {
         update_once();
@@ -51,9 +51,9 @@ pub fn dependency_of(metas: &[&str]) -> Result<String> {
     bail!("apt knows none of {}: `apt-get update`, and enable Debian's security archive", metas.join(", "))
 }
 
-/// Fetches the archive of a package into `dir`; its path.
+/// Downloads the archive of a package into `dir`; returns its path.
 pub fn download(package: &str, dir: &Path) -> Result<PathBuf> {
-    // The user `_apt`, to which root's apt would leave the download, can't write there.
+    // root's apt would download as the user `_apt`, which can't write there.
     let mut download = apt("download");
     download.args(["-o", "APT::Sandbox::User=root", package]).current_dir(dir);
     run_quietly(&format!("download {package}"), &tools().join("apt-download.log"), &mut download)?;
@@ -62,8 +62,9 @@ pub fn download(package: &str, dir: &Path) -> Result<PathBuf> {
     archive.with_context(|| format!("apt-get downloaded {package}, but there is no .deb in {}", dir.display()))
 }
 
-/// Always, however new the lists are: with those of an installation medium apt installs its old
-/// versions. A failure is not the end: what apt knows already may do.
+/// Updates apt's lists, once, even if they are recent: with the lists of an installation medium apt
+/// would install old versions. A failure is only a warning, because the existing lists may be
+/// enough.
 fn update_once() {
     static UPDATED: Once = Once::new();
     UPDATED.call_once(|| {
@@ -73,19 +74,19 @@ fn update_once() {
     });
 }
 
-/// Whether apt is how this machine installs.
+/// Whether this machine uses apt.
 pub fn is_debian() -> bool {
     Path::new("/etc/debian_version").exists() && Path::new("/usr/bin/apt-get").exists()
 }
 
 fn apt(subcommand: &str) -> Command {
     let mut apt = Command::new("apt-get");
-    // Another apt may be at work on a machine that has just been started.
+    // On a machine that was just started, another apt may be running.
     apt.arg(subcommand).args(["-q", "-o", "DPkg::Lock::Timeout=120"]).env("DEBIAN_FRONTEND", "noninteractive");
     apt
 }
 
-/// While it lives, packages' scripts start no service: `policy-rc.d` is how Debian says that.
+/// While it lives, package scripts start no services: `policy-rc.d` is Debian's way to forbid that.
 struct NoServices(Option<PathBuf>);
 
 impl NoServices {

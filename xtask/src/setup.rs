@@ -1,4 +1,4 @@
-//! Finds or installs what the other commands need, and says what it chose.
+//! Finds or installs what the other commands need, and reports what it chose.
 
 use std::{path::Path, process::Command};
 
@@ -10,7 +10,7 @@ use crate::{
     toolchain::{Compiler, LINKER_VERSION, Origin, Toolchain, Versions, tools, which},
 };
 
-/// `cargo xtask setup`: all there is.
+/// `cargo xtask setup`: sets up everything.
 pub fn everything() -> Result<()> {
     clippy(&toolchain()?)?;
     programs()?;
@@ -19,7 +19,7 @@ pub fn everything() -> Result<()> {
     Ok(())
 }
 
-/// The eBPF toolchain.
+/// Finds or installs the eBPF toolchain.
 pub fn toolchain() -> Result<Toolchain> {
     let mut versions = Versions::load();
     let toolchain = match Toolchain::find(&mut versions) {
@@ -32,7 +32,7 @@ pub fn toolchain() -> Result<Toolchain> {
     Ok(toolchain)
 }
 
-/// Clippy for the BPF target, of the same compiler.
+/// Ensures clippy for the BPF target, from the same compiler.
 pub fn clippy(toolchain: &Toolchain) -> Result<()> {
     if toolchain.compiler.clippy.exists() {
         return Ok(());
@@ -45,7 +45,7 @@ pub fn clippy(toolchain: &Toolchain) -> Result<()> {
     }
 }
 
-/// The programs that the demo and the tests run, and the packages that have them.
+/// Ensures the programs that the demo and the tests run.
 pub fn programs() -> Result<()> {
     const PROGRAMS: [(&str, &str); 10] = [
         ("bpftool", "bpftool"),
@@ -65,7 +65,7 @@ pub fn programs() -> Result<()> {
     Ok(())
 }
 
-/// Installs the packages of those programs that are missing.
+/// Installs the packages of the programs that are missing.
 pub fn need(programs: &[(&str, &str)], why: &str) -> Result<()> {
     let missing: Vec<&str> =
         programs.iter().filter(|(program, _)| which(program).is_none()).map(|(_, package)| *package).collect();
@@ -100,7 +100,7 @@ fn install_toolchain(versions: &mut Versions) -> Result<Toolchain> {
     })
 }
 
-/// bpf-linker must read what the compiler writes, so it is built with the LLVM of the same release.
+/// bpf-linker must read the compiler's output, so it is built with LLVM of the same release.
 fn install_linker(origin: Origin) -> Result<()> {
     let mut cargo = Command::new("cargo");
     cargo.args(["install", "bpf-linker", "--version", LINKER_VERSION, "--locked", "--root"]).arg(tools());

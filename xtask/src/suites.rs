@@ -1,4 +1,4 @@
-//! The tests, by suite, with an account at the end.
+//! Runs the tests by suite, with a summary at the end.
 
 use std::{
     fmt,
@@ -47,7 +47,7 @@ enum Suite {
     Guest,
 }
 
-/// How many of its slowest tests a suite names.
+/// How many of a suite's slowest tests are listed.
 const SLOWEST: usize = 10;
 
 pub fn run_suites(arguments: &Arguments) -> Result<()> {
@@ -63,7 +63,7 @@ pub fn run_suites(arguments: &Arguments) -> Result<()> {
         ebpf::build()?;
         if exec::is_root() && needs_root {
             setup::programs()?;
-            // Its wrapper makes the floods of the end-to-end suite, too.
+            // The bench's wrapper also makes the floods of the end-to-end suite.
             ebpf::build_bench()?;
         }
         if exec::is_root() && upgrades {
@@ -101,12 +101,12 @@ impl Suite {
         self != Suite::Unit
     }
 
-    /// Whether its tests upgrade to another layout of maps; they boot guests, too.
+    /// Whether the suite's tests upgrade to another layout of maps; such suites boot guests, too.
     const fn upgrades(self) -> bool {
         matches!(self, Suite::E2e | Suite::Guest)
     }
 
-    /// Whether this program's tests are of the suite.
+    /// Whether this test program belongs to the suite.
     fn has(self, binary: &Binary) -> bool {
         let is_one_of = |names: &[&str]| binary.is_integration && names.contains(&binary.target.as_str());
         match (self, binary.package()) {
@@ -118,14 +118,14 @@ impl Suite {
         }
     }
 
-    /// The arguments of each run of its programs.
+    /// The arguments of each run of the suite's test programs.
     fn runs(self) -> &'static [&'static [&'static str]] {
         match self {
             Suite::Unit => &[&[]],
-            // Most of its time is the processor's.
+            // These tests mostly use CPU time, so they run one at a time.
             Suite::Packet => &[&["--test-threads=1"]],
-            // Most tests spend their time waiting: their beds stand side by side. Then the others,
-            // one after the other.
+            // Most tests spend their time waiting, so several test beds run in parallel. The other
+            // tests then run one at a time.
             Suite::E2e => &[
                 &[
                     "--test-threads=3",
@@ -148,7 +148,7 @@ impl Suite {
                     "--skip=traffic::",
                 ],
             ],
-            // Each guest has one processor, and the tests tell of their steps as they go.
+            // Each guest has one processor, and the tests print their steps as they run.
             Suite::Guest => &[&["--test-threads=2", "--nocapture"]],
         }
     }
@@ -207,8 +207,8 @@ fn run_suite(suite: Suite, binaries: &[Binary], arguments: &Arguments) -> Result
     Ok(outcome)
 }
 
-/// Where the tests find what they run: both builds of `weir`, the guests, the packet suite for
-/// them.
+/// Sets where the tests find what they run: both builds of `weir`, the guests, and the packet suite
+/// to run in them.
 fn set_environment(command: &mut Command, binary: &Binary, binaries: &[Binary]) -> Result<()> {
     let packet = binaries.iter().find(|other| other.is_integration && other.target == "packet");
     command
@@ -218,7 +218,7 @@ fn set_environment(command: &mut Command, binary: &Binary, binaries: &[Binary]) 
         .env("WEIR_GUEST", guest::cache()?)
         .env("WEIR_PACKET_SUITE", &packet.context("cargo built no packet suite")?.path)
         .env("PATH", exec::path_with_sbin()?)
-        // The object is the one that xtask builds, whatever the shell says.
+        // Use the object that xtask builds, even if the shell sets another one.
         .env_remove("WEIR_BPF_OBJECT");
     Ok(())
 }
@@ -230,7 +230,7 @@ mod tests {
     #[test]
     fn every_end_to_end_test_is_run_once() {
         let main = std::fs::read_to_string(exec::root().join("tests/tests/e2e/main.rs")).unwrap();
-        // What the tests share.
+        // Modules with code that the tests share.
         let helpers = ["scene", "stage"];
         let modules = main.lines().filter_map(|line| line.strip_prefix("mod ")?.strip_suffix(';'));
         for module in modules.filter(|module| !helpers.contains(module)) {

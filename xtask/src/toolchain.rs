@@ -1,4 +1,4 @@
-//! Which compiler and linker build the eBPF object.
+//! Finds the compiler and linker for the eBPF object.
 
 use std::{
     collections::BTreeMap,
@@ -12,7 +12,7 @@ use anyhow::{Context, Result};
 
 use crate::exec;
 
-/// A compiler that can build `core` for the BPF target, and the linker that fits it.
+/// A compiler that can build `core` for the BPF target, and a matching linker.
 #[derive(Clone, Debug)]
 pub struct Toolchain {
     pub compiler: Compiler,
@@ -25,7 +25,7 @@ pub struct Compiler {
     pub cargo: PathBuf,
     pub rustc: PathBuf,
     pub clippy: PathBuf,
-    /// What `rustc --version` says.
+    /// The output of `rustc --version`.
     pub version: String,
 }
 
@@ -39,13 +39,13 @@ pub enum Origin {
 
 /// The version of bpf-linker that the README and CI use.
 pub const LINKER_VERSION: &str = "0.13.0";
-/// Where cargo installs what setup builds, so that nothing of the user's own changes.
+/// Where cargo installs the tools that setup builds, so that the user's own are not changed.
 pub fn tools() -> PathBuf {
     exec::root().join("target/tools")
 }
 
 impl Compiler {
-    /// A nightly with rust-src if there is one, else Debian's pair, if that is whole.
+    /// A nightly with rust-src if there is one, else Debian's packages, if they are complete.
     pub fn find(versions: &mut Versions) -> Option<Self> {
         Self::nightly(versions).or_else(|| Self::debian(versions))
     }
@@ -59,8 +59,7 @@ impl Compiler {
             .map(|entry| entry.path())
             .filter(|dir| dir.join("lib/rustlib/src/rust/library/core/Cargo.toml").exists())
             .collect();
-        // `nightly-x86_64-…` before `nightly-2026-01-01-x86_64-…`: the one that rustup keeps
-        // current.
+        // Prefer `nightly-x86_64-…` to `nightly-2026-01-01-x86_64-…`: rustup updates the former.
         found.sort_by_key(|dir| dir.file_name().map(|name| name.len()));
         let dir = found.first()?.join("bin");
         let rustc = dir.join("rustc");
@@ -83,7 +82,8 @@ impl Compiler {
             return None;
         }
         let version = versions.of(&rustc)?;
-        // Debian 12's own rustc is 1.63, which knows neither the edition nor the target's atomics.
+        // Debian 12's own rustc is 1.63, which supports neither the edition nor the target's
+        // atomics.
         let minor: u32 = version.strip_prefix("rustc 1.")?.split('.').next()?.parse().ok()?;
         (minor >= 95).then(|| Self {
             origin: Origin::Debian,
@@ -96,20 +96,20 @@ impl Compiler {
 }
 
 impl Toolchain {
-    /// What is there, complete or not at all.
+    /// The installed toolchain; `None` if any part of it is missing.
     pub fn find(versions: &mut Versions) -> Option<Self> {
         let compiler = Compiler::find(versions)?;
         let linker = find_linker(versions)?;
         Some(Self { compiler, linker })
     }
 
-    /// Cargo with this compiler for the BPF target. The variables of the cargo and the rustup shim
-    /// that run xtask would choose another compiler.
+    /// Cargo with this compiler for the BPF target. Removes the variables set by the cargo and the
+    /// rustup shim that run xtask, because they would select another compiler.
     pub fn cargo(&self, subcommand: &str) -> Result<Command> {
         self.cargo_into(subcommand, &build_dir())
     }
 
-    /// The same with another directory for what it builds.
+    /// Like `cargo`, with another target directory.
     pub fn cargo_into(&self, subcommand: &str, target: &Path) -> Result<Command> {
         let mut path = OsString::from(self.linker.parent().context("bpf-linker has no directory")?);
         path.push(":");
@@ -145,12 +145,12 @@ impl Toolchain {
 
 pub const TARGET: &str = if cfg!(target_endian = "big") { "bpfeb-unknown-none" } else { "bpfel-unknown-none" };
 
-/// Cargo's directory for the BPF target: another compiler and other flags than the host's.
+/// Cargo's target directory for the BPF target, whose compiler and flags differ from the host's.
 pub fn build_dir() -> PathBuf {
     exec::root().join("target/ebpf-build")
 }
 
-/// Debug information and BTF let bpftool and libbpf load the object; v3 has 32-bit arithmetic and
+/// Debug information and BTF let bpftool and libbpf load the object; v3 adds 32-bit arithmetic and
 /// jumps.
 const RUSTFLAGS: [&str; 3] = ["-Cdebuginfo=2", "-Clink-arg=--btf", "-Ctarget-cpu=v3"];
 
@@ -169,14 +169,15 @@ const FOREIGN: [&str; 12] = [
     "LD_LIBRARY_PATH",
 ];
 
-/// bpf-linker, ours before any other; one that can't start (its LLVM is gone) doesn't count.
+/// Finds bpf-linker, ours before any other. A linker that can't start (because its LLVM is gone) is
+/// skipped.
 fn find_linker(versions: &mut Versions) -> Option<PathBuf> {
     let own = tools().join("bin/bpf-linker");
     let others = which("bpf-linker").into_iter().chain(home().map(|home| home.join(".cargo/bin/bpf-linker")));
     std::iter::once(own).chain(others).find(|path| versions.of(path).is_some())
 }
 
-/// A program on PATH, or where Debian keeps those that only root's PATH has.
+/// Finds a program on PATH, or in the directories that only root's PATH has on Debian.
 pub fn which(name: &str) -> Option<PathBuf> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     std::env::split_paths(&path)
@@ -189,8 +190,8 @@ fn home() -> Option<PathBuf> {
     std::env::var_os("HOME").map(PathBuf::from)
 }
 
-/// What `--version` of a program said, remembered for as long as the file stays the same: asking a
-/// compiler takes longer than all the rest.
+/// The `--version` output of programs, remembered as long as the file stays the same: asking a
+/// compiler takes longer than everything else.
 pub struct Versions {
     stamp: PathBuf,
     known: BTreeMap<String, String>,
@@ -200,13 +201,13 @@ pub struct Versions {
 impl Versions {
     pub fn load() -> Self {
         let stamp = tools().join("versions");
-        // Without a stamp everything is asked again.
+        // Without the file, every program is asked again.
         let text = std::fs::read_to_string(&stamp).unwrap_or_default();
         let known = text.lines().filter_map(|line| line.split_once('\t')).map(|(k, v)| (k.to_owned(), v.to_owned()));
         Self { stamp, known: known.collect(), changed: false }
     }
 
-    /// None: no such file, or it does not start.
+    /// `None`: the file does not exist, or does not run.
     fn of(&mut self, program: &Path) -> Option<String> {
         let metadata = std::fs::metadata(program).ok()?;
         let modified = metadata.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;

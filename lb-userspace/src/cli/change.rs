@@ -1,4 +1,4 @@
-//! Commands that change something. Each says what it did.
+//! Commands that change something. Each prints what it did.
 
 use std::{process::ExitCode, time::Duration};
 
@@ -162,7 +162,7 @@ impl Reload {
         match answer {
             Ok(_) if self.quiet => {}
             Ok(changed) => output::print(&self.view.text(&changed, |changed, _| messages(changed))?)?,
-            // Other refusals are not about the file, and in no log.
+            // Other refusals are not about the file, so the agent does not log them.
             Err(Failure::Refused(error)) if self.quiet && error.code == ErrorCode::Invalid => {
                 return Ok(ExitCode::from(1));
             }

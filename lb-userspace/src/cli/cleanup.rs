@@ -1,4 +1,4 @@
-//! `weir cleanup`: the only command that takes Weir off the machine.
+//! `weir cleanup`: the only command that removes Weir from the machine.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -36,7 +36,7 @@ impl Cleanup {
             refuse_beside_an_agent(client).await?;
         }
         let mut done = dataplane::cleanup::cleanup(&self.pin_dir)?;
-        // The kernel would go on asking for the backends for ever.
+        // Otherwise the kernel would keep probing the backends for ever.
         let neighbours = Netlink::connect()?.forget_neighbours().await?;
         done.extend(neighbours.iter().map(|(_, address)| format!("no longer kept resolved: neighbour {address}")));
         if done.is_empty() {

@@ -1,4 +1,4 @@
-//! Asks the agent: HTTP over its unix socket.
+//! Queries the agent by HTTP over its unix socket.
 
 use std::{io, marker::PhantomData, path::PathBuf, time::Duration};
 
@@ -108,7 +108,8 @@ impl Client {
             .header(hyper::header::CONTENT_TYPE, "application/json")
             .body(Full::new(body))
             .map_err(|error| self.foreign(error))?;
-        // The connection does the work; what breaks it breaks the answer as well, where it is told.
+        // The task drives the connection; if it fails, the request fails too, and the error is
+        // reported there.
         tokio::spawn(connection);
         let response = sender.send_request(request).await.map_err(|source| self.broken(source))?;
         let status = response.status();

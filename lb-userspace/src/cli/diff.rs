@@ -1,4 +1,4 @@
-//! `weir diff`: what is wanted against what is in the kernel.
+//! `weir diff`: compares the wanted state with the kernel's maps.
 
 use std::process::ExitCode;
 

@@ -1,4 +1,4 @@
-//! `weir doctor`: what is wrong on this machine, and how to mend it.
+//! `weir doctor`: what is wrong on this machine, and how to fix it.
 
 use std::{path::PathBuf, process::ExitCode};
 
@@ -95,7 +95,7 @@ fn of_agent(agent: Result<Status, Failure>) -> Finding {
         Err(failure) => {
             let text = failure.to_string();
             let (message, remedy) = text.split_once('\n').unwrap_or((&text, ""));
-            // Not running is no fault of the machine: one looks before the first start, too.
+            // An agent that is not running is no error: doctor is also run before the first start.
             (Severity::Warning, message.to_owned(), remedy.to_owned())
         }
     };

@@ -1,4 +1,4 @@
-//! `weir get`: lists.
+//! `weir get`: lists services, backends, flows, drops or interfaces.
 
 pub(super) mod backends;
 mod drops;

@@ -1,4 +1,4 @@
-//! `weir lookup`: what the program would do.
+//! `weir lookup`: shows what the program would do with a client's packets.
 
 use std::{
     net::{IpAddr, SocketAddr},

@@ -1,4 +1,4 @@
-//! How commands show what they know: a table or a document, once or again and again.
+//! How commands show their results: as a table or a document, once or repeatedly.
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -82,7 +82,7 @@ pub async fn show<T: Serialize>(
         tokio::time::sleep(interval).await;
         match fetch().await {
             Ok(shown) => print(&format!("{}{}", separator(view), view.text(&shown, &render)?))?,
-            // It may be restarting; who watches wants to see it come back.
+            // The agent may be restarting; with --watch the user wants to see it come back.
             Err(failure) if failure.may_pass() => eprintln!("weir: {failure}"),
             Err(failure) => return Err(failure.into()),
         }

@@ -1,5 +1,5 @@
-//! Finds an agent by its process: which socket its API listens on. The configuration file can't
-//! say that of a running agent: it may have mistakes, or another `admin.socket` by now.
+//! Finds the API socket of an agent by its process id. The configuration file can't be used for a
+//! running agent: it may have mistakes, or another `admin.socket` by now.
 
 use std::{fs, io, path::PathBuf};
 
@@ -37,7 +37,7 @@ fn listening(table: &str, inodes: &[u64]) -> Option<PathBuf> {
         let mut fields = line.split_ascii_whitespace().skip(3);
         let flags = u32::from_str_radix(fields.next()?, 16).ok()?;
         let inode = fields.nth(2)?.parse::<u64>().ok()?;
-        // A path may hold spaces.
+        // The path may contain spaces.
         let path = line.split_once('/')?.1;
         (flags & LISTENS != 0 && inodes.contains(&inode)).then(|| PathBuf::from(format!("/{path}")))
     })
@@ -49,7 +49,7 @@ mod tests {
 
     #[test]
     fn listening_socket_of_a_process_is_found_among_others() {
-        // From a Linux 6.18 machine, but for the names.
+        // From a Linux 6.18 machine, except for the names.
         let table = "\
 Num       RefCount Protocol Flags    Type St Inode Path
 0000000000000000: 00000002 00000000 00010000 0001 01 10 /run/other.sock
@@ -68,7 +68,7 @@ Num       RefCount Protocol Flags    Type St Inode Path
         let directory = tempfile::tempdir().unwrap();
         let path = directory.path().join("agent.sock");
         let _listener = std::os::unix::net::UnixListener::bind(&path).unwrap();
-        // Other tests of this process listen on sockets of their own, and end meanwhile.
+        // Other tests in this process open and close listening sockets meanwhile; leave those out.
         let table: String = fs::read_to_string("/proc/self/net/unix").unwrap();
         let ours = |line: &&str| line.starts_with("Num") || line.ends_with(path.to_str().unwrap());
         let table = table.lines().filter(ours).collect::<Vec<_>>().join("\n");

@@ -1,4 +1,4 @@
-//! `weir status`: is all well?
+//! `weir status`: a summary of the agent and its data path.
 
 use std::process::ExitCode;
 

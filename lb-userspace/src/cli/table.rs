@@ -1,4 +1,4 @@
-//! Tables as kubectl draws them: no lines, headers in capitals, nothing cut off.
+//! Tables in the style of kubectl: no lines, headers in capitals, nothing truncated.
 
 use comfy_table::{ContentArrangement, Table, TableStyle};
 

@@ -1,4 +1,4 @@
-//! `weir trace`: what the programs decide, as they do.
+//! `weir trace`: shows the programs' decisions as they happen.
 
 use std::{process::ExitCode, time::Duration};
 
@@ -125,7 +125,7 @@ fn line(view: &TraceView, is_wide: bool) -> String {
     let mut text = format!("{} {interface} {hook} ", text::instant(view.at));
     match &view.tcp_flags {
         Some(flags) => text.push_str(&format!("{src} -> {dst} {flags}")),
-        // The ports of a packet without TCP are none.
+        // A packet without TCP has no ports.
         None => text.push_str(&format!("{} -> {} no TCP", src.ip(), dst.ip())),
     }
     if let Some(sequence) = view.sequence.filter(|_| is_wide) {

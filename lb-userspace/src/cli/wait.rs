@@ -1,4 +1,4 @@
-//! Waits until backends are drained, or serve again.
+//! Waits until backends are drained, or get new connections again.
 
 use std::{
     io::{self, IsTerminal},
@@ -96,7 +96,7 @@ fn drained(backends: &[BackendView]) -> Outcome {
         return Outcome::Hopeless(format!("{} drains no longer: somebody took it back", name(back)));
     }
     let left = |backend: &BackendView| backend.drain_remaining_seconds.is_none_or(|seconds| seconds > 0.0);
-    // In DSR modes nobody counts connections here: such a backend is drained when its time is over.
+    // In DSR modes connections are not counted: such a backend is drained when its time is over.
     let busy = |backend: &&BackendView| match backend.connections_active {
         Some(connections) => connections > 0,
         None => left(backend),

@@ -1,4 +1,4 @@
-//! Which ring ranges, service ids, counters and backend indexes are free, out of what an image
+//! Finds free ring ranges, service ids, counters and backend indexes, given those that an image
 //! already uses.
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -11,16 +11,16 @@ use lb_common::{
 use super::image::Image;
 use crate::model::MAX_RING_SIZE;
 
-/// Places of `SERVICE_STATS`.
+/// The number of entries of `SERVICE_STATS`.
 pub const SERVICE_STATS_LEN: u32 = 2 * MAX_VIP_PORTS;
 
-/// Ring ranges that are taken, by offset.
+/// The ring ranges in use, by offset.
 #[derive(Default)]
 pub struct Ranges(BTreeMap<u32, u32>);
 
 impl Ranges {
-    /// Every range that a service of `image` names, wanted or not: programs may be reading it. One
-    /// that is longer than any ring is nobody's.
+    /// Every range that a service of `image` names, wanted or not, because programs may be reading
+    /// it. Ranges longer than any valid ring are ignored.
     pub fn of(image: &Image) -> Self {
         let mut ranges = Self::default();
         for service in image.services.values().filter(|service| service.ring_len <= MAX_RING_SIZE) {
@@ -34,7 +34,7 @@ impl Ranges {
         *taken = len.max(*taken);
     }
 
-    /// Takes the first range that is free; `None` if there is none of that length.
+    /// Takes the first free range of length `len`; `None` if there is none.
     pub fn allocate(&mut self, len: u32) -> Option<u32> {
         let mut free = 0_u32;
         for (offset, taken) in &self.0 {
@@ -56,7 +56,7 @@ pub fn overlap((a, a_len): (u32, u32), (b, b_len): (u32, u32)) -> bool {
     u64::from(a) < u64::from(b) + u64::from(b_len) && u64::from(b) < u64::from(a) + u64::from(a_len)
 }
 
-/// Hands out the lowest numbers from `next` on that are not taken.
+/// Assigns numbers that are not taken, lowest first, starting at `next`.
 pub struct Numbers {
     taken: BTreeSet<u32>,
     next: u32,
@@ -71,14 +71,14 @@ impl Numbers {
         Self { taken: services.chain(backends).collect(), next: 1, end: u32::MAX }
     }
 
-    /// Indexes of `SERVICE_STATS`; `in_use` are those that flows still name.
+    /// Indexes of `SERVICE_STATS`; `in_use` are the indexes that flows still name.
     pub fn service_stats(image: &Image, in_use: &BTreeSet<u32>) -> Self {
         let services = image.services.values().map(|service| service.stats);
         Self { taken: services.chain(in_use.iter().copied()).collect(), next: 0, end: SERVICE_STATS_LEN }
     }
 
-    /// Indexes of `BACKENDS`: not in use, named by no slot and by no flow. A grace period must pass
-    /// before they are written.
+    /// Indexes of `BACKENDS` that are not in use and not named by any slot or flow. A grace period
+    /// must pass before they are written.
     pub fn backends(image: &Image, in_use: &BTreeSet<u32>) -> Self {
         let entries = image.backends.iter().filter(|(_, backend)| backend.family != 0).map(|(index, _)| *index);
         let slots =

@@ -1,5 +1,4 @@
-//! The pin directory, which is on a BPF file system: making, locking and listing it, and pinning in
-//! place of what is pinned.
+//! The pin directory, on a BPF file system: making, locking and listing it, and replacing pins.
 
 use std::{
     fs::{self, DirBuilder, File},
@@ -27,7 +26,7 @@ pub enum BpffsError {
     InUse(PathBuf),
 }
 
-/// Makes the pin directory, which must be on a bpffs; whether there was none.
+/// Makes the pin directory, which must be on a bpffs; returns whether it is new.
 pub(super) fn prepare(pin_dir: &Path) -> Result<bool, BpffsError> {
     if !is_on_bpffs(pin_dir) {
         return Err(BpffsError::NoBpffs(pin_dir.to_owned()));
@@ -38,7 +37,7 @@ pub(super) fn prepare(pin_dir: &Path) -> Result<bool, BpffsError> {
     Ok(is_new)
 }
 
-/// Whether `path`, or what there is of it, is on a BPF file system.
+/// Whether `path`, or its nearest existing ancestor, is on a BPF file system.
 pub fn is_on_bpffs(path: &Path) -> bool {
     path.ancestors()
         .find(|ancestor| ancestor.exists())
@@ -56,7 +55,7 @@ pub(super) fn lock(pin_dir: &Path) -> Result<Flock<File>, BpffsError> {
     }
 }
 
-/// What a first start that failed had made.
+/// Removes the pin directory that a failed first start has made.
 pub(super) fn remove_empty(pin_dir: &Path) {
     match std::fs::remove_dir(pin_dir) {
         Ok(()) => {}
@@ -64,7 +63,7 @@ pub(super) fn remove_empty(pin_dir: &Path) {
     }
 }
 
-/// The names of what is pinned, sorted.
+/// The names of all pins, sorted.
 pub(super) fn names(pin_dir: &Path) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
     for entry in fs::read_dir(pin_dir)? {
@@ -74,17 +73,18 @@ pub(super) fn names(pin_dir: &Path) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// A bpffs keeps names with dots for itself.
+/// The suffix of new pins; not ".new", because a bpffs reserves names with dots.
 pub(super) const NEW: &str = "-new";
 
-/// Where what is to be pinned at `path` is pinned first.
+/// The temporary pin for an object that will be pinned at `path`.
 pub(super) fn new_path(path: &Path) -> PathBuf {
     let mut new = path.as_os_str().to_owned();
     new.push(NEW);
     new.into()
 }
 
-/// Pins at `path`, over what is pinned there: an interruption leaves one or the other.
+/// Pins at `path`, replacing the old pin atomically: an interruption leaves either the old or the
+/// new one.
 pub(super) fn pin_over(path: &Path, pin: impl FnOnce(&Path) -> Result<(), PinError>) -> Result<(), PinError> {
     let new = new_path(path);
     let failed = |call| move |io_error| PinError::SyscallError(SyscallError { call, io_error });

@@ -1,4 +1,4 @@
-//! `weir cleanup`: the only way in which the data path ends.
+//! `weir cleanup`: the only way to end the data path.
 
 use std::{fs, path::Path};
 
@@ -23,8 +23,8 @@ pub enum CleanupError {
     Leftovers(#[from] LeftoverError),
 }
 
-/// Detaches every hook and removes every pin; says what was done, nothing if there was nothing.
-/// Connections through Weir end.
+/// Detaches every hook and removes every pin; returns what was done, empty if there was nothing to
+/// do. Connections through Weir end.
 pub fn cleanup(pin_dir: &Path) -> Result<Vec<String>, CleanupError> {
     let failed = |source| BpffsError::PinDir { path: pin_dir.to_owned(), source };
     if !fs::exists(pin_dir).map_err(failed)? {
@@ -51,7 +51,8 @@ pub fn cleanup(pin_dir: &Path) -> Result<Vec<String>, CleanupError> {
         return Err(error.into());
     }
     let mut maps = map_pins(pin_dir)?;
-    // Last, so that a start after an interruption still knows what the others hold.
+    // The record goes last, so that a start after an interruption still knows the layouts of the
+    // other maps.
     maps.sort_by_key(|name| name == LAYOUTS);
     for name in maps {
         leftovers::remove(pin_dir.join(&name))?;

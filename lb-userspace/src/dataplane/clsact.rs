@@ -1,4 +1,4 @@
-//! The clsact qdisc, in which TC filters are where the kernel has no tcx links.
+//! The clsact qdisc, which holds the TC filters where the kernel has no tcx links.
 
 use std::{io, path::Path, thread};
 
@@ -6,8 +6,8 @@ use aya::maps::{MapData, MapType};
 use futures_util::TryStreamExt;
 use rtnetlink::{Handle, packet_route::tc::TcHandle};
 
-/// Pins the mark that Weir has added the qdisc: an array without use, because a program would keep
-/// its maps.
+/// Pins the mark that Weir has added the qdisc: an unused array, because a pinned program would
+/// keep its maps alive.
 pub fn mark(path: &Path) -> io::Result<()> {
     if path.exists() {
         return Ok(());
@@ -18,11 +18,10 @@ pub fn mark(path: &Path) -> io::Result<()> {
     map.pin(path).map_err(io::Error::other)
 }
 
-/// Removes the qdisc from an interface if no filter is in it; whether it was removed, or gone
-/// already.
+/// Removes the qdisc from an interface if it holds no filter; returns whether it is gone.
 pub fn remove_if_empty(ifindex: u32) -> io::Result<bool> {
-    // A thread of its own, because whoever calls may be a task of another event loop; it is in the
-    // caller's network namespace.
+    // Runs on its own thread, because the caller may be a task of another event loop. The thread is
+    // in the caller's network namespace.
     let work = || -> io::Result<bool> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         runtime.block_on(async {
@@ -50,7 +49,7 @@ async fn remove(handle: &Handle, ifindex: i32) -> io::Result<bool> {
     }
 }
 
-/// What the kernel answers if the interface has no such qdisc.
+/// Whether the error code means that the interface has no such qdisc.
 fn is_absent(code: i32) -> bool {
     [libc::ENOENT, libc::EINVAL].contains(&-code)
 }

@@ -1,5 +1,5 @@
 //! The data path: the loaded programs, their maps and hooks, all pinned so that they outlive the
-//! agent. What is pinned already is taken over.
+//! agent. Existing pins are taken over.
 
 use std::{
     fs::File,
@@ -26,8 +26,8 @@ use crate::{model::XdpMode, node::interfaces::Interface};
 
 const LOG_INTERVAL: Duration = Duration::from_millis(100);
 
-/// The loaded programs and their pins. While it lives no other agent uses the same pin directory;
-/// dropping it detaches nothing.
+/// The loaded programs and their pins. While this value lives, no other agent can use the same pin
+/// directory; dropping it detaches nothing.
 pub struct DataPath {
     pin_dir: PathBuf,
     ebpf: Ebpf,
@@ -37,14 +37,14 @@ pub struct DataPath {
 }
 
 impl DataPath {
-    /// Loads and pins. Programs that are attached already go on as they are until
-    /// [`DataPath::sync`]; if maps of another layout are pinned, they are replaced at once, with
-    /// the maps: see [`super::migrate`].
+    /// Loads and pins the programs. Programs that are already attached stay until
+    /// [`DataPath::sync`]; but if maps of another layout are pinned, the programs are replaced at
+    /// once, together with the maps: see [`super::migrate`].
     pub fn open(pin_dir: &Path, log: BpfLog) -> Result<Self, LoadError> {
         Self::open_sized(pin_dir, log, &MapSizes::new())
     }
 
-    /// The same with another number of entries in some maps.
+    /// Like `open`, with other numbers of entries in some maps.
     pub fn open_sized(pin_dir: &Path, log: BpfLog, sizes: &MapSizes) -> Result<Self, LoadError> {
         let is_new = prepare(pin_dir)?;
         let lock = lock(pin_dir)?;
@@ -57,8 +57,8 @@ impl DataPath {
         Ok(Self { pin_dir: pin_dir.to_owned(), ebpf, record, hooks, _lock: lock })
     }
 
-    /// Writes the record of the layouts again if somebody has deleted its pin: without it the next
-    /// start would need CAP_SYS_ADMIN.
+    /// Writes the record of layouts again if its pin was deleted: without it the next start would
+    /// need CAP_SYS_ADMIN.
     fn keep_record(&self) {
         if self.pin_dir.join(LAYOUTS).exists() {
             return;
@@ -71,20 +71,19 @@ impl DataPath {
         }
     }
 
-    /// Attaches at TC by filters of clsact, as on kernels without tcx links; for tests of that on
-    /// others.
+    /// Attaches at TC by clsact filters, as on kernels without tcx links, so that tests can cover
+    /// this on other kernels.
     pub fn use_clsact(&mut self) {
         self.hooks.tc = TcHook::Clsact;
     }
 
-    /// Makes the hooks of `wanted` ours and gives up those of all other interfaces:
-    /// [`Hooks::sync`].
+    /// Attaches to the interfaces in `wanted` and releases all others: [`Hooks::sync`].
     pub fn sync(&mut self, wanted: &[&Interface], mode: XdpMode) -> Vec<Hook> {
         self.keep_record();
         self.hooks.sync(&mut self.ebpf, wanted, mode)
     }
 
-    /// How often a hook of ours was gone without our doing.
+    /// How often a hook of ours disappeared without our doing.
     pub const fn lost_hooks(&self) -> u64 {
         self.hooks.lost
     }
@@ -93,7 +92,7 @@ impl DataPath {
         &self.pin_dir
     }
 
-    /// Starts a task that writes what the program logs to our log. Use it with [`BpfLog::Debug`].
+    /// Starts a task that copies the program's log to ours. Use it with [`BpfLog::Debug`].
     pub fn forward_log(&mut self) {
         match aya_log::EbpfLogger::init(&mut self.ebpf) {
             Ok(mut logger) => {
@@ -123,7 +122,7 @@ fn open_locked(pin_dir: &Path, log: BpfLog, sizes: &MapSizes) -> Result<(Ebpf, R
     }
     let (mut ebpf, record) = opened?;
     if let Err(error) = programs::pin(&mut ebpf, pin_dir) {
-        // They are for the next build, should the kernel refuse it a hook.
+        // The pins are for the next build, in case the kernel refuses its program on a hook.
         tracing::error!(pin_dir = %pin_dir.display(), %error, "cannot pin the programs");
     }
     Ok((ebpf, record))

@@ -1,6 +1,6 @@
-//! The hooks on each interface: an XDP link, and a TC link (or filter) each way. Links are pinned;
-//! a restarted agent takes them over and replaces their programs in place, so that no packet meets
-//! an interface without one.
+//! The hooks on each interface: an XDP link, and a TC link (or filter) for each direction. Links
+//! are pinned; a restarted agent takes them over and replaces their programs in place, so an
+//! interface is never without a program.
 
 pub(super) mod filter;
 mod outcome;
@@ -42,10 +42,10 @@ use crate::{
 pub struct Hook {
     pub ifindex: u32,
     pub name: String,
-    /// None: no XDP of ours, `problem` says why.
+    /// `None`: no XDP program of ours is attached; `problem` says why.
     pub xdp: Option<HookMode>,
     pub tc: TcHook,
-    /// Another XDP program is there, and stays.
+    /// Another XDP program is attached, and stays.
     pub is_taken: bool,
     /// Empty when all is well.
     pub problem: String,
@@ -61,13 +61,13 @@ pub enum TcHook {
 }
 
 impl TcHook {
-    /// What this kernel has.
+    /// The TC hook that this kernel supports.
     pub fn of_kernel() -> Self {
         let has_tcx = KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(6, 6, 0));
         if has_tcx { TcHook::Tcx } else { TcHook::Clsact }
     }
 
-    /// As `InterfaceView::tc` has it.
+    /// The value of `InterfaceView::tc`.
     pub const fn name(self) -> &'static str {
         match self {
             TcHook::Tcx => "tcx",
@@ -77,13 +77,13 @@ impl TcHook {
     }
 }
 
-/// What this process knows of the hooks.
+/// The hooks as this process knows them.
 pub struct Hooks {
     pin_dir: PathBuf,
     /// How programs are attached at TC.
     pub tc: TcHook,
     attached: BTreeMap<u32, Hook>,
-    /// How often a hook of ours was gone without our doing.
+    /// How often a hook of ours disappeared without our doing.
     pub lost: u64,
 }
 
@@ -97,10 +97,10 @@ impl Hooks {
         Self { pin_dir: pin_dir.to_owned(), tc, attached: BTreeMap::new(), lost: 0 }
     }
 
-    /// Makes the hooks of `wanted` ours and gives up those of all other interfaces. What is in
-    /// order already is not touched, so it is also how a lost hook is found and attached again:
-    /// call it at start, when interfaces have changed, and now and then. The interfaces must have
-    /// been listed just before.
+    /// Attaches our programs to the interfaces in `wanted` and releases the hooks on all other
+    /// interfaces. Hooks that are in order are not touched, so this also finds lost hooks and
+    /// attaches them again: call it at start, when interfaces have changed, and periodically. The
+    /// interfaces must have been listed just before.
     pub fn sync(&mut self, ebpf: &mut Ebpf, wanted: &[&Interface], mode: XdpMode) -> Vec<Hook> {
         self.release_others(wanted);
         let hooks: Vec<Hook> = wanted.iter().map(|interface| self.sync_interface(ebpf, interface, mode)).collect();
@@ -141,7 +141,7 @@ impl Hooks {
         hook
     }
 
-    /// The mode that is attached in the end, and what is not as it was wanted.
+    /// Attaches XDP; returns the mode in use, and the problem if it is not the wanted mode.
     fn sync_xdp(
         &mut self,
         ebpf: &mut Ebpf,
@@ -240,8 +240,9 @@ impl Hooks {
             Ok(())
         })?;
         if pinned != Pinned::Alive {
-            // First in and last out: a client's packet is forwarded before another program can take
-            // it, and an answer gets the VIP as its source after all others have seen who sent it.
+            // First at ingress and last at egress: a client's packet is forwarded before another
+            // program can take it, and an answer gets the VIP as its source after all other
+            // programs have seen its real sender.
             let order = if direction == TcAttachType::Egress { LinkOrder::last() } else { LinkOrder::first() };
             let options = TcAttachOptions::TcxOrder(order);
             let id = program.attach_with_options(&interface.name, direction, options).map_err(failed)?;
@@ -254,7 +255,7 @@ impl Hooks {
         Ok(())
     }
 
-    /// Detaches what an earlier configuration had attached elsewhere.
+    /// Detaches hooks on interfaces that an earlier configuration had included.
     fn release_others(&mut self, wanted: &[&Interface]) {
         let wanted: BTreeSet<u32> = wanted.iter().map(|interface| interface.index).collect();
         let pins = match Pin::list(&self.pin_dir) {
@@ -281,9 +282,9 @@ enum UpdateError {
     Program(#[from] ProgramError),
 }
 
-/// Gives the program of this process to the pinned link. The kernel does nothing if it has that
-/// program already, and refuses with ENOLINK if the link is attached nowhere, so this also tells
-/// whether it lives.
+/// Gives the program of this process to the pinned link. The kernel does nothing if the link
+/// already has that program, and refuses with ENOLINK if the link is not attached, so this also
+/// tells whether the link is alive.
 fn take_over(
     interface: &Interface,
     hook: &'static str,
@@ -340,8 +341,8 @@ fn attach_xdp(program: &mut Xdp, interface: &Interface, wanted: XdpMode, path: &
     Ok(mode)
 }
 
-/// A link, never an attachment by netlink, which aya makes where links fail and which ends with the
-/// process.
+/// Attaches by a link, never by netlink: aya falls back to netlink where links fail, and that
+/// attachment ends with the process.
 fn create_xdp(program: &mut Xdp, interface: &Interface, mode: AttachMode) -> Result<FdLink, AttachError> {
     let failed = |error: ProgramError| failed(interface, program::XDP, error);
     let id = program.attach_to_if_index(interface.index, mode).map_err(failed)?;

@@ -1,5 +1,5 @@
-//! What the maps hold, as plain values, and the writes that change it. Reconcile compares two
-//! images; only `maps` touches the kernel.
+//! The contents of the maps as plain values, and the writes that change them. Reconcile compares
+//! two images; only `maps` touches the kernel.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,21 +20,21 @@ pub struct Image {
     pub addresses: BTreeMap<IpAddr, u32>,
     /// By VIP and port.
     pub services: BTreeMap<SocketAddr, Service>,
-    /// The slots of each range that a service names, by its offset in the arena; shared, because
-    /// most of them stay as they are.
+    /// The slots of each range that a service names, by the range's offset in the arena. They are
+    /// shared, because most of them don't change.
     pub rings: BTreeMap<u32, Arc<[Slot]>>,
     /// By index; free entries (family 0) whose generation is 0 are left out.
     pub backends: BTreeMap<u32, Backend>,
     /// By index in `SNAT_ADDRESSES`, without holes at the end.
     pub snat_addresses: Vec<Option<IpAddr>>,
-    /// Who may send encapsulated packets.
+    /// Prefixes that may send encapsulated packets.
     pub peers: BTreeSet<Prefix>,
     /// The interfaces to which XDP may redirect, by index.
     pub ways_out: BTreeMap<u32, u32>,
 }
 
 impl Image {
-    /// Replaces slots by what they hold.
+    /// Updates slots to the values that they hold.
     pub fn set_slots(&mut self, slots: &[(u32, Slot)]) {
         for (offset, ring) in &mut self.rings {
             let of_ring = |at: u32| at.checked_sub(*offset).map(|at| at as usize).filter(|at| *at < ring.len());
@@ -54,7 +54,7 @@ impl Image {
     }
 }
 
-/// One write. The order in which reconcile gives them is the order in which they must happen.
+/// One write. Writes must be applied in the order in which reconcile gives them.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Write {
     Settings(Settings),
@@ -73,16 +73,17 @@ pub enum Write {
     ClearServiceStats {
         index: u32,
     },
-    /// By compare-and-swap. A slot that is not `from` by then, because it was settled or the
-    /// program has set a flag, is changed in the same way: see [`super::settle::change::follow`].
-    /// `now_ds` becomes its clock if its owners agreed.
+    /// By compare-and-swap. If the slot no longer holds `from`, because it was settled or the
+    /// program has set a flag, the change is applied to its current value: see
+    /// [`super::settle::change::follow`]. `now_ds` becomes the slot's clock if its owners were the
+    /// same.
     Slot {
         at: u32,
         from: Slot,
         to: Slot,
         now_ds: u32,
     },
-    /// Zeroes the fingerprints of SYNs that went to these indexes, before they are used for other
+    /// Zeroes the SYN fingerprints that name these indexes, before the indexes are used for other
     /// backends.
     ForgetSyns {
         backends: BTreeSet<u32>,

@@ -33,8 +33,8 @@ pub enum LoadError {
 }
 
 impl LoadError {
-    /// A program that the kernel refused. The verifier's log may have thousands of lines, of which
-    /// the last ones say why.
+    /// The error for a program that the kernel refused. The verifier's log may have thousands of
+    /// lines; only the last ones give the reason.
     fn refused(program: &'static str, error: &ProgramError) -> Self {
         const LINES: usize = 12;
         let ProgramError::LoadError { io_error, verifier_log } = error else {
@@ -57,7 +57,7 @@ impl LoadError {
     }
 }
 
-/// What the program logs about single packets; compiled in, off by default.
+/// Whether the program logs single packets; compiled in, off by default.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum BpfLog {
     #[default]
@@ -65,7 +65,7 @@ pub enum BpfLog {
     Debug,
 }
 
-/// Loads the object with its maps, pinned where the migration wants them, and every program.
+/// Loads the object with its maps, pinned where the migration decides, and every program.
 pub(super) fn load_all(migration: &Migration, log: BpfLog, sizes: &MapSizes) -> Result<Ebpf, LoadError> {
     let level: u8 = match log {
         BpfLog::Off => 0,

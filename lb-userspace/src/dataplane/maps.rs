@@ -1,5 +1,5 @@
-//! The maps that the agent writes, typed. One task owns them; the counters and flow tables have
-//! handles of their own.
+//! The maps that the agent writes, with types. One task owns them; the readers of counters and flow
+//! tables have their own handles.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -49,7 +49,7 @@ pub enum MapsError {
     GracePeriod(io::Error),
 }
 
-/// The contents of every map that the agent writes, behind handles of this process.
+/// The maps that the agent writes, with this process's handles to them.
 pub struct Maps {
     settings: Array<MapData, Settings>,
     address_filter: Array<MapData, u64>,
@@ -72,7 +72,7 @@ pub struct Maps {
 }
 
 impl Maps {
-    /// Opens what `DataPath::open` has pinned.
+    /// Opens the maps that `DataPath::open` has pinned.
     pub fn open(pin_dir: &Path) -> Result<Self, MapsError> {
         let cpus = aya::util::nr_cpus()
             .map_err(|(path, source)| MapsError::Open { path: path.into(), source: source.into() })?;
@@ -99,7 +99,7 @@ impl Maps {
         })
     }
 
-    /// What the maps hold now, whoever wrote it.
+    /// Reads the current contents of the maps, including changes made by others.
     pub fn read(&self) -> Result<Image, MapsError> {
         let services = self.read_services()?;
         let backends = self.read_backends()?;
@@ -119,8 +119,8 @@ impl Maps {
         })
     }
 
-    /// Does one write. What a slot holds then is the answer if that is not what the write says: it
-    /// had changed meanwhile.
+    /// Applies one write. Returns the slot's resulting value if it differs from the written one,
+    /// because the slot had changed meanwhile.
     pub fn apply(&mut self, write: &Write) -> Result<Option<Slot>, MapsError> {
         if let Write::Slot { at, from, to, now_ds } = write {
             let changed = self.rings.change(*at, *from, *to, *now_ds).ok_or(MapsError::NoSuchSlot { at: *at })?;
@@ -166,8 +166,8 @@ impl Maps {
                 self.let_services_be_looked_up()
             }
             Write::Address { address, bits } => {
-                // Before the address itself: what the filter doesn't know the programs never look
-                // up.
+                // The filter before the address itself: the programs never look up an address that
+                // is not in the filter.
                 self.let_through(address)?;
                 match address {
                     IpAddr::V4(v4) => {
@@ -238,8 +238,8 @@ impl Maps {
         }
     }
 
-    /// Makes the programs ask `SERVICES_*` again and not what they remember of it; to be called
-    /// after any change of it, and before a grace period.
+    /// Makes the programs look up `SERVICES_*` again instead of using their cached results. Call it
+    /// after any change of these maps, and before a grace period.
     fn let_services_be_looked_up(&mut self) -> Result<(), MapsError> {
         let epoch = self.services_epoch.get(&0, 0).map_err(unread(map::SERVICES_EPOCH))?;
         self.services_epoch.set(0, epoch.wrapping_add(1).max(1), 0).map_err(failed(map::SERVICES_EPOCH, "the epoch"))
@@ -262,8 +262,8 @@ impl Maps {
         Ok(())
     }
 
-    /// Makes what the programs look at first fit the maps, of which `image` was just read, whoever
-    /// has changed them: the filter before the addresses, and what is remembered of the services.
+    /// Makes the programs' shortcuts match the maps, of which `image` was just read and which
+    /// others may have changed: the address filter, and the cached services.
     pub fn fit_shortcuts(&mut self, image: &Image) -> Result<(), MapsError> {
         self.let_services_be_looked_up()?;
         let mut wanted = vec![u64::MAX; FILTER_WORDS as usize];
@@ -309,7 +309,7 @@ impl Maps {
         Ok(peers)
     }
 
-    /// Entries of another protocol than TCP are not ours; nothing looks them up.
+    /// Skips entries of protocols other than TCP: they are not ours, and nothing looks them up.
     fn read_services(&self) -> Result<BTreeMap<SocketAddr, Service>, MapsError> {
         let mut services = BTreeMap::new();
         scan_hash(&self.services_v4, map::SERVICES_V4, |key: &VipKey<V4Addr>, service| {
@@ -356,8 +356,8 @@ fn filter_bit(address: &IpAddr) -> (u32, u64) {
     }
 }
 
-/// An IPv6 address that ends in twelve zero bytes looks like an IPv4 address; the backends that use
-/// it know.
+/// The family of a SNAT address. An IPv6 address that ends in twelve zero bytes looks like an IPv4
+/// address; then the family of a backend that uses it decides.
 fn family_of_snat(index: u32, words: AnyAddr, backends: &BTreeMap<u32, Backend>) -> Family {
     let [_, rest @ ..] = words;
     if rest != [0; 3] {
@@ -378,7 +378,8 @@ fn peer<A: Pod>(prefix: &Prefix, address: A) -> lpm_trie::Key<A> {
 /// milliseconds.
 pub(super) fn grace_period() -> Result<(), MapsError> {
     match raw::membarrier_global() {
-        // Refused on kernels with nohz_full CPUs. A program runs for microseconds, so this is long.
+        // Kernels with nohz_full CPUs refuse the call. A program runs for microseconds, so this
+        // sleep is long enough.
         Err(error) if error.raw_os_error() == Some(libc::EINVAL) => {
             std::thread::sleep(Duration::from_millis(200));
             Ok(())
@@ -387,7 +388,7 @@ pub(super) fn grace_period() -> Result<(), MapsError> {
     }
 }
 
-/// A pinned map of this name, with keys and values of these types.
+/// Opens the pinned map of this name, with keys and values of these types.
 pub(super) fn open<M: TryFrom<Map, Error = MapError>>(pin_dir: &Path, name: &'static str) -> Result<M, MapsError> {
     let path = pin_dir.join(name);
     let opened = MapData::from_pin(&path).and_then(Map::from_map_data).and_then(M::try_from);
@@ -427,7 +428,7 @@ fn clear(table: &mut PerCpuArray<MapData, Stats>, cpus: usize, index: u32) -> Re
     table.set(index, zeros, 0)
 }
 
-/// To remove what is not there is no error.
+/// Removing an entry that does not exist is no error.
 fn gone(removed: Result<(), MapError>) -> Result<(), MapError> {
     match removed {
         Err(error) if is_absent(&error) => Ok(()),

@@ -1,23 +1,23 @@
-//! Takes over what another build has pinned, whose maps may be laid out otherwise: copy, switch,
-//! copy again; never rebuilt.
+//! Takes over the pinned maps of another build, whose layouts may differ, without rebuilding them:
+//! copy, switch the hooks, copy again.
 //!
-//! 1. [`MigrationPlan`] looks at what is pinned and changes nothing. A map that is as this build
-//!    would make it is taken over; others are made anew, pinned as `NAME-new`. What their entries
-//!    are made of the [`record`] says, or their BTF, which the kernel keeps, so no code knows
-//!    versions: [`convert`].
-//! 2. The new programs are loaded with the new maps, which are filled from the old ones and brought
-//!    up to date: [`copy`].
+//! 1. [`MigrationPlan`] looks at what is pinned and changes nothing. A map that is already as this
+//!    build would make it is taken over; the others are made anew, pinned as `NAME-new`. The layout
+//!    of their entries comes from the [`record`], or else from their BTF, which the kernel keeps,
+//!    so no code deals with versions: [`convert`].
+//! 2. The new programs are loaded with the new maps. These are filled from the old ones and then
+//!    brought up to date: [`copy`].
 //! 3. Every hook gets the new program: [`switch`]. From before the last copy until the end of the
-//!    next one, `Settings::FLAG_HANDOVER` makes both programs drop what they would else reset as
-//!    unknown: the other map knows it, and TCP sends again.
-//! 4. What the old program wrote since the last copy is brought over: [`merge`]. Then the pins are
-//!    renamed, and the old maps end with the old programs.
+//!    next one, `Settings::FLAG_HANDOVER` makes both programs drop packets that they would
+//!    otherwise reset as unknown: the other program's map may know the flow, and TCP retransmits.
+//! 4. The old program's writes since the last copy are brought over: [`merge`]. Then the pins are
+//!    renamed, and the old maps are freed with the old programs.
 //!
-//! Maps that were not pinned before go the same way, so that a start that fails or is interrupted
-//! leaves no new pin behind.
+//! Maps that were not pinned before are treated the same way, so that a start that fails or is
+//! interrupted leaves no new pin behind.
 //!
-//! It is over before the agent writes anything, so that both programs see what the agent before
-//! left. [`leftovers`] says what an interruption leaves.
+//! The migration ends before the agent writes anything, so both programs see what the previous
+//! agent left in the maps. [`leftovers`] describes what an interrupted migration leaves behind.
 
 mod btf;
 pub mod convert;
@@ -77,25 +77,25 @@ pub enum MigrateError {
     Programs(aya::programs::ProgramError),
 }
 
-/// A migration that has begun: the maps that change are pinned beside the old ones.
+/// A migration that has begun: the new maps are pinned beside the old ones.
 pub struct Migration {
     pin_dir: PathBuf,
     plan: MigrationPlan,
-    /// What was recorded of the pinned maps before.
+    /// The record of the pinned maps as it was read at the start.
     record: Record,
-    /// One before was interrupted after hooks had been switched.
+    /// An earlier migration was interrupted after hooks had been switched.
     resumes: bool,
-    /// The hooks run the new programs.
+    /// The hooks run the new programs: there is no way back.
     is_past: bool,
 }
 
 impl Migration {
-    /// Looks at what is pinned; puts right what an interrupted migration has left, and changes
-    /// nothing else.
+    /// Looks at what is pinned. Cleans up after an interrupted migration, and changes nothing else.
     pub fn begin(pin_dir: &Path, object: &aya_obj::Object, sizes: &MapSizes) -> Result<Self, MigrateError> {
         let record = match Record::read(pin_dir) {
             Ok(record) => record.unwrap_or_default(),
-            // What it said can still be asked of the kernel, with one capability more.
+            // The kernel can still tell the layouts and the maps in use, but asking needs
+            // CAP_SYS_ADMIN.
             Err(error @ (RecordError::Damaged { .. } | RecordError::Read { .. })) => {
                 tracing::warn!(%error, "the record of layouts is made anew");
                 Record::default()
@@ -107,15 +107,15 @@ impl Migration {
         Ok(Self { pin_dir: pin_dir.to_owned(), plan, record, resumes, is_past: false })
     }
 
-    /// Where the map of this name is to be pinned as it is loaded.
+    /// Where to pin the map of this name when it is loaded.
     pub fn pin_path(&self, name: &str) -> PathBuf {
         let is_new = self.plan.new_maps().any(|new| new == name);
         if is_new { new_path(&self.pin_dir.join(name)) } else { self.pin_dir.join(name) }
     }
 
-    /// Writes down what the pinned maps hold, old and new, and which of them the programs of `ebpf`
-    /// and those on the hooks use: all that the next start must know whenever this one is
-    /// interrupted.
+    /// Writes down the layouts of the pinned maps, old and new, and which maps are used by the
+    /// programs of `ebpf` and by those on the hooks: all that the next start needs if this one is
+    /// interrupted at any point.
     pub fn record(&self, ebpf: &Ebpf) -> Result<Record, MigrateError> {
         let in_use = leftovers::programs_in_use(&self.pin_dir)?;
         let mut record = Record { maps: self.plan.pinned.clone(), programs: self.record.programs.clone() };
@@ -136,7 +136,7 @@ impl Migration {
         Ok(record)
     }
 
-    /// Takes the new maps away, unless hooks use them already; the old data path goes on as it was.
+    /// Removes the new maps, unless hooks already use them; the old data path goes on unchanged.
     pub fn abandon(&self) {
         if self.is_past {
             return;
@@ -148,8 +148,9 @@ impl Migration {
         }
     }
 
-    /// Fills the new maps, gives the hooks the programs of `ebpf`, which use them, and ends the old
-    /// maps. After an error either nothing has changed, or the next start does the rest.
+    /// Fills the new maps, switches the hooks to the programs of `ebpf`, which use the new maps,
+    /// and ends the old maps. After an error, either nothing has changed or the next start finishes
+    /// the migration.
     pub fn run(&mut self, ebpf: &mut Ebpf) -> Result<(), MigrateError> {
         if self.plan.changes_nothing() && !self.resumes {
             return self.settle();
@@ -182,7 +183,7 @@ impl Migration {
         Ok(())
     }
 
-    /// The new maps take the names of the old ones.
+    /// Renames the pins of the new maps over those of the old ones.
     fn settle(&mut self) -> Result<(), MigrateError> {
         self.is_past = true;
         Ok(self.plan.new_maps().try_for_each(|name| leftovers::settle(&self.pin_dir, name))?)
@@ -200,7 +201,8 @@ impl Migration {
         Ok(pairs)
     }
 
-    /// The switch, and the copies around it; how long the programs were told to be patient.
+    /// Switches the hooks and makes the copies around the switch; returns how long the programs ran
+    /// with `FLAG_HANDOVER`.
     fn hand_over(
         &mut self,
         hooks: &SwitchedHooks,
@@ -221,12 +223,13 @@ impl Migration {
         be_patient(true)?;
         let switched = catch_up(pairs, Content::Remembered).and_then(|()| Ok(hooks.switch(ebpf, &self.record)?));
         if let Err(error) = switched {
-            // A hook that keeps the new program needs the new maps: the next start does the rest.
+            // A hook that keeps the new program needs the new maps: the next start finishes the
+            // migration.
             self.is_past = matches!(&error, MigrateError::Switch(error) if error.is_half_done);
             be_patient(false)?;
             return Err(error);
         }
-        // From here on there is no way back: what goes wrong is said, and the rest done.
+        // From here on there is no way back: errors are logged, and the remaining steps still run.
         self.is_past = true;
         if let Err(error) = maps::grace_period() {
             tracing::error!(%error, "old programs may still have run while their last writes were brought over");
@@ -240,7 +243,7 @@ impl Migration {
         Ok(handover)
     }
 
-    /// The settings of the old program and those of the new one, which may be the same.
+    /// The pinned `SETTINGS` of the old program and of the new one, which may be the same map.
     fn settings(&self) -> Result<Vec<PinnedSettings>, MigrateError> {
         let Some((old, new)) = &self.plan.settings else { return Ok(Vec::new()) };
         let open = |path: PathBuf, value| -> Result<PinnedSettings, MigrateError> {

@@ -1,4 +1,4 @@
-//! What is pinned for each interface.
+//! The pins of each interface.
 
 use std::{
     fs, io,
@@ -13,23 +13,23 @@ use lb_common::limits::program;
 
 use super::{bpffs::names, raw::objects::Link};
 
-/// A file of the pin directory that stands for something at an interface.
+/// A file in the pin directory that belongs to an interface.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub struct Pin {
     pub kind: PinKind,
     pub ifindex: u32,
 }
 
-/// In the order in which they are released.
+/// The kinds, in the order in which pins are released.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
 pub enum PinKind {
     LinkXdp,
     LinkIngress,
     LinkEgress,
-    /// A program, pinned as the mark of a filter of clsact: filters can't be pinned.
+    /// A program, pinned to mark a clsact filter as ours: filters themselves can't be pinned.
     FilterIngress,
     FilterEgress,
-    /// An array without use, pinned as the mark of a clsact qdisc that Weir has added.
+    /// An unused array, pinned to mark a clsact qdisc that Weir has added.
     Clsact,
 }
 
@@ -54,17 +54,17 @@ impl PinKind {
         }
     }
 
-    /// Whether a link is pinned; otherwise a program.
+    /// Whether the pin is a link.
     pub const fn is_link(self) -> bool {
         matches!(self, PinKind::LinkXdp | PinKind::LinkIngress | PinKind::LinkEgress)
     }
 
-    /// Whether a program of ours runs there.
+    /// Whether the pin stands for a hook on which a program of ours runs.
     pub const fn is_hook(self) -> bool {
         !matches!(self, PinKind::Clsact)
     }
 
-    /// The program that belongs there.
+    /// The program that belongs to this hook.
     pub const fn hook(self) -> &'static str {
         match self {
             PinKind::LinkXdp => program::XDP,
@@ -83,8 +83,8 @@ impl Pin {
         pin_dir.join(format!("{}{}", self.kind.prefix(), self.ifindex))
     }
 
-    /// What is pinned, in the order in which it is to be released. An error if there is no such
-    /// directory.
+    /// The pins in the directory, in the order in which they are to be released. An error if there
+    /// is no such directory.
     pub fn list(pin_dir: &Path) -> io::Result<Vec<Pin>> {
         let mut pins: Vec<Pin> = names(pin_dir)?.iter().filter_map(|name| Pin::parse(name)).collect();
         pins.sort_unstable();
@@ -96,7 +96,7 @@ impl Pin {
         Pin::parse(name).is_some()
     }
 
-    /// The id of the program that runs there.
+    /// The id of the program that runs on this hook.
     pub fn program(self, pin_dir: &Path) -> io::Result<u32> {
         let path = self.path(pin_dir);
         if !self.kind.is_link() {
@@ -114,7 +114,7 @@ impl Pin {
     }
 }
 
-/// Detaches a link, whoever else holds it open, and removes its pin.
+/// Detaches a link, even if other processes hold it open, and removes its pin.
 pub(super) fn remove_link(path: &Path) -> io::Result<()> {
     Link::open(path)?.detach()?;
     fs::remove_file(path)

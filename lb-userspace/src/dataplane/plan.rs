@@ -1,9 +1,8 @@
-//! From what is wanted and what is programmed to the writes that make them equal, as a pure
-//! function.
+//! A pure function from the wanted and the programmed state to the writes that make them equal.
 //!
-//! A first step makes the image that is wanted, keeping every index, range and counter of the
-//! programmed one that is still right; a second puts the differences in an order in which a packet
-//! sees at any instant either the old or the new state.
+//! The first step makes the wanted image and keeps every index, range and counter of the programmed
+//! image that is still right. The second step orders the differences so that a packet sees either
+//! the old or the new state at any instant.
 
 mod backends;
 mod ids;
@@ -32,18 +31,18 @@ use crate::{
     state::{AdminState, BackendId, Health},
 };
 
-/// Everything that the maps are to say: configuration, overrides, health and what was found out
-/// about the node.
+/// Everything that the maps should hold: configuration, overrides, health, and facts about the
+/// node.
 #[derive(Clone, Debug)]
 pub struct Wanted {
     /// The plan adds the flags that the backends need.
     pub settings: settings::Settings,
     pub services: Vec<WantedService>,
     pub node_addresses: BTreeSet<IpAddr>,
-    /// Who may send encapsulated packets to those addresses.
+    /// Prefixes that may send encapsulated packets to those addresses.
     pub peers: BTreeSet<Prefix>,
     pub ways_out: BTreeMap<u32, u32>,
-    /// When what is wanted last changed in more than health; CLOCK_BOOTTIME.
+    /// When anything but health last changed in the wanted state; CLOCK_BOOTTIME.
     pub since_ns: u64,
 }
 
@@ -73,26 +72,26 @@ pub struct WantedBackend {
     /// Nanoseconds since 1970; 0 is never.
     pub health_since_unix_ns: u64,
     pub is_eligible: bool,
-    /// It is an address of this node.
+    /// The backend's address is an address of this node.
     pub is_local: bool,
-    /// The addresses that SNAT uses towards it; none where the client's is kept.
+    /// The SNAT addresses used towards the backend; empty where the client's address is kept.
     pub snat: Vec<IpAddr>,
-    /// Of `dsr-ipip` alone.
+    /// Only for `dsr-ipip`.
     pub tunnel: Option<Tunnel>,
 }
 
-/// The outer addresses of encapsulated packets, of one family.
+/// The outer addresses of encapsulated packets, both of one family.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Tunnel {
     pub to: IpAddr,
-    /// `None`: there is no route to it yet.
+    /// `None`: there is no route to `to` yet.
     pub source: Option<IpAddr>,
 }
 
-/// What flows still use, as of the last whole pass over the flow tables.
+/// What flows still use, as of the last complete pass over the flow tables.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct FlowUse {
-    /// When the pass began, in CLOCK_BOOTTIME; 0 if there was none.
+    /// When the pass began, in CLOCK_BOOTTIME; 0 if there was no pass yet.
     pub scanned_at_ns: u64,
     /// Indexes of backends that some entry names.
     pub backends: BTreeSet<u32>,
@@ -107,44 +106,45 @@ pub struct FlowUse {
 }
 
 impl FlowUse {
-    /// A SYN that saw the state before a change has become a flow by then, or has not.
+    /// By this time, a SYN handled with the state before a change has either created its flow or
+    /// never will.
     const IN_FLIGHT_NS: u64 = 1_000_000_000;
 
-    /// Whether the pass would have seen every flow begun before `since_ns`.
+    /// Whether the pass would have seen every flow that began before `since_ns`.
     fn is_after(&self, since_ns: u64) -> bool {
         self.scanned_at_ns > since_ns.saturating_add(Self::IN_FLIGHT_NS)
     }
 }
 
-/// What is to be written, and what was decided on the way.
+/// The writes, and what was decided while planning them.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Plan {
     pub writes: Vec<Write>,
-    /// The maps as they will be.
+    /// The maps after the writes.
     pub target: Image,
     /// Ids of the wanted services, by name.
     pub services: BTreeMap<String, u32>,
     /// Indexes of the wanted backends.
     pub backends: BTreeMap<BackendId, u32>,
-    /// Indexes in use of backends whose flows are over, though their entries are still there.
+    /// Indexes of backends whose flows are over, but whose entries still exist.
     pub over: BTreeSet<u32>,
-    /// Backends that left, and drain.
+    /// Backends that are no longer declared, and drain.
     pub leaving: Vec<Leaving>,
-    /// When the next drain ends, whatever its flows do; CLOCK_BOOTTIME.
+    /// When the next drain ends, whether or not its flows have; CLOCK_BOOTTIME.
     pub next_ns: Option<u64>,
 }
 
-/// A backend that left what is declared and still has flows, or may have.
+/// A backend that is no longer declared but has flows, or may have some.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Leaving {
     pub index: u32,
-    /// The id of its service, which may have left as well.
+    /// The id of its service, which may be gone too.
     pub service: u32,
     pub address: SocketAddr,
     pub until_ns: u64,
 }
 
-/// Why there is no plan; nothing is written then.
+/// Why there is no plan; in that case nothing is written.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum PlanError {
     #[error(
@@ -161,14 +161,13 @@ pub enum PlanError {
     Snat { backend: BackendId },
 }
 
-/// What to write so that the maps say what is wanted. From any state of the maps, also one that
-/// somebody edited by hand; nothing if all is right.
+/// The writes that make the maps hold what is wanted, from any state of the maps, even one edited
+/// by hand. No writes if everything is right already.
 pub fn plan(wanted: &Wanted, programmed: &Image, in_use: &FlowUse, now_ns: u64) -> Result<Plan, PlanError> {
     plan_again(wanted, programmed, in_use, now_ns, &mut Memo::default())
 }
 
-/// The same, by what is remembered from the plan before: rings in which nothing has changed are not
-/// looked at.
+/// Like [`plan`], but uses what `memo` remembers of the previous plan to skip unchanged rings.
 pub fn plan_again(
     wanted: &Wanted,
     programmed: &Image,
@@ -188,7 +187,7 @@ pub fn plan_again(
 }
 
 impl Plan {
-    /// That something ends at `at_ns`.
+    /// Notes that something ends at `at_ns`.
     fn ends(&mut self, at_ns: u64) {
         self.next_ns = Some(self.next_ns.map_or(at_ns, |next| next.min(at_ns)));
     }
@@ -212,7 +211,7 @@ fn addresses(wanted: &Wanted, programmed: &Image, in_use: &FlowUse, target: &Ima
     for address in target.snat_addresses.iter().flatten() {
         set(*address, service::address::SNAT);
     }
-    // Answers of backends still come to addresses that SNAT no longer uses for new flows.
+    // Answers of backends may still arrive at addresses that SNAT no longer uses for new flows.
     for (address, bits) in &programmed.addresses {
         let may_be_used = !in_use.is_after(wanted.since_ns) || in_use.snat.contains(address);
         if bits & service::address::SNAT != 0 && may_be_used {
@@ -237,7 +236,7 @@ fn addresses(wanted: &Wanted, programmed: &Image, in_use: &FlowUse, target: &Ima
     addresses
 }
 
-/// The address and port of an entry of `BACKENDS`; `None` if the entry is free or wrong.
+/// The address and port of an entry of `BACKENDS`; `None` if the entry is free or malformed.
 pub fn address(backend: &Backend) -> Option<SocketAddr> {
     let family = Family::from_number(backend.family)?;
     let ip = lb_common::flow::ip_addr(family, backend.address);

@@ -1,7 +1,7 @@
-//! The programs beside their hooks: their pins, by which the next agent finds the old ones again,
-//! and what the kernel tells of them.
+//! The programs apart from their hooks: their pins, by which the next agent finds the old programs,
+//! and what the kernel reports about them.
 //!
-//! A hook's program is opened by its pin and never by its id, which takes CAP_SYS_ADMIN.
+//! A hook's program is opened by its pin and never by its id, which would need CAP_SYS_ADMIN.
 
 use std::{
     io,
@@ -21,11 +21,11 @@ use super::{
     raw::{errno, objects},
 };
 
-/// The pins of the programs that were loaded last, in the order of [`PROGRAMS`].
+/// The pins of the programs loaded last, in the order of [`PROGRAMS`].
 pub const PINS: [&str; 3] = ["program-weir_xdp", "program-weir_ingress", "program-weir_egress"];
 const PROGRAMS: [&str; 3] = [program::XDP, program::INGRESS, program::EGRESS];
 
-/// The ids of the programs of an object that is loaded.
+/// The ids of the programs of a loaded object.
 pub fn ids(ebpf: &Ebpf) -> Result<Vec<u32>, ProgramError> {
     let info = |name| match ebpf.program(name) {
         Some(Program::Xdp(program)) => program.info(),
@@ -35,7 +35,7 @@ pub fn ids(ebpf: &Ebpf) -> Result<Vec<u32>, ProgramError> {
     PROGRAMS.into_iter().map(|name| Ok(info(name)?.id())).collect()
 }
 
-/// Pins the programs of an object that is loaded, in place of those that were loaded before.
+/// Pins the programs of a loaded object, replacing the pins of earlier ones.
 pub fn pin(ebpf: &mut Ebpf, pin_dir: &Path) -> Result<(), PinError> {
     for (name, pin) in PROGRAMS.into_iter().zip(PINS) {
         let path = pin_dir.join(pin);
@@ -48,7 +48,7 @@ pub fn pin(ebpf: &mut Ebpf, pin_dir: &Path) -> Result<(), PinError> {
     Ok(())
 }
 
-/// The program of this name that was loaded before, and its id.
+/// The pinned program of this name from an earlier load, and its id.
 pub fn pinned(pin_dir: &Path, name: &str) -> io::Result<(u32, OwnedFd)> {
     let pin = PROGRAMS.into_iter().zip(PINS).find(|(program, _)| *program == name);
     let (_, pin) = pin.ok_or_else(|| io::Error::from(io::ErrorKind::NotFound))?;
@@ -62,12 +62,12 @@ pub fn pins(pin_dir: &Path) -> Vec<PathBuf> {
     PINS.into_iter().map(|pin| pin_dir.join(pin)).filter(|path| path.exists()).collect()
 }
 
-/// What [`name_by_id`] finds.
+/// The result of [`name_by_id`].
 pub enum Name {
     Known(String),
-    /// It is gone, or has no name.
+    /// The program is gone, or has no name.
     None,
-    /// The kernel tells it only to CAP_SYS_ADMIN.
+    /// The kernel gives the name only to CAP_SYS_ADMIN.
     Forbidden,
 }
 
@@ -84,15 +84,15 @@ pub fn name_by_id(id: u32) -> Name {
     }
 }
 
-/// The ids of the maps of a program that is loaded; none if it is gone. An error: this process may
-/// not ask.
+/// The ids of the maps of a loaded program; empty if the program is gone. An error if this process
+/// may not ask.
 pub fn maps_by_id(id: u32) -> io::Result<Vec<u32>> {
     let Some(info) = by_id(id)? else { return Ok(Vec::new()) };
     Ok(info.map_ids().map_err(io::Error::other)?.unwrap_or_default())
 }
 
-/// The program of this id; `None` if there is none. An error: this process may not ask, which takes
-/// CAP_SYS_ADMIN.
+/// The program of this id; `None` if there is none. An error if this process lacks CAP_SYS_ADMIN,
+/// which the query needs.
 fn by_id(id: u32) -> io::Result<Option<ProgramInfo>> {
     for info in loaded_programs() {
         match info {
@@ -100,7 +100,7 @@ fn by_id(id: u32) -> io::Result<Option<ProgramInfo>> {
             Ok(_) => {}
             Err(error) => match errno(&error) {
                 Some(libc::EPERM) => return Err(io::Error::from_raw_os_error(libc::EPERM)),
-                // One that ended while the list was walked.
+                // A program that ended while the list was walked.
                 Some(libc::ENOENT) => {}
                 _ => return Err(io::Error::other(error)),
             },

@@ -1,5 +1,5 @@
-//! The only unsafe code of the agent: kernel interfaces that no library wraps safely. What leaves
-//! this module is safe.
+//! The only unsafe code of the agent: kernel interfaces that no library wraps safely. This module's
+//! API is safe.
 #![expect(
     unsafe_code,
     reason = "mapping a BPF array, membarrier, much of bpf(2) and bytes as values have no safe wrapper"
@@ -19,7 +19,7 @@ use nix::sys::mman::{MapFlags, ProtFlags, mmap, munmap};
 
 use self::bytes::Bytes;
 
-/// A BPF array made with BPF_F_MMAPABLE, shared with the programs that use it. Its values are of at
+/// A BPF array made with BPF_F_MMAPABLE, shared with the programs that use it. Its values have at
 /// most 8 bytes, each in a word of its own.
 pub struct Words {
     start: NonNull<AtomicU64>,
@@ -34,7 +34,7 @@ unsafe impl Sync for Words {}
 impl Words {
     pub fn map(map: &MapData) -> io::Result<Self> {
         let info = map.info().map_err(io::Error::other)?;
-        // The kernel rounds the place of each value up to 8 bytes.
+        // The kernel places each value at a multiple of 8 bytes.
         let is_words = matches!(info.map_type(), Ok(MapType::Array)) && info.value_size() as usize <= size_of::<u64>();
         let len = info.max_entries() as usize;
         let bytes = NonZeroUsize::new(len * size_of::<u64>());
@@ -64,7 +64,7 @@ impl Drop for Words {
     }
 }
 
-/// Waits until no BPF program that runs now on any CPU is still running. It takes tens of
+/// Waits until every BPF program that is running now on any CPU has ended. This takes tens of
 /// milliseconds.
 pub fn membarrier_global() -> io::Result<()> {
     // SAFETY: a system call with integers only.
@@ -72,13 +72,13 @@ pub fn membarrier_global() -> io::Result<()> {
     if result == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
 }
 
-/// The value whose bytes these are; `None` if there are more or fewer of them.
+/// The value with these bytes; `None` if their number is not the size of `T`.
 pub fn value<T: Pod>(bytes: &[u8]) -> Option<T> {
     // SAFETY: there are as many bytes as `T` has, and Pod types are valid for any bytes.
     (bytes.len() == size_of::<T>()).then(|| unsafe { bytes.as_ptr().cast::<T>().read_unaligned() })
 }
 
-/// Removes an entry of a hash map; what it was, if there was one.
+/// Removes an entry of a hash map and returns its value, if it existed.
 pub fn take<K: Pod, V: Pod>(map: &MapData, key: &K) -> Result<Option<V>, MapError> {
     let bytes = Bytes::of(map)?;
     if bytes.key != size_of::<K>() {
@@ -93,8 +93,8 @@ pub fn take<K: Pod, V: Pod>(map: &MapData, key: &K) -> Result<Option<V>, MapErro
     Ok(if bytes.take(key, &mut found)? { value(&found) } else { None })
 }
 
-/// Shows `visit` every entry of an array or hash map. A per-CPU map has `cpus` values for each key,
-/// others one. See [`Bytes::scan`].
+/// Calls `visit` for every entry of an array or hash map. A per-CPU map has `cpus` values for each
+/// key, other maps one. See [`Bytes::scan`].
 pub fn scan<K: Pod, V: Pod>(map: &MapData, cpus: usize, mut visit: impl FnMut(&K, &[V])) -> Result<(), MapError> {
     let bytes = Bytes::of(map)?;
     let value = bytes.info.value_size() as usize;
@@ -119,7 +119,7 @@ pub fn scan<K: Pod, V: Pod>(map: &MapData, cpus: usize, mut visit: impl FnMut(&K
         .map_err(MapError::IoError)
 }
 
-/// The kernel's error number at the bottom of an error.
+/// The OS error number at the root of an error's source chain.
 pub fn errno(error: &(dyn std::error::Error + 'static)) -> Option<i32> {
     let number = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
     number.or_else(|| errno(error.source()?))

@@ -1,4 +1,4 @@
-//! How a hook is given up: detached, and its pin removed.
+//! Releases a hook: detaches it and removes its pin.
 
 use std::{
     fs, io,
@@ -14,7 +14,7 @@ use super::{
     raw::objects::Link,
 };
 
-/// A pin that could not be released; what it stands for may still be attached.
+/// A pin that could not be released; its link, filter or qdisc may still be in place.
 #[derive(Debug, thiserror::Error)]
 #[error("cannot release the pin {}: {source}", .path.display())]
 pub struct ReleaseError {
@@ -23,13 +23,14 @@ pub struct ReleaseError {
 }
 
 impl Pin {
-    /// Detaches it and removes the pin; says what was done.
+    /// Detaches what the pin stands for and removes the pin; returns a description of what was
+    /// done.
     pub fn release(self, pin_dir: &Path) -> Result<String, ReleaseError> {
         let path = self.path(pin_dir);
         let interface = if_indextoname(self.ifindex)
             .ok()
             .map(|name| name.to_string_lossy().into_owned())
-            // So it is for an interface that is on its way out.
+            // The name is empty for an interface that is being removed.
             .filter(|name| !name.is_empty());
         let failed = |source| ReleaseError { path: path.clone(), source };
         let done = match self.kind {
@@ -57,7 +58,7 @@ impl Pin {
         Ok(format!("{done} from {from}"))
     }
 
-    /// Whether filters of Weir's are left on its interface.
+    /// Whether the interface still has filters of Weir's.
     fn has_filters(self, pin_dir: &Path) -> bool {
         let filters = [PinKind::FilterIngress, PinKind::FilterEgress];
         filters.iter().any(|kind| Pin::new(*kind, self.ifindex).path(pin_dir).exists())

@@ -1,5 +1,5 @@
-//! The ring arena, `RINGS`: slots that the programs read while the agent changes them; and
-//! `SLOT_CLOCKS`, since when their owners differ.
+//! The ring arena `RINGS`: slots that the programs read while the agent changes them; and
+//! `SLOT_CLOCKS`: since when the owners of each slot differ.
 
 use std::{io, path::Path, sync::atomic::Ordering};
 
@@ -43,9 +43,9 @@ impl Rings {
         }
     }
 
-    /// Makes the change `from` → `to` of the slot at `at`, whatever the slot is by now; what it
-    /// holds then. Its clock is set if its owners agreed: before the slot, so that an agent that
-    /// dies in between leaves no slot in transition with an older clock.
+    /// Applies the change `from` → `to` to the slot at `at`, whatever value it has by now, and
+    /// returns its new value. If its owners were the same, its clock is set first, so that an agent
+    /// that dies in between leaves no slot in transition with an older clock.
     pub fn change(&self, at: u32, from: Slot, to: Slot, now_ds: u32) -> Option<Slot> {
         let mut found = self.slot(at)?;
         loop {
@@ -67,14 +67,14 @@ impl Rings {
         self.len() == 0
     }
 
-    /// The slots from `offset` on; fewer than `len` where the arena ends.
+    /// The slots from `offset` on; fewer than `len` if the arena ends first.
     pub fn read(&self, offset: u32, len: u32) -> Vec<Slot> {
         let words = self.slots.as_slice().iter().skip(offset as usize).take(len as usize);
         words.map(|word| Slot(word.load(Ordering::Relaxed))).collect()
     }
 
-    /// Fills the range from `offset` on, which no service names; false if the arena ends before it
-    /// does.
+    /// Fills the range from `offset` on, which no service may name; returns false if the range goes
+    /// beyond the arena.
     pub fn fill(&self, offset: u32, slots: &[Slot]) -> bool {
         let words = self.slots.as_slice().get(offset as usize..).unwrap_or_default();
         for (word, slot) in words.iter().zip(slots) {
@@ -83,8 +83,8 @@ impl Rings {
         words.len() >= slots.len()
     }
 
-    /// Replaces the slot at `at` if it still holds `from`; the program may have set a flag
-    /// meanwhile. Otherwise what it holds is the error.
+    /// Replaces the slot at `at` if it still holds `from`, because the program may have set a flag
+    /// meanwhile. Otherwise the error is the slot's current value.
     pub fn compare_exchange(&self, at: u32, from: Slot, to: Slot) -> Result<(), Slot> {
         let Some(word) = self.slots.as_slice().get(at as usize) else { return Err(from) };
         word.compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Acquire).map(|_| ()).map_err(Slot)

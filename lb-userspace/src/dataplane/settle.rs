@@ -1,6 +1,6 @@
-//! The ring in transition, the agent's side: slots that changed owner settle after a time, and
-//! entries that nobody needs any more are collected. docs/architecture.md has the steps and why
-//! they are safe beside a running program.
+//! The agent's part of a ring transition: it settles slots whose owner has changed, after the
+//! settle time, and collects exception entries that are no longer needed. docs/architecture.md
+//! lists the steps and why they are safe while the programs run.
 
 pub mod census;
 pub mod change;

@@ -1,4 +1,4 @@
-//! The counters, summed over CPUs, and what they grew by between two samples.
+//! The counters, summed over CPUs, and their growth between two samples.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,7 +18,7 @@ use super::{
     raw,
 };
 
-/// Handles of its own, so that it can be read beside the owner of the maps.
+/// Has its own handles, so that counters can be read independently of the owner of the maps.
 pub struct Counters {
     services: PerCpuArray<MapData, Stats>,
     backends: PerCpuArray<MapData, Stats>,
@@ -35,14 +35,14 @@ pub struct Sample {
     pub services: BTreeMap<u32, Stats>,
     /// By index in `BACKEND_STATS`.
     pub backends: BTreeMap<u32, Stats>,
-    /// By interface index and place (a `Reason` as a number, or an `EVENT_*`).
+    /// By interface index and position (a `Reason` as a number, or an `EVENT_*`).
     pub verdicts: BTreeMap<(u32, u32), u64>,
-    /// What of that is known to be a VIP's and was not forwarded.
+    /// Packets for a known VIP that were not forwarded, by VIP and reason.
     pub refusals: BTreeMap<Refusal, u64>,
 }
 
 impl Counters {
-    /// Opens what [`super::load::DataPath::open`] has pinned.
+    /// Opens the maps that [`super::load::DataPath::open`] has pinned.
     pub fn open(pin_dir: &Path) -> Result<Self, MapsError> {
         let cpus = aya::util::nr_cpus()
             .map_err(|(path, source)| MapsError::Open { path: path.into(), source: source.into() })?;
@@ -102,7 +102,7 @@ impl Sample {
         self.verdicts.get(&(ifindex, reason as u32)).copied().unwrap_or(0)
     }
 
-    /// How many packets of a VIP (its `stats`) were not forwarded for this reason.
+    /// How many packets to a VIP (given by its `stats`) were not forwarded for this reason.
     pub fn refusal(&self, stats: u32, reason: Reason) -> u64 {
         self.refusals.get(&Refusal { stats, reason: reason as u32 }).copied().unwrap_or(0)
     }
@@ -113,13 +113,13 @@ impl Sample {
         of_reason.map(|(_, count)| count).sum()
     }
 
-    /// An `EVENT_*`, or a reason as a number, over all interfaces.
+    /// The total of an `EVENT_*`, or of a reason as a number, over all interfaces.
     pub fn total(&self, place: u32) -> u64 {
         self.verdicts.iter().filter(|((_, at), _)| *at == place).map(|(_, count)| count).sum()
     }
 
-    /// How much `value` grew each second since `before`; 0 without one, or when the counter has
-    /// begun anew.
+    /// The growth of `value` per second since `before`; 0 without an earlier sample, or if the
+    /// counter was reset.
     pub fn per_second(&self, before: Option<&Sample>, value: impl Fn(&Sample) -> u64) -> f64 {
         let Some(before) = before else { return 0.0 };
         let seconds = self.at.saturating_duration_since(before.at).as_secs_f64();

@@ -1,5 +1,6 @@
-//! The flow tables: one way to open, look up, list, insert and remove. A user of them has handles
-//! of its own, so that it can run on a blocking thread while the owner of the maps goes on.
+//! The flow tables, and the one way to open, look up, list, insert and remove their entries. Each
+//! user has its own handles, so it can run on a blocking thread while the owner of the maps goes
+//! on.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -42,11 +43,11 @@ pub struct TableFill {
     pub max_entries: u64,
 }
 
-/// What came of an insertion that replaces nothing.
+/// The result of an insertion that never replaces an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Put {
     Done,
-    /// There is a newer one.
+    /// A newer entry exists.
     Exists,
     Full,
 }
@@ -70,7 +71,7 @@ where
         }
     }
 
-    /// Inserts an entry if there is none.
+    /// Inserts an entry if the flow has none.
     pub fn put(&mut self, flow: &Flow<A>, entry: &V) -> Result<Put, MapsError> {
         let error = match self.entries.insert(flow, entry, NO_EXIST) {
             Ok(()) => return Ok(Put::Done),
@@ -82,18 +83,19 @@ where
         };
         match number {
             Some(libc::EEXIST) => Ok(Put::Exists),
-            // ENOMEM: an LRU table of which every entry is being used just now.
+            // ENOMEM: all entries of an LRU table are in use at this moment.
             Some(libc::E2BIG | libc::ENOMEM) => Ok(Put::Full),
             _ => Err(MapsError::Write { map: self.map, key: "a flow".to_owned(), source: error }),
         }
     }
 
-    /// Removes an entry; what it was, if there was one. No change of the program comes in between.
+    /// Removes an entry and returns it, if it existed. This is atomic: the program cannot change
+    /// the entry between the read and the removal.
     pub fn take(&mut self, flow: &Flow<A>) -> Result<Option<V>, MapsError> {
         raw::take(IterableMap::map(&self.entries), flow).map_err(unread(self.map))
     }
 
-    /// Removes an entry; whether there was one.
+    /// Removes an entry; returns whether it existed.
     pub fn remove(&mut self, flow: &Flow<A>) -> Result<bool, MapsError> {
         match self.entries.remove(flow) {
             Ok(()) => Ok(true),
@@ -111,13 +113,13 @@ where
     }
 }
 
-/// The key of a client's packets to a VIP, in the tables of their family.
+/// The table key for a client's packets to a VIP, by address family.
 enum FlowKey {
     V4(Flow<V4Addr>),
     V6(Flow<V6Addr>),
 }
 
-/// None if the families differ.
+/// `None` if the address families differ.
 fn flow_key(client: SocketAddr, vip: SocketAddr) -> Option<FlowKey> {
     let (src_port_be, dst_port_be) = (client.port().to_be(), vip.port().to_be());
     match (client.ip(), vip.ip()) {
@@ -131,7 +133,7 @@ fn flow_key(client: SocketAddr, vip: SocketAddr) -> Option<FlowKey> {
     }
 }
 
-/// An address and port of a flow as people write them.
+/// An address and port of a flow as a `SocketAddr`.
 fn socket_address<A: Addr>(family: Family, address: A, port_be: u16) -> SocketAddr {
     SocketAddr::new(ip_addr(family, address.to_any()), u16::from_be(port_be))
 }

@@ -1,5 +1,5 @@
-//! What the programs tell of their decisions: the ring buffer `TRACE` and its filter. Handles of
-//! its own: nobody else uses these maps.
+//! The decisions that the programs report: the ring buffer `TRACE` and its filter. It has its own
+//! handles, because nothing else uses these maps.
 
 use std::path::Path;
 
@@ -20,13 +20,13 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// Opens what [`super::load::DataPath::open`] has pinned.
+    /// Opens the maps that [`super::load::DataPath::open`] has pinned.
     pub fn open(pin_dir: &Path) -> Result<Self, MapsError> {
         Ok(Self { events: maps::open(pin_dir, map::TRACE)?, filter: maps::open(pin_dir, map::TRACE_FILTER)? })
     }
 
-    /// Says which decisions are told. A program that runs just now may read half of it: the events
-    /// are judged again here.
+    /// Sets which decisions are reported. A running program may read a half-written filter, so the
+    /// events are filtered again here.
     pub fn set_filter(&mut self, filter: &TraceFilter) -> Result<(), MapsError> {
         self.filter.set(0, filter, 0).map_err(|source| MapsError::Write {
             map: map::TRACE_FILTER,
@@ -35,8 +35,8 @@ impl Trace {
         })
     }
 
-    /// The next event; `None` if there is none now. What another version's program has written is
-    /// left out.
+    /// The next event; `None` if there is none now. Events written by another version's program are
+    /// skipped.
     pub fn take(&mut self) -> Option<TraceEvent> {
         loop {
             let record = self.events.next()?;

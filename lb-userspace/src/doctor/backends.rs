@@ -1,4 +1,4 @@
-//! The ways to the backends.
+//! Checks the routes to the backends.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -73,7 +73,7 @@ pub(super) async fn findings(
     Ok(findings)
 }
 
-/// Each address to which packets of each service go, once.
+/// Each address to which a service sends packets, once per service.
 fn backends(config: &Config) -> Vec<(&Service, IpAddr)> {
     let addresses = |service: &Service| {
         let to = service.backends.iter().map(|backend| backend.tunnel.unwrap_or(backend.address.ip()));

@@ -1,5 +1,5 @@
-//! What the agent may do: the capabilities of the process that is the agent, or will be, and not
-//! those of the shell that `doctor` runs in.
+//! Checks the agent's capabilities: those of the process that is or will be the agent, not those of
+//! the shell in which `doctor` runs.
 
 use std::{fmt, fs, path::PathBuf};
 
@@ -10,10 +10,10 @@ use super::{
 };
 use crate::view::types::Finding;
 
-/// Whose capabilities are judged.
+/// The process whose capabilities are checked.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Subject {
-    /// The agent that runs as this process.
+    /// The running agent, with this process id.
     Agent {
         pid: u32,
     },
@@ -26,7 +26,7 @@ pub enum Subject {
 }
 
 impl Subject {
-    /// Of the running agent, else of the installed unit, else of this process.
+    /// The running agent if there is one, else the installed unit, else this process.
     pub fn find(agent: Option<u32>) -> Self {
         let of_unit = || {
             let Unit { path, effective } = unit::installed()?;
@@ -79,9 +79,9 @@ pub(super) fn finding(subject: &Subject) -> Finding {
     error("capabilities", format!("{subject} lacks {missing}"), subject.remedy(&missing))
 }
 
-/// What Weir needs, with the bits of linux/capability.h.
+/// The capabilities that Weir needs, with their bits from linux/capability.h.
 const NEEDED: [(&str, u32); 4] = [("CAP_NET_ADMIN", 12), ("CAP_NET_RAW", 13), ("CAP_PERFMON", 38), ("CAP_BPF", 39)];
-/// It stands for PERFMON and BPF.
+/// CAP_SYS_ADMIN includes CAP_PERFMON and CAP_BPF.
 const SYS_ADMIN: u32 = 21;
 
 fn missing(effective: u64) -> Vec<&'static str> {
@@ -90,7 +90,7 @@ fn missing(effective: u64) -> Vec<&'static str> {
     NEEDED.iter().filter(|(_, bit)| !has(*bit) && !by_admin(*bit)).map(|(name, _)| *name).collect()
 }
 
-/// From the text of /proc/PID/status.
+/// The effective capabilities, from the text of /proc/PID/status.
 fn effective(status: &str) -> Option<u64> {
     let effective = status.lines().find_map(|line| line.strip_prefix("CapEff:"))?;
     u64::from_str_radix(effective.trim(), 16).ok()

@@ -1,4 +1,4 @@
-//! The kernel: its version, its options, and what is pinned in it.
+//! Checks the kernel: its version, its options, and the pins in its bpffs.
 
 use std::path::Path;
 
@@ -17,8 +17,8 @@ pub(super) fn findings(pin_dir: &Path) -> Vec<Finding> {
     findings
 }
 
-/// Pins of maps that somebody deleted beside others that are there: the running data path keeps its
-/// maps, the next one would begin with empty ones.
+/// Finds map pins that were deleted while others still exist: the running data path keeps its maps,
+/// but the next one would start with empty ones.
 fn pins(pin_dir: &Path) -> Option<Finding> {
     let (there, gone): (Vec<&str>, Vec<&str>) = map::PINNED.iter().partition(|name| pin_dir.join(name).exists());
     if there.is_empty() {
@@ -59,7 +59,7 @@ fn version() -> Finding {
     judged(version, &sysctl("kernel/osrelease").unwrap_or_default())
 }
 
-/// What a kernel of this version lacks.
+/// The finding for a kernel of this version: what it lacks.
 fn judged(version: KernelVersion, release: &str) -> Finding {
     if version < KernelVersion::new(5, 18, 0) {
         let message = format!("Linux {release} is too old: multi-buffer XDP needs 5.18");
@@ -96,7 +96,7 @@ fn btf() -> Finding {
 }
 
 fn jit() -> Finding {
-    // The file is there in the first network namespace only.
+    // The file exists only in the initial network namespace.
     match sysctl("net/core/bpf_jit_enable").as_deref() {
         Some("0") => warning(
             "jit",

@@ -1,4 +1,4 @@
-//! The interfaces of the configuration, and the node's own addresses and ports.
+//! Checks the interfaces of the configuration, and the node's own addresses and ports.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -74,7 +74,7 @@ fn hook(interface: &Interface, pin_dir: &Path) -> Vec<Finding> {
     findings
 }
 
-/// The look-up of the next hop refuses packets of an interface that does not forward.
+/// Checks forwarding: the next-hop lookup refuses packets from an interface that does not forward.
 fn forwarding(config: &Config, interface: &Interface) -> Vec<Finding> {
     let name = &interface.name;
     let one = |family| {
@@ -88,7 +88,7 @@ fn forwarding(config: &Config, interface: &Interface) -> Vec<Finding> {
             Some("0") => error(
                 check,
                 format!("{name} does not forward {title}: packets to VIPs would be dropped (no_route)"),
-                // Names of interfaces can have dots, so the key is written with slashes.
+                // Interface names can contain dots, so the key is written with slashes.
                 format!("sysctl -w {key}=1"),
             ),
             Some(_) => ok(check, format!("{name} forwards {title}")),
@@ -98,7 +98,7 @@ fn forwarding(config: &Config, interface: &Interface) -> Vec<Finding> {
     families(config).into_iter().map(one).collect()
 }
 
-/// Answers that do not come back the way the request went.
+/// Warns if a strict reverse path filter could drop answers that come back by another path.
 fn reverse_path(config: &Config, interface: &Interface) -> Option<Finding> {
     let asymmetric = config.services.iter().find(|service| {
         (service.mode.is_dsr() || service.source == SourceAddress::Keep) && service.vips.iter().any(IpAddr::is_ipv4)
@@ -106,7 +106,7 @@ fn reverse_path(config: &Config, interface: &Interface) -> Option<Finding> {
     let read =
         |name: &str| sysctl(&format!("net/ipv4/conf/{name}/rp_filter")).and_then(|value| value.parse::<u8>().ok());
     let name = &interface.name;
-    // The kernel takes the larger one; 1 is strict, 2 is loose.
+    // The kernel uses the larger of both; 1 is strict, 2 is loose.
     let effective = read("all")?.max(read(name)?);
     if effective != 1 {
         return Some(ok(format!("rp_filter {name}"), format!("the reverse path filter of {name} is not strict")));
@@ -172,7 +172,8 @@ fn own_vips(config: &Config, interfaces: &BTreeMap<u32, Interface>) -> Vec<Findi
         .collect()
 }
 
-/// A connection of the node itself and a flow of ours must not meet on one port of one address.
+/// Warns if the node's own connections and our SNAT flows could use the same port of the same
+/// address.
 fn ephemeral_ports(config: &Config) -> Option<Finding> {
     let translates =
         |service: &&crate::model::Service| service.mode == Mode::Nat && service.source == SourceAddress::Translate;
@@ -193,7 +194,7 @@ fn ephemeral_ports(config: &Config) -> Option<Finding> {
     ))
 }
 
-/// The first and the last port that both use and that isn't reserved.
+/// The first and the last port that both use and that are not reserved.
 fn shared_ports(snat: &[(u16, u16)], local: &str, reserved: &str) -> Option<(u16, u16)> {
     let (first, last) = local.split_once(char::is_whitespace)?;
     let local = first.trim().parse::<u16>().ok()?..=last.trim().parse::<u16>().ok()?;

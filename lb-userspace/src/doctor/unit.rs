@@ -1,5 +1,5 @@
-//! The capabilities that an installed weir.service gives its agent, by the rules of systemd.unit(5)
-//! and systemd.exec(5).
+//! Computes the capabilities that an installed weir.service gives the agent, by the rules of
+//! systemd.unit(5) and systemd.exec(5).
 
 use std::{
     collections::BTreeMap,
@@ -7,15 +7,15 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// The unit as it is installed.
+/// The installed unit.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Unit {
     pub path: PathBuf,
-    /// The effective capabilities of its process, by their bits.
+    /// The effective capabilities of the unit's process, as a bit set.
     pub effective: u64,
 }
 
-/// Where systemd looks for units; what comes first wins.
+/// Where systemd looks for units; the first match wins.
 const SEARCH_PATH: [&str; 5] = [
     "/etc/systemd/system",
     "/run/systemd/system",
@@ -25,7 +25,7 @@ const SEARCH_PATH: [&str; 5] = [
 ];
 const NAME: &str = "weir.service";
 
-/// `None` if there is none, or it is masked.
+/// The installed unit; `None` if there is none or it is masked.
 pub fn installed() -> Option<Unit> {
     found(&SEARCH_PATH.map(PathBuf::from))
 }
@@ -45,8 +45,8 @@ fn found(directories: &[PathBuf]) -> Option<Unit> {
     Some(Unit { path, effective: settings.effective() })
 }
 
-/// The texts of the drop-ins in the order of their names. One shadows those of the same name in
-/// later directories.
+/// The texts of the drop-ins, ordered by name. A drop-in hides those of the same name in later
+/// directories.
 fn drop_ins(directories: &[PathBuf]) -> Vec<String> {
     let mut paths = BTreeMap::new();
     for directory in directories {
@@ -62,7 +62,7 @@ fn is_drop_in(path: &Path) -> bool {
     path.extension().is_some_and(|extension| extension == "conf")
 }
 
-/// What decides about capabilities.
+/// The settings that determine the capabilities.
 #[derive(Debug)]
 struct Settings {
     bounding: u64,
@@ -99,7 +99,7 @@ impl Settings {
         }
     }
 
-    /// Root gets all that the bounding set has; another user only what is ambient.
+    /// Root gets the whole bounding set; another user only the ambient capabilities.
     fn effective(&self) -> u64 {
         match self.user.as_str() {
             "" | "root" | "0" => self.bounding,
@@ -108,7 +108,7 @@ impl Settings {
     }
 }
 
-/// One line of a setting that is a set: several add up, `~` takes away, the empty set resets to
+/// Applies one line of a setting that is a set: lines add up, `~` removes, an empty value resets to
 /// none and `~` alone to all. The first line replaces `initial`.
 fn assign(set: &mut u64, value: &str, initial: u64) {
     let (is_inverted, names) = match value.strip_prefix('~') {
@@ -124,15 +124,15 @@ fn assign(set: &mut u64, value: &str, initial: u64) {
     };
 }
 
-/// systemd ignores names that it doesn't know.
+/// The bit of a capability; systemd ignores names that it doesn't know.
 fn bit(name: &str) -> Option<u64> {
     let name = name.trim_matches(['"', '\'']).to_ascii_uppercase();
     let name = name.strip_prefix("CAP_")?;
     CAPABILITIES.iter().position(|known| *known == name).map(|at| 1 << at)
 }
 
-/// Without comments, with continued lines joined. A comment between the parts of a continued line
-/// does not end it.
+/// The lines without comments, with continued lines joined. A comment within a continued line does
+/// not end it.
 fn lines(text: &str) -> Vec<String> {
     let mut lines = Vec::new();
     let mut begun = String::new();
@@ -149,7 +149,7 @@ fn lines(text: &str) -> Vec<String> {
     lines
 }
 
-/// By their bits in linux/capability.h.
+/// Capability names, at the positions of their bits in linux/capability.h.
 const CAPABILITIES: [&str; 41] = [
     "CHOWN",
     "DAC_OVERRIDE",

@@ -1,5 +1,5 @@
-//! Two questions over generic netlink: what an interface can do with XDP, and which offloads are
-//! on. Answers come from the kernel at once, so the socket blocks.
+//! Two queries over generic netlink: the XDP features of an interface, and its active offloads. The
+//! kernel answers at once, so the socket blocks.
 
 use std::{collections::BTreeSet, io};
 
@@ -11,18 +11,18 @@ use rtnetlink::{
     sys::{Socket, SocketAddr, protocols::NETLINK_GENERIC},
 };
 
-/// `NETDEV_XDP_ACT_*`: what an interface can do with XDP, from Linux 6.3 on.
+/// `NETDEV_XDP_ACT_*`: the XDP features of an interface, from Linux 6.3 on.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct XdpFeatures(u64);
 
 impl XdpFeatures {
-    /// XDP programs run in its driver.
+    /// The driver can run XDP programs.
     pub const fn has_native(self) -> bool {
         self.0 & 1 != 0
     }
 
-    /// Packets can be redirected to it as it is now; to a veth that means that its other end takes
-    /// them.
+    /// Packets can be redirected to the interface in its current state; for a veth this means that
+    /// its other end accepts them.
     pub const fn can_be_redirected_to(self) -> bool {
         self.0 & 4 != 0
     }
@@ -62,7 +62,7 @@ impl Genl {
         Ok(genl)
     }
 
-    /// `None` on kernels that don't tell.
+    /// `None` on kernels that don't report the features.
     pub fn xdp_features(&self, ifindex: u32) -> io::Result<Option<XdpFeatures>> {
         let Some(family) = self.netdev else { return Ok(None) };
         let index = DefaultNla::new(NETDEV_A_DEV_IFINDEX, ifindex.to_ne_bytes().to_vec());
@@ -71,8 +71,8 @@ impl Genl {
         Ok(features.and_then(|bytes| bytes.try_into().ok()).map(|bytes| XdpFeatures(u64::from_ne_bytes(bytes))))
     }
 
-    /// The names of the offloads that are on, as `ethtool -k` has them in the kernel: `rx-gro`,
-    /// `rx-lro`, ...; `None` on kernels that don't tell.
+    /// The names of the active offloads, as the kernel names them and `ethtool -k` shows them:
+    /// `rx-gro`, `rx-lro`, ...; `None` on kernels that don't report them.
     pub fn offloads(&self, ifindex: u32) -> io::Result<Option<BTreeSet<String>>> {
         let Some(family) = self.ethtool else { return Ok(None) };
         let mut header = vec![0; 8];
@@ -89,7 +89,7 @@ impl Genl {
         Ok(Some(names.collect()))
     }
 
-    /// The number of a family; `None` if the kernel has no such family.
+    /// The id of a netlink family; `None` if the kernel has no such family.
     fn family(&self, name: &str) -> io::Result<Option<u16>> {
         let name = DefaultNla::new(CTRL_ATTR_FAMILY_NAME, format!("{name}\0").into_bytes());
         match self.ask(GENL_ID_CTRL, CTRL_CMD_GETFAMILY, vec![name]) {
@@ -101,7 +101,7 @@ impl Genl {
         }
     }
 
-    /// Sends one request; gives the attributes of its one answer.
+    /// Sends one request and returns the attributes of its one answer.
     fn ask(&self, family: u16, command: u8, attributes: Vec<DefaultNla>) -> io::Result<Vec<u8>> {
         let mut payload = vec![0; attributes.as_slice().buffer_len()];
         attributes.as_slice().emit(&mut payload);
@@ -128,7 +128,7 @@ fn attribute(attributes: &[u8], kind: u16) -> Option<Vec<u8>> {
     found.map(|attribute| attribute.value().to_vec())
 }
 
-/// A generic netlink message: a command, a version, two bytes of nothing, attributes.
+/// A generic netlink message: a command, a version, two reserved bytes, attributes.
 #[derive(Debug)]
 struct Request {
     family: u16,

@@ -1,5 +1,5 @@
-//! The node's interfaces and addresses, as the kernel tells them over rtnetlink: always those of
-//! the network namespace the agent runs in.
+//! The node's interfaces and addresses, as the kernel reports them over rtnetlink: always those of
+//! the network namespace in which the agent runs.
 
 use std::{collections::BTreeMap, io, net::IpAddr};
 
@@ -23,28 +23,28 @@ pub enum NetlinkError {
     Request { what: String, source: rtnetlink::Error },
 }
 
-/// One interface, at one moment.
+/// The state of one interface at one moment.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Interface {
     pub index: u32,
     pub name: String,
     pub mtu: u32,
-    /// None on interfaces without Ethernet addresses.
+    /// `None` on interfaces without Ethernet addresses.
     pub mac: Option<[u8; 6]>,
     pub is_up: bool,
     pub is_loopback: bool,
-    /// What kind of virtual interface it is (`veth`, `bridge`, ...); None for most hardware.
+    /// The kind of virtual interface (`veth`, `bridge`, ...); `None` for most hardware.
     pub kind: Option<String>,
-    /// The XDP program on it, whoever attached it.
+    /// The attached XDP program, ours or not.
     pub xdp: Option<XdpHook>,
-    /// Sorted; with link-local ones.
+    /// Sorted; includes link-local addresses.
     pub addresses: Vec<IpAddr>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct XdpHook {
     pub mode: HookMode,
-    /// The program's id, as `bpftool prog show` has it.
+    /// The program's id, as in `bpftool prog show`.
     pub program: u32,
 }
 
@@ -55,7 +55,7 @@ pub enum HookMode {
     Native,
     /// In the stack, on any interface.
     Generic,
-    /// On the card, or several at once: never ours.
+    /// On the network card, or several at once: never ours.
     Other,
 }
 
@@ -76,7 +76,7 @@ pub struct Netlink {
 }
 
 impl Netlink {
-    /// Starts a task on the current runtime, which ends with the last clone.
+    /// Starts a task on the current runtime; the task ends with the last clone.
     pub fn connect() -> Result<Self, NetlinkError> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(NetlinkError::Socket)?;
         tokio::spawn(connection);
@@ -92,8 +92,8 @@ impl Netlink {
         let mut addresses = self.handle.address().get().execute();
         while let Some(message) = addresses.try_next().await.map_err(request("list addresses"))? {
             let Some(interface) = interfaces.get_mut(&message.header.index) else { continue };
-            // On point-to-point links ADDRESS is the other end's; LOCAL is always ours, but IPv6
-            // has it only there.
+            // On point-to-point links ADDRESS is the other end's. LOCAL is always ours, but on
+            // other links IPv6 has only ADDRESS.
             let local = message.attributes.iter().find_map(|attribute| match attribute {
                 AddressAttribute::Local(address) => Some(*address),
                 _ => None,
@@ -112,13 +112,13 @@ impl Netlink {
     }
 }
 
-/// A channel that gets a message after interfaces or addresses have changed, or a TC filter or
-/// qdisc is gone, however many did or are; the task ends with the receiver.
+/// Returns a channel that gets one message after interfaces or addresses have changed, or TC
+/// filters or qdiscs were removed, even if several did at once; the task ends with the receiver.
 pub fn watch() -> Result<mpsc::Receiver<()>, NetlinkError> {
     let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr, MulticastGroup::Tc];
     let (connection, _, mut messages) = rtnetlink::new_multicast_connection(&groups).map_err(NetlinkError::Socket)?;
     let connection = tokio::spawn(connection);
-    // One place: a change that comes while another waits to be seen is the same news.
+    // Capacity one: further changes while a message is still waiting need no message of their own.
     let (changed, changes) = mpsc::channel(1);
     tokio::spawn(async move {
         loop {
@@ -139,7 +139,8 @@ pub fn watch() -> Result<mpsc::Receiver<()>, NetlinkError> {
     Ok(changes)
 }
 
-/// A filter that comes is no news: Weir replaces its own whenever it looks after them.
+/// Whether a message reports a change that matters. A new filter does not: Weir replaces its own
+/// filters at every sync.
 fn is_news(message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
     use RouteNetlinkMessage as Message;
     !matches!(
@@ -155,8 +156,8 @@ fn is_news(message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
     )
 }
 
-/// Those of `interfaces` that one of `patterns` (names, or globs with `*`, `?` and `[...]`) means,
-/// without the loopback unless it is named, and the patterns that mean none.
+/// The interfaces that match one of `patterns` (names, or globs with `*`, `?` and `[...]`), and the
+/// patterns that match none. The loopback matches only by its exact name.
 pub fn matching<'a, 'p>(
     interfaces: &'a BTreeMap<u32, Interface>,
     patterns: &'p [String],

@@ -1,6 +1,6 @@
-//! Keeps the neighbour entries of backends' next hops resolved, so that XDP can forward at once:
-//! managed entries, which the kernel (from 5.16 on) probes by itself. Ours carry a protocol number
-//! of ours, so that the next agent knows them.
+//! Keeps the neighbour entries of backends' next hops resolved, so that XDP can forward at once. It
+//! uses managed entries, which the kernel (from 5.16 on) probes by itself. Our entries carry a
+//! protocol number of our own, by which the next agent recognises them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,7 +18,7 @@ use rtnetlink::packet_route::{
 
 use super::interfaces::{Netlink, NetlinkError, request};
 
-/// An address on the link of an interface.
+/// An interface index, and an address on the link of that interface.
 pub type NextHop = (u32, IpAddr);
 
 /// `proto 87` in `ip -d neigh`.
@@ -29,24 +29,24 @@ const PROTOCOL: RouteProtocol = RouteProtocol::Other(b'W');
 pub struct Neighbourhood {
     /// The wanted next hops that have a link-layer address now.
     pub resolved: BTreeSet<NextHop>,
-    /// Those that nothing answers for, or that don't have an entry yet.
+    /// The wanted next hops that do not answer, or have no entry yet.
     pub unresolved: BTreeSet<NextHop>,
-    /// The kernel keeps no entries for us; a packet to a next hop that is not resolved goes by TC.
+    /// The kernel cannot manage entries; packets to an unresolved next hop go by TC.
     pub is_unmanaged: bool,
 }
 
 struct Entry {
     message: NeighbourMessage,
     is_resolved: bool,
-    /// A person's; never touched.
+    /// Set by an administrator; never touched.
     is_permanent: bool,
     is_managed: bool,
     is_ours: bool,
 }
 
 impl Netlink {
-    /// Makes managed entries for the `wanted` next hops that have none, and takes ours away from
-    /// all others.
+    /// Makes managed entries for the `wanted` next hops that have none, and removes our other
+    /// entries.
     pub async fn keep_neighbours(&self, wanted: &BTreeSet<NextHop>) -> Result<Neighbourhood, NetlinkError> {
         let can_manage = KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(5, 16, 0));
         let entries = self.neighbours().await?;
@@ -67,7 +67,7 @@ impl Netlink {
         Ok(found)
     }
 
-    /// Takes all of ours away, for `weir cleanup`; returns which they were.
+    /// Removes all our entries, for `weir cleanup`; returns them.
     pub async fn forget_neighbours(&self) -> Result<BTreeSet<NextHop>, NetlinkError> {
         let mut forgotten = BTreeSet::new();
         for (next_hop, entry) in self.neighbours().await? {
@@ -79,7 +79,7 @@ impl Netlink {
         Ok(forgotten)
     }
 
-    /// Those of `wanted` that have no link-layer address now. Changes nothing.
+    /// The next hops in `wanted` that have no link-layer address now. Changes nothing.
     pub async fn unresolved(&self, wanted: &BTreeSet<NextHop>) -> Result<BTreeSet<NextHop>, NetlinkError> {
         let entries = self.neighbours().await?;
         let is_resolved = |next_hop: &&NextHop| entries.get(next_hop).is_some_and(|entry| entry.is_resolved);

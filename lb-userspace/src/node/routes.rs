@@ -1,4 +1,4 @@
-//! How the node reaches an address, as its routing tables say.
+//! How the node reaches an address, according to its routing tables.
 
 use std::net::IpAddr;
 
@@ -12,25 +12,25 @@ use super::interfaces::{Netlink, NetlinkError, request};
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Route {
-    /// The interface it goes out of.
+    /// The outgoing interface.
     pub ifindex: u32,
-    /// None: the destination itself is on the link.
+    /// `None`: the destination itself is on the link.
     pub gateway: Option<IpAddr>,
-    /// The node's address that it would use: the SNAT address where none is configured.
+    /// The node's source address for this route: the SNAT address where none is configured.
     pub source: Option<IpAddr>,
     /// The address is the node's own.
     pub is_local: bool,
 }
 
 impl Route {
-    /// Whose neighbour entry is needed to reach `to`.
+    /// The next hop towards `to`, whose neighbour entry is needed.
     pub fn next_hop(&self, to: IpAddr) -> IpAddr {
         self.gateway.unwrap_or(to)
     }
 }
 
 impl Netlink {
-    /// The route to an address; `None` if there is none, or one that refuses.
+    /// The route to an address; `None` if there is none, or if it is a rejecting route.
     pub async fn route_to(&self, to: IpAddr) -> Result<Option<Route>, NetlinkError> {
         let mut message = RouteMessage::default();
         (message.header.address_family, message.header.destination_prefix_length) = match to {
@@ -47,7 +47,8 @@ impl Netlink {
     }
 }
 
-/// What the kernel answers for `unreachable`, `prohibit` and `blackhole` routes, and without any.
+/// Whether the error code is one that the kernel returns for `unreachable`, `prohibit` and
+/// `blackhole` routes, or without a route.
 fn is_no_route(code: i32) -> bool {
     [libc::ENETUNREACH, libc::EHOSTUNREACH, libc::EACCES, libc::EINVAL].contains(&-code)
 }

@@ -1,5 +1,5 @@
-//! How XDP may send through each interface. The kernel drops what is sent another way, without a
-//! word.
+//! How XDP may send through each interface. The kernel silently drops packets sent in any other
+//! way.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,10 +10,10 @@ use lb_common::limits::{MAX_INTERFACES, WAY_OUT_NO_TX, WAY_OUT_REDIRECT};
 
 use super::{genl::Genl, interfaces::Interface};
 
-/// The entries of `WAYS_OUT`: for each interface index the bits `WAY_OUT_*`, where there are any.
-/// `native` are the interfaces on which Weir's program runs in native XDP. The answer can change
-/// with an interface's offloads and with the program at the other end of a veth, so it is asked for
-/// again now and then.
+/// The entries of `WAYS_OUT`: the bits `WAY_OUT_*` by interface index, where any are set. `native`
+/// has the interfaces on which Weir's program runs in native XDP. The result can change with an
+/// interface's offloads and with the program at the other end of a veth, so it is computed again
+/// periodically.
 pub fn ways_out(
     genl: &Genl,
     interfaces: &BTreeMap<u32, Interface>,
@@ -26,13 +26,13 @@ pub fn ways_out(
         let takes_packets = match genl.xdp_features(interface.index) {
             Ok(Some(features)) => features.can_be_redirected_to(),
             Ok(None) => is_native && sends_for_xdp(interface.kind.as_deref(), driver(&interface.name).as_deref()),
-            // It went away meanwhile.
+            // The interface was removed meanwhile.
             Err(error) if error.raw_os_error() == Some(libc::ENODEV) => false,
             Err(error) => return Err(error),
         };
         let redirect = if takes_packets { WAY_OUT_REDIRECT } else { 0 };
         let no_tx = if is_native && is_veth { WAY_OUT_NO_TX } else { 0 };
-        // Beyond the size of the map it goes by TC.
+        // Interfaces beyond the size of the map send by TC.
         if redirect | no_tx != 0 && ways_out.len() < MAX_INTERFACES as usize {
             ways_out.insert(interface.index, redirect | no_tx);
         }
@@ -40,18 +40,19 @@ pub fn ways_out(
     Ok(ways_out)
 }
 
-/// Drivers that run XDP programs and take no redirected packets (no `ndo_xdp_xmit`).
+/// Drivers that run XDP programs but do not accept redirected packets (no `ndo_xdp_xmit`).
 const WITHOUT_REDIRECTS: [&str; 3] = ["mlx4_core", "nfp", "nicvf"];
 
-/// Whether an interface that runs XDP natively takes redirected packets, by rule: kernels before
-/// Linux 6.3 don't tell. Drivers of hardware do once they run XDP, but for a few. Of a virtual
-/// interface (`kind`) it depends on others: of a veth on its other end, of a bond on its members.
-/// Where it is not known the answer is no: TC can send through every interface.
+/// Guesses whether an interface that runs XDP natively accepts redirected packets, because kernels
+/// before Linux 6.3 don't report it. Hardware drivers that run XDP accept them, with few
+/// exceptions. For a virtual interface (`kind`) it depends on other interfaces: for a veth on its
+/// other end, for a bond on its members. If unknown the answer is no: TC can send through every
+/// interface.
 fn sends_for_xdp(kind: Option<&str>, driver: Option<&str>) -> bool {
     kind.is_none() && driver.is_some_and(|driver| !WITHOUT_REDIRECTS.contains(&driver))
 }
 
-/// The driver of a hardware interface, by sysfs.
+/// The driver of a hardware interface, from sysfs.
 fn driver(interface: &str) -> Option<String> {
     let driver = fs::read_link(format!("/sys/class/net/{interface}/device/driver")).ok()?;
     Some(driver.file_name()?.to_str()?.to_owned())

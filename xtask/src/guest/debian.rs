@@ -14,11 +14,11 @@ use crate::{
 };
 
 const SUITE: &str = "bookworm";
-/// Beside what every Debian has.
+/// The packages beyond a minimal Debian.
 const PACKAGES: &str = "systemd-sysv,kmod,iproute2,procps";
 
-/// Units that a test has no use for, each of which takes its time at boot: nobody logs in, no
-/// device comes or goes, the disk is thrown away.
+/// Units that are useless in a test and slow down the boot: there are no logins, devices do not
+/// change, and the disk is thrown away.
 const MASKED: &str = "
     apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer
     systemd-tmpfiles-clean.timer
@@ -30,13 +30,13 @@ const MASKED: &str = "
     systemd-sysusers.service systemd-tmpfiles-setup-dev.service systemd-random-seed.service systemd-pstore.service
     systemd-remount-fs.service systemd-journal-flush.service systemd-machine-id-commit.service systemd-networkd-wait-online.service";
 
-/// Programs that would make units of what this Debian does not have.
+/// systemd generators that would make units for features that this Debian does not use.
 const GENERATORS: &str = "
     systemd-bless-boot-generator systemd-cryptsetup-generator systemd-debug-generator systemd-fstab-generator systemd-getty-generator
     systemd-gpt-auto-generator systemd-hibernate-resume-generator systemd-integritysetup-generator systemd-rc-local-generator
     systemd-run-generator systemd-system-update-generator systemd-sysv-generator systemd-veritysetup-generator";
 
-/// What is of no use in a guest that lives for minutes.
+/// Directories that are useless in a guest that lives for minutes.
 const LEFT_OUT: [&str; 6] =
     ["usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "var/cache/apt", "var/lib/apt/lists"];
 
@@ -50,7 +50,7 @@ const UNITS: [(&str, &str); 2] = [
     ("guest-network.service", include_str!("files/guest-network.service")),
 ];
 
-/// `debian-12/root.ext4` in the cache.
+/// Makes `debian-12/root.ext4` in the cache.
 pub fn bring(kernels: &[Unpacked]) -> Result<()> {
     let packages = format!("{SUITE} {PACKAGES}\n{LEFT_OUT:?}");
     let bare = part("debian-12-bare", &packages, bootstrap)?;
@@ -59,10 +59,10 @@ pub fn bring(kernels: &[Unpacked]) -> Result<()> {
     part("debian-12", &recipe, |new| build(&bare, kernels, new)).map(drop)
 }
 
-/// To be raised when [`build`] leaves something else behind.
+/// Increase it when the output of [`build`] changes.
 const FORMAT: u32 = 1;
 
-/// Most of the time, and nothing that changes with this repository.
+/// The slow part of the build, which does not depend on this repository.
 fn bootstrap(new: &Path) -> Result<()> {
     let root = new.join("root");
     let mut debootstrap = Command::new("debootstrap");
@@ -82,18 +82,18 @@ fn build(bare: &Path, kernels: &[Unpacked], new: &Path) -> Result<()> {
     settle(&root)?;
     let image = new.join("root.ext4");
     let mut mke2fs = Command::new("mke2fs");
-    // Without a journal: the changes of a run are thrown away.
+    // No journal, because the changes of a run are thrown away.
     mke2fs.args(["-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-d"]).arg(&root).arg(&image).arg("1500M");
     run_quietly("make the guests' disk", &new.join("mke2fs.log"), &mut mke2fs)?;
     remove(&root)
 }
 
-/// Configures what was unpacked.
+/// Configures the unpacked system.
 fn settle(root: &Path) -> Result<()> {
     write(&root.join("etc/hostname"), "balancer\n")?;
     write(&root.join("etc/hosts"), "127.0.0.1 localhost balancer\n::1 localhost\n")?;
     write(&root.join("etc/fstab"), "")?;
-    // With none, systemd would take each boot for the first one of a new machine.
+    // Without one, systemd would treat each boot as the first one of a new machine.
     write(&root.join("etc/machine-id"), "5ca1ab1e0ddba11c0ffee0decade1337\n")?;
     write(&root.join("etc/systemd/journald.conf.d/guest.conf"), "[Journal]\nStorage=volatile\nRateLimitBurst=0\n")?;
     for (path, text) in FILES {
@@ -113,14 +113,14 @@ fn settle(root: &Path) -> Result<()> {
     run(Command::new("chroot").arg(root).args(["systemctl", "--quiet", "enable"]).args(names))
 }
 
-/// The mirror of Debian that this machine uses.
+/// The Debian mirror that this machine uses.
 fn mirror() -> Result<String> {
     let mut apt = Command::new("apt-get");
     apt.args(["indextargets", "--format", "$(ORIGIN) $(CODENAME) $(REPO_URI)", "Created-By: Packages"]);
     let output = apt.stdin(Stdio::null()).output().with_context(|| format!("can't start {}", shown(&apt)))?;
     let text = String::from_utf8_lossy(&output.stdout);
     let of_debian = text.lines().find_map(|line| match line.split_whitespace().collect::<Vec<_>>()[..] {
-        // Not `bookworm-security`, whose mirror has nothing else.
+        // Not `bookworm-security`, whose mirror has only security updates.
         ["Debian", codename, uri] if !codename.contains('-') => Some(uri.trim_end_matches('/').to_owned()),
         _ => None,
     });

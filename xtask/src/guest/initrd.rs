@@ -1,5 +1,5 @@
-//! The file system with which a guest with a disk starts: it loads the disk's drivers, and hands
-//! over to systemd.
+//! The initial file system of guests with a disk: it loads the disk's drivers, and hands over to
+//! systemd.
 
 use std::{fs, path::Path, process::Command};
 
@@ -11,7 +11,7 @@ use crate::{
     toolchain::which,
 };
 
-/// What finds and reads the disk; some of it is built into one kernel or the other.
+/// The modules that find and read the disk; some are built into one kernel or the other.
 const MODULES: [&str; 5] = ["virtio_pci", "virtio_blk", "crc32c_generic", "crc32c_intel", "ext4"];
 const INIT: &str = include_str!("files/init");
 

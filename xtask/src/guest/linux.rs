@@ -1,4 +1,4 @@
-//! Kernels of Debian, each with its modules and an initial file system that finds a guest's disk.
+//! Debian kernels, each with its modules and an initial file system that finds a guest's disk.
 
 use std::{
     collections::BTreeMap,
@@ -15,33 +15,33 @@ use crate::{
     packages,
 };
 
-/// A kernel by the beginning of its version.
+/// A kernel, identified by the beginning of its version.
 pub struct Linux {
     pub version: &'static str,
-    /// Packages that depend on it, the first that is to be had.
+    /// Metapackages that depend on the kernel's package; the first one available is used.
     metas: &'static [&'static str],
 }
 
-/// Debian 12's own.
+/// Debian 12's default kernel.
 pub const OLDEST: Linux = Linux { version: "6.1", metas: &["linux-image-cloud-amd64"] };
 
-/// Debian 13's own, and on Debian 12 in the security archive.
+/// Debian 13's default kernel; on Debian 12 it is in the security archive.
 pub const NEWEST: Linux =
     Linux { version: "6.12", metas: &["linux-image-6.12-cloud-amd64", "linux-image-cloud-amd64"] };
 
-/// What a guest without systemd loads, in this order: a network card, and the tunnels that end at a
-/// backend.
+/// The modules that a guest without systemd loads, in this order: a network card, and the tunnels
+/// that end at a backend.
 const TUNNELS: [&str; 4] = ["virtio_net", "ipip", "sit", "ip6_tunnel"];
 
 /// A kernel in the cache.
 pub struct Unpacked {
     pub dir: PathBuf,
-    /// What `uname -r` says.
+    /// The output of `uname -r`.
     pub release: String,
 }
 
-/// `vmlinuz`, `initrd`, `release`, `lib/modules/`, and for guests without systemd `modules/` and
-/// `order` (their names, a line each).
+/// Puts a kernel into the cache: `vmlinuz`, `initrd`, `release`, `lib/modules/`, and for guests
+/// without systemd `modules/` and `order` (the module names, one per line).
 pub fn bring(linux: &Linux) -> Result<Unpacked> {
     let recipe = format!("{}\n{:?}\n{}\n{}", linux.metas.join(" "), TUNNELS, initrd::recipe(), FORMAT);
     let dir = part(&format!("linux-{}", linux.version), &recipe, |new| build(linux, new))?;
@@ -49,7 +49,7 @@ pub fn bring(linux: &Linux) -> Result<Unpacked> {
     Ok(Unpacked { dir, release })
 }
 
-/// To be raised when [`build`] leaves something else behind.
+/// Increase it when the output of [`build`] changes.
 const FORMAT: u32 = 1;
 
 fn build(linux: &Linux, new: &Path) -> Result<()> {
@@ -69,7 +69,7 @@ fn build(linux: &Linux, new: &Path) -> Result<()> {
         Command::new("dpkg-deb").arg("-x").arg(&archive).arg(&unpacked),
     )?;
     copy(&unpacked.join(format!("boot/vmlinuz-{release}")), &new.join("vmlinuz"))?;
-    // Debian has merged /usr since trixie.
+    // Debian has had a merged /usr since trixie.
     let places = ["lib/modules", "usr/lib/modules"].map(|place| unpacked.join(place).join(release));
     let from = places.iter().find(|place| place.is_dir()).with_context(|| format!("{package} has no modules"))?;
     let modules = new.join("lib/modules").join(release);
@@ -85,11 +85,11 @@ fn build(linux: &Linux, new: &Path) -> Result<()> {
     write(&new.join("release"), release)
 }
 
-/// Which module needs which, as `depmod` has found.
+/// The dependencies between modules, from `depmod`.
 pub struct Dependencies {
     modules: PathBuf,
-    /// By name: the module's path and those of all that it needs, the one that is loaded last
-    /// first.
+    /// By module name: the path of the module and of all modules that it needs, in reverse loading
+    /// order.
     needed: BTreeMap<String, Vec<String>>,
 }
 
@@ -105,8 +105,8 @@ impl Dependencies {
         Ok(Self { modules: modules.to_owned(), needed: needed.collect() })
     }
 
-    /// Puts these modules and what they need into `to`, decompressed, and their names into `order`;
-    /// what is built into the kernel is left out.
+    /// Puts these modules and their dependencies, decompressed, into `to`, and their names into
+    /// `order`. Modules built into the kernel are skipped.
     pub fn unpack(&self, names: &[&str], to: &Path, order: &Path) -> Result<()> {
         fs::create_dir_all(to).with_context(|| format!("can't make {}", to.display()))?;
         let mut written: Vec<String> = Vec::new();
@@ -128,8 +128,8 @@ impl Dependencies {
     }
 }
 
-/// `ip6_tunnel` for `kernel/net/ipv6/ip6_tunnel.ko.xz`; file names may have dashes where module
-/// names have underscores.
+/// The module name, such as `ip6_tunnel` for `kernel/net/ipv6/ip6_tunnel.ko.xz`. File names may
+/// have dashes where module names have underscores.
 fn name_of(path: &str) -> String {
     let file = path.rsplit('/').next().unwrap_or(path);
     file.split(".ko").next().unwrap_or(file).replace('-', "_")

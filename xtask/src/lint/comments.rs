@@ -1,4 +1,4 @@
-//! The width of comments, which rustfmt leaves alone: what is wider than a person reads easily.
+//! Checks the width of comments, which rustfmt does not.
 
 use std::{fs, process::Command};
 
@@ -6,19 +6,19 @@ use anyhow::{Context, Result, ensure};
 
 use crate::exec;
 
-/// Columns, with the indentation.
+/// The maximum width in columns, including indentation.
 const WIDTH: usize = 100;
 
-/// Fails with every line of a comment that is too wide, in any source file that git knows.
+/// Fails and lists every comment line that is too wide, in all source files known to git.
 pub fn check() -> Result<()> {
-    // With files that are not yet added.
+    // Includes files that are not added to git yet.
     let list = ["ls-files", "--cached", "--others", "--exclude-standard", "-z", "--", "*.rs"];
     let listed = Command::new("git").args(list).current_dir(exec::root()).output().context("can't run git")?;
     ensure!(listed.status.success(), "git ls-files: {}", String::from_utf8_lossy(&listed.stderr));
     let mut wide = Vec::new();
     for name in String::from_utf8(listed.stdout)?.split('\0').filter(|name| !name.is_empty()) {
         let path = exec::root().join(name);
-        // Removed, but not yet by git.
+        // Deleted, but still in git's index.
         if !path.exists() {
             continue;
         }
@@ -29,7 +29,7 @@ pub fn check() -> Result<()> {
     Ok(())
 }
 
-/// The numbers of the lines that are comments and too wide.
+/// The line numbers of comments that are too wide.
 fn too_wide(text: &str) -> impl Iterator<Item = usize> {
     let is_wide = |line: &str| line.trim_start().starts_with("//") && line.chars().count() > WIDTH;
     text.lines().enumerate().filter(move |(_, line)| is_wide(line)).map(|(at, _)| at + 1)

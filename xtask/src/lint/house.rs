@@ -1,5 +1,5 @@
-//! Which top module of lb-userspace may use which others: as the table in docs/architecture.md,
-//! "Map of the house", says.
+//! Checks which top-level modules of lb-userspace use which others, against the table in
+//! docs/architecture.md, "Map of the house".
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -18,10 +18,11 @@ use crate::exec;
 const DOCUMENT: &str = "docs/architecture.md";
 const SOURCES: &str = "lb-userspace/src";
 const HEADING: &str = "## Map of the house";
-/// Files of the crate's root, which name every module.
+/// Files of the crate root, which may name every module.
 const ROOTS: [&str; 2] = ["lib", "main"];
 
-/// Fails with every use that the table does not allow, and every row that nothing needs.
+/// Fails and lists every use that the table does not allow, and every table entry that is not
+/// needed.
 pub fn check() -> Result<()> {
     let path = exec::root().join(DOCUMENT);
     let document = fs::read_to_string(&path).with_context(|| format!("can't read {}", path.display()))?;
@@ -52,7 +53,7 @@ pub fn check() -> Result<()> {
     Ok(())
 }
 
-/// The rows `| module | what | uses |`, the modules in backticks.
+/// Parses the rows `| module | what | uses |`, with the modules in backticks.
 fn table(document: &str) -> Result<BTreeMap<String, BTreeSet<String>>> {
     let (_, section) = document.split_once(HEADING).with_context(|| format!("{DOCUMENT} has no {HEADING:?}"))?;
     let section = section.split("\n## ").next().unwrap_or(section);
@@ -70,7 +71,7 @@ fn table(document: &str) -> Result<BTreeMap<String, BTreeSet<String>>> {
     Ok(rows)
 }
 
-/// Every source file but those of tests, with its top module.
+/// Every source file except tests, with its top-level module.
 fn files(sources: &Path) -> Result<Vec<(String, PathBuf)>> {
     let mut files = Vec::new();
     let mut directories = vec![sources.to_owned()];
@@ -97,7 +98,7 @@ fn files(sources: &Path) -> Result<Vec<(String, PathBuf)>> {
     Ok(files)
 }
 
-/// The top modules that a file's code names after `crate::`, but for tests in it.
+/// The top-level modules that a file's code names after `crate::`, except in its tests.
 fn uses(text: &str) -> Result<BTreeSet<String>> {
     let mut found = Found::default();
     found.visit_file(&syn::parse_file(text)?);

@@ -1,5 +1,5 @@
-//! The licences of all dependencies: each must leave a choice that Weir, under Apache-2.0 or MIT,
-//! may be distributed with.
+//! Checks the licences of all dependencies: each must allow Weir, under Apache-2.0 or MIT, to be
+//! distributed with it.
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
@@ -7,7 +7,7 @@ use spdx::{Expression, LicenseReq, ParseMode};
 
 use crate::exec::{host_cargo, shown};
 
-/// Permissive licences; none asks more than that its text is kept.
+/// Permissive licences; they ask for no more than keeping their text.
 const ACCEPTED: [&str; 9] =
     ["Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0", "ISC", "MIT", "Unicode-3.0", "Zlib"];
 
@@ -20,11 +20,11 @@ struct Metadata {
 struct Package {
     name: String,
     version: String,
-    /// An SPDX expression; none if there is a file only.
+    /// An SPDX expression; `None` if the package has only a licence file.
     license: Option<String>,
 }
 
-/// Fails with every package of Cargo.lock whose licence is not accepted.
+/// Fails and lists every package of Cargo.lock whose licence is not accepted.
 pub fn check() -> Result<()> {
     let mut cargo = host_cargo(["metadata", "--format-version=1", "--locked"]);
     let output = cargo.output().with_context(|| format!("can't start {}", shown(&cargo)))?;
@@ -45,12 +45,12 @@ pub fn check() -> Result<()> {
     Ok(())
 }
 
-/// Whether the expression can be met with accepted licences alone.
+/// Whether the expression can be satisfied by accepted licences alone.
 fn is_accepted(license: &str) -> Result<bool> {
     if license.is_empty() {
         return Ok(false);
     }
-    // `MIT/Apache-2.0` is how crates wrote OR once.
+    // `MIT/Apache-2.0` is how crates used to write OR.
     let mode = ParseMode { allow_slash_as_or_operator: true, ..ParseMode::STRICT };
     let expression = Expression::parse_mode(license, mode)?;
     Ok(expression

@@ -1,4 +1,4 @@
-//! The rules, and how each is left out: one piece of source for another.
+//! The rules, and how each one is removed: by replacing one piece of source with another.
 
 pub struct Rule {
     pub name: &'static str,

@@ -1,6 +1,5 @@
-//! The programs of the tests. They are built once, all together: cargo chooses the features of
-//! dependencies for everything that one command builds, so a command for each suite would build
-//! lb-userspace again for each.
+//! Builds the test programs, all with one command. Cargo selects the features of dependencies for
+//! everything that one command builds, so a command per suite would rebuild lb-userspace for each.
 
 use std::{
     path::PathBuf,
@@ -13,10 +12,10 @@ use serde::Deserialize;
 
 use crate::exec::{host_cargo, say, shown};
 
-/// One program of tests.
+/// One test program.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Binary {
-    /// The package's directory, in which cargo would run it.
+    /// The package's directory, in which cargo would run the program.
     pub dir: PathBuf,
     /// The name of the library, binary or integration test.
     pub target: String,
@@ -26,13 +25,13 @@ pub struct Binary {
 }
 
 impl Binary {
-    /// The last part of its package's directory.
+    /// The last component of the package's directory.
     pub fn package(&self) -> &str {
         self.dir.file_name().and_then(|name| name.to_str()).unwrap_or_default()
     }
 }
 
-/// Every program of tests in the workspace, and `weir` itself.
+/// Builds every test program in the workspace, and `weir` itself.
 pub fn tests() -> Result<Vec<Binary>> {
     let began = Instant::now();
     let mut cargo = host_cargo(["test", "--workspace", "--no-run"]);
@@ -56,7 +55,7 @@ fn output(command: &mut Command) -> Result<String> {
     String::from_utf8(output.stdout).with_context(|| format!("{} writes no UTF-8", shown(command)))
 }
 
-/// A line of `--message-format=json`, as far as it matters here.
+/// A line of `--message-format=json`; only the fields used here.
 #[derive(Deserialize)]
 struct Message {
     reason: String,
@@ -74,11 +73,11 @@ struct Target {
 
 #[derive(Deserialize)]
 struct Profile {
-    /// Whether it is a program of tests; an integration test makes cargo build plain binaries, too.
+    /// Whether it is a test program; an integration test makes cargo build plain binaries, too.
     test: bool,
 }
 
-/// The programs of tests that cargo's messages name, in the order of their packages and names.
+/// The test programs named in cargo's messages, ordered by package and name.
 fn binaries(messages: &str) -> Result<Vec<Binary>> {
     let mut binaries = Vec::new();
     for line in messages.lines().filter(|line| line.starts_with('{')) {

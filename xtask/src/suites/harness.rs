@@ -1,4 +1,4 @@
-//! Runs a program of tests, shows what it writes as it comes, and keeps the account.
+//! Runs a test program, shows its output as it comes, and counts the results.
 
 use std::{
     io::{BufRead, BufReader, IsTerminal, Write},
@@ -10,17 +10,17 @@ use anyhow::{Context, Result};
 
 use crate::exec::shown;
 
-/// What became of the tests.
+/// The results of the tests.
 #[derive(Debug, Default)]
 pub struct Account {
     pub passed: u64,
     pub failed: u64,
-    /// Each test's name and what it took.
+    /// The name and duration of each test.
     pub times: Vec<(String, Duration)>,
 }
 
 impl Account {
-    /// The tests that took longest, the longest first.
+    /// The slowest tests, longest first.
     pub fn slowest(&self, count: usize) -> Vec<(String, Duration)> {
         let mut times = self.times.clone();
         times.sort_by_key(|(_, time)| std::cmp::Reverse(*time));
@@ -28,7 +28,7 @@ impl Account {
         times
     }
 
-    /// Takes down a line of the harness.
+    /// Counts a line of the harness's output.
     fn note(&mut self, line: &str) {
         if let Some((passed, failed)) = totals(line) {
             self.passed += passed;
@@ -38,9 +38,9 @@ impl Account {
     }
 }
 
-/// Runs it; whether it succeeded.
+/// Runs the test program; returns whether it succeeded.
 pub fn run(command: &mut Command, account: &mut Account) -> Result<bool> {
-    // The times of tests are unstable in libtest; this variable is its own way to ask for them.
+    // Test times are an unstable feature of libtest; this variable enables them.
     command.env("RUSTC_BOOTSTRAP", "1").args(["-Zunstable-options", "--report-time"]);
     if std::io::stdout().is_terminal() {
         command.arg("--color=always");
@@ -54,13 +54,13 @@ pub fn run(command: &mut Command, account: &mut Account) -> Result<bool> {
     Ok(status.success() && account.failed == failed_before)
 }
 
-/// Shows the output as it comes, byte by byte as it was.
+/// Shows the output unchanged, as it comes.
 fn copy_and_count(output: impl std::io::Read, account: &mut Account) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     let mut output = BufReader::new(output);
     let mut line = Vec::new();
     loop {
-        // By chunks and not by lines: `test name ... ` is shown before its verdict comes.
+        // In chunks, not lines, so that `test name ... ` is shown before the test's result.
         let chunk = output.fill_buf().context("can't read the tests' output")?;
         if chunk.is_empty() {
             return Ok(());
@@ -79,7 +79,8 @@ fn copy_and_count(output: impl std::io::Read, account: &mut Account) -> Result<(
     }
 }
 
-/// Passed and failed of a line like `test result: ok. 12 passed; 0 failed; 0 ignored; ...`.
+/// The passed and failed counts of a line like `test result: ok. 12 passed; 0 failed; 0 ignored;
+/// ...`.
 fn totals(line: &str) -> Option<(u64, u64)> {
     let (_, line) = line.split_once("test result: ")?;
     let count = |what: &str| {
@@ -89,12 +90,12 @@ fn totals(line: &str) -> Option<(u64, u64)> {
     Some((count(" passed;").unwrap_or(0), count(" failed;").unwrap_or(0)))
 }
 
-/// The name and the time of a line like `test a::b ... ok <1.234s>`.
+/// The name and duration of a line like `test a::b ... ok <1.234s>`.
 fn timed(line: &str) -> Option<(String, Duration)> {
     let (name, rest) = line.strip_prefix("test ")?.split_once(" ... ")?;
     let (_, time) = rest.rsplit_once('<')?;
     let seconds = time.split_once("s>")?.0.parse().ok()?;
-    // `test name - should panic ...`
+    // The name may have a suffix: `test name - should panic ...`
     let name = name.split_once(" - ").map_or(name, |(name, _)| name);
     Some((name.to_owned(), Duration::try_from_secs_f64(seconds).ok()?))
 }

@@ -75,7 +75,7 @@ fn state(backend: &BackendView) -> String {
         AdminState::Active if backend.eligible => "serving".to_owned(),
         AdminState::Active if backend.health.is_down() => backend.health.name().to_owned(),
         AdminState::Active if backend.weight == 0 => "idle (weight 0)".to_owned(),
-        // Not yet: its first verdict is awaited.
+        // Not serving yet: the first verdict of its probes is still to come.
         AdminState::Active => "waiting".to_owned(),
     }
 }

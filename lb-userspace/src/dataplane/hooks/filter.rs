@@ -14,15 +14,15 @@ use crate::dataplane::{
     raw::errno,
 };
 
-/// Where our filter is among those of clsact: first at ingress, last at egress.
+/// The priority of our filter within clsact: first at ingress, last at egress.
 fn priority(direction: TcAttachType) -> u16 {
     if direction == TcAttachType::Egress { u16::MAX } else { 1 }
 }
 
 const FILTER_HANDLE: TcHandle = TcHandle::new(0, 1);
 
-/// A filter of clsact, replaced in place if it is there. It has no link, so the pinned program
-/// stands as the mark that it is ours.
+/// Attaches a clsact filter, replacing our filter in place if there is one. Filters have no link
+/// that could be pinned, so the pinned program marks the filter as ours.
 pub fn attach_filter(
     program: &mut SchedClassifier,
     interface: &str,
@@ -35,11 +35,11 @@ pub fn attach_filter(
     let path = pin.path(pin_dir);
     let was_ours = path.exists();
     let replaced = if was_ours {
-        // Made only to be given away: dropping it would detach the filter.
+        // Made only to be passed on: dropping it would detach the filter.
         let filter = SchedClassifierLink::attached(interface, direction, priority(direction), FILTER_HANDLE, None);
         match program.attach_to_link(filter.map_err(|error| failed(error.into()))?) {
             Ok(id) => Some(id),
-            // No such filter, or no qdisc that it could be in.
+            // There is no such filter, or no clsact qdisc.
             Err(error) if matches!(errno(&error), Some(libc::ENOENT | libc::EINVAL)) => None,
             Err(error) => return Err(failed(error)),
         }
@@ -71,7 +71,7 @@ fn add_filter(
     pin: Pin,
     pin_dir: &Path,
 ) -> Result<SchedClassifierLinkId, ProgramError> {
-    // If the qdisc is there already this fails, and the filter goes into it.
+    // This fails if the qdisc already exists; the filter is then added to that one.
     match tc::qdisc_add_clsact(interface) {
         Ok(()) => {
             let mark = Pin::new(PinKind::Clsact, pin.ifindex).path(pin_dir);
@@ -87,8 +87,8 @@ fn add_filter(
     };
     match attach(program) {
         Err(error) if errno(&error) == Some(libc::EEXIST) => {
-            // One of ours whose mark is missing, because the agent was killed between the two? It
-            // is known by its name.
+            // The filter may be ours with its mark missing, because the agent was killed between
+            // attaching and pinning. Our filter is recognised by its name.
             match tc::qdisc_detach_program(interface, direction, pin.kind.hook()) {
                 Ok(()) => attach(program),
                 Err(_) => Err(error),

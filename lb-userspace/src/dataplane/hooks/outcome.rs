@@ -1,4 +1,4 @@
-//! What becomes of a hook, and why it could not be attached.
+//! The result of attaching a hook, and why it could not be attached.
 
 use std::{io, path::PathBuf};
 
@@ -23,7 +23,7 @@ pub enum AttachError {
     Unpin { path: PathBuf, source: io::Error },
 }
 
-/// What has become of a link or filter that was pinned.
+/// The state of a pinned link or filter.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Pinned {
     /// Attached, with the program of this process.
@@ -34,7 +34,7 @@ pub enum Pinned {
     None,
 }
 
-/// The error with what caused it: aya's messages name the call, their sources the reason.
+/// The error with its causes: aya's messages name the call, and their sources give the reason.
 pub fn causes(error: &dyn std::error::Error) -> String {
     let mut message = error.to_string();
     let mut cause = error.source();

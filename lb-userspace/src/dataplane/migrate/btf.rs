@@ -1,5 +1,5 @@
-//! Reads the types of a map's entries out of BTF: as much of it as describes plain data. aya parses
-//! BTF, but shows no members. The format: https://docs.kernel.org/bpf/btf.html.
+//! Reads the types of a map's entries from BTF, as far as they are plain data. aya parses BTF, but
+//! does not expose struct members. The format: https://docs.kernel.org/bpf/btf.html.
 
 use super::layout::{Member, Type};
 
@@ -36,14 +36,14 @@ mod kind {
     pub const ENUM64: u32 = 19;
 }
 
-/// A deeper type is one that contains itself.
+/// The maximum nesting depth; a deeper type must contain itself.
 const DEEPEST: u32 = 32;
 
-/// BTF whose types can be asked for by number.
+/// Parsed BTF; its types are looked up by number.
 pub struct Btf<'a> {
     data: &'a [u8],
     strings: usize,
-    /// Where each type begins; the first is type 1.
+    /// The offset of each type; the first is type 1.
     types: Vec<usize>,
 }
 
@@ -73,7 +73,7 @@ impl<'a> Btf<'a> {
         Ok(Self { data, strings: len + header(16)?, types })
     }
 
-    /// What a value of type `id` is.
+    /// The layout of a value of type `id`.
     pub fn layout(&self, id: u32) -> Result<Type, BtfError> {
         self.layout_at(id, DEEPEST)
     }

@@ -1,10 +1,10 @@
-//! From the bytes of one layout to those of another, member by member and by name. No code knows
-//! which version it comes from, so it goes forward and back alike: a member that is new is zero,
-//! one that is gone is dropped, a number may become wider, or narrower if it fits.
+//! Converts entries from one layout to another, member by member and by name. No code knows the
+//! version of either side, so upgrades and downgrades work alike: a new member is zero, a removed
+//! member is dropped, and a number may become wider, or narrower if its value fits.
 
 use super::layout::{Type, inside, is_filler};
 
-/// How the entries of one layout become those of another.
+/// How to convert entries of one layout to another.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Conversion {
     steps: Vec<Step>,
@@ -27,7 +27,7 @@ enum Step {
         to_size: usize,
         path: String,
     },
-    /// Elements that have no place any more.
+    /// Array elements that no longer have a place; they must be zero.
     Nothing {
         from: usize,
         len: usize,
@@ -35,14 +35,15 @@ enum Step {
     },
 }
 
-/// What is converted: nothing of a key may be lost, or entries would fall together.
+/// The part of an entry that is converted. No part of a key may be lost, or different entries would
+/// get the same key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Part {
     Key,
     Value,
 }
 
-/// Two layouts between which nothing leads.
+/// Two layouts that cannot be converted into each other.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{}: {why}", if .path.is_empty() { "the entry" } else { .path })]
 pub struct Impossible {
@@ -50,7 +51,7 @@ pub struct Impossible {
     pub why: String,
 }
 
-/// A number that does not fit where it should go.
+/// A number that does not fit into its new place.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{path} holds {value:#x}, which does not fit any more")]
 pub struct Cut {
@@ -65,14 +66,14 @@ impl Conversion {
         Ok(Self { steps: join(steps), old: old.size(), new: new.size() })
     }
 
-    /// Bytes of one entry before and after.
+    /// The size in bytes of one entry, before and after.
     pub const fn sizes(&self) -> (usize, usize) {
         (self.old, self.new)
     }
 
     /// Converts one entry.
     pub fn apply(&self, old: &[u8], new: &mut [u8]) -> Result<(), Cut> {
-        // A per-CPU value ends on a multiple of eight.
+        // The size of a per-CPU value is padded to a multiple of eight, so zero the padding too.
         new.fill(0);
         for step in &self.steps {
             match step {
@@ -146,7 +147,7 @@ fn add(
     Ok(())
 }
 
-/// Copies that follow each other become one.
+/// Merges adjacent copies into one.
 fn join(steps: Vec<Step>) -> Vec<Step> {
     let mut joined: Vec<Step> = Vec::new();
     for step in steps {
@@ -162,7 +163,7 @@ fn join(steps: Vec<Step>) -> Vec<Step> {
     joined
 }
 
-/// The unsigned number that `bytes`, 8 of them at the most, are.
+/// Reads up to 8 `bytes` as an unsigned number.
 pub fn number(bytes: &[u8]) -> u64 {
     let mut word = [0; 8];
     let place = if cfg!(target_endian = "little") { 0 } else { 8 - bytes.len() };
@@ -170,8 +171,7 @@ pub fn number(bytes: &[u8]) -> u64 {
     u64::from_ne_bytes(word)
 }
 
-/// Sets `bytes`, 8 of them at the most, to the number; false if it does not fit, and then nothing
-/// is set.
+/// Writes a number into up to 8 `bytes`; returns false and writes nothing if it does not fit.
 #[must_use]
 pub fn set_number(bytes: &mut [u8], value: u64) -> bool {
     let (word, len) = (value.to_ne_bytes(), bytes.len());

@@ -1,5 +1,5 @@
-//! One map's way into its new layout: copied, copied again up to the switch, and once more what the
-//! old program wrote until then.
+//! Moves one map to its new layout: a full copy, further copies up to the switch, and a last one of
+//! what the old program wrote until then.
 
 mod converter;
 mod copied;
@@ -16,7 +16,7 @@ use self::{
 use super::convert::Cut;
 use crate::dataplane::raw::bytes::{Bytes, Put};
 
-/// Old and new, and what was copied last.
+/// The old map, the new map, and what was copied last.
 pub struct Pair {
     pub name: &'static str,
     pub old: MapData,
@@ -37,16 +37,16 @@ pub enum CopyError {
     Kernel(#[from] io::Error),
 }
 
-/// What [`Pair::finish`] has done.
+/// The result of [`Pair::finish`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Brought {
     /// Entries that the old program had written since the last copy.
     pub entries: usize,
-    /// Those of them that hold what has no place in the new layout.
+    /// Those of these entries whose contents have no place in the new layout.
     pub lost: usize,
 }
 
-/// Entries that are written by one system call.
+/// The number of entries written by one system call.
 const BATCH: usize = 4096;
 
 impl Pair {
@@ -59,7 +59,7 @@ impl Pair {
         self.copied.len()
     }
 
-    /// Copies everything; nobody else writes the new map.
+    /// Copies everything; no one else writes the new map yet.
     pub fn copy(&mut self) -> Result<(), CopyError> {
         let Self { old, new, way, copied, .. } = self;
         let (old, new) = (Bytes::of(old)?, Bytes::of(new)?);
@@ -84,7 +84,7 @@ impl Pair {
         Ok(new.put_all(&keys, &values)?)
     }
 
-    /// Makes the new map, which still nobody else writes, say what the old one says by now.
+    /// Brings the new map, which no one else writes yet, up to date with the old one.
     pub fn catch_up(&mut self) -> Result<(), CopyError> {
         let Self { old, new, way, copied, .. } = self;
         let (old, new) = (Bytes::of(old)?, Bytes::of(new)?);
@@ -106,8 +106,8 @@ impl Pair {
         Ok(())
     }
 
-    /// The new program runs, and the old one no more: brings over what the old one did since the
-    /// last copy, and keeps what the new one did.
+    /// For when the new program runs and the old one no longer does: brings over the old program's
+    /// writes since the last copy, and keeps the new program's writes.
     pub fn finish(&mut self) -> Result<Brought, CopyError> {
         let Self { old, new, way, copied, .. } = self;
         let (old, new) = (Bytes::of(old)?, Bytes::of(new)?);
@@ -125,7 +125,7 @@ impl Pair {
             };
             base.copy_from_slice(converter.entry(key, before)?.1);
             let (key, value) = converter.entry(key, value)?;
-            // What the new program has removed meanwhile stays so.
+            // An entry that the new program has removed meanwhile stays removed.
             if !new.find(key, &mut now)? {
                 return Ok(false);
             }
@@ -141,7 +141,7 @@ impl Pair {
     }
 }
 
-/// Removes what the old program has removed, unless the new one has written it since.
+/// Removes an entry that the old program has removed, unless the new program has written it since.
 fn remove_unchanged(
     converter: &mut Converter<'_>,
     new: &Bytes<'_>,

@@ -1,4 +1,4 @@
-//! What the entries of a map are made of, and in what two layouts differ.
+//! The types of a map's keys and values, and how two layouts differ.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -21,17 +21,18 @@ pub struct Member {
     pub ty: Type,
 }
 
-/// The key and the value of a map; types of structs have no names here, only members do.
+/// The types of a map's key and value. Struct types have no names here, only their members do.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Layout {
     pub key: Type,
     pub value: Type,
 }
 
-/// A number inside of a value.
+/// A number inside a value.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Leaf {
-    /// The name of the member that it is or that it is in; empty if the value is itself a number.
+    /// The name of the member that is this number or contains it; empty if the value itself is a
+    /// number.
     pub name: String,
     pub offset: usize,
     pub size: usize,
@@ -45,7 +46,7 @@ impl Type {
         }
     }
 
-    /// All its numbers but those that are only there to fill.
+    /// All numbers in the type, except filler members.
     pub fn leaves(&self) -> Vec<Leaf> {
         let mut leaves = Vec::new();
         self.add_leaves("", 0, &mut leaves);
@@ -68,7 +69,7 @@ impl Type {
         }
     }
 
-    /// Every member that is not itself a struct, by its path.
+    /// Adds every member that is not itself a struct, by its path.
     fn fields(&self, path: &str, fields: &mut BTreeMap<String, String>) {
         match self {
             Type::Struct { members, .. } => {
@@ -96,7 +97,7 @@ impl fmt::Display for Type {
     }
 }
 
-/// In what `new` differs from `old`, in a few words for a log line.
+/// How `new` differs from `old`, in a few words for a log line.
 pub fn differences(old: &Type, new: &Type) -> String {
     let (mut before, mut after) = (BTreeMap::new(), BTreeMap::new());
     old.fields("", &mut before);
@@ -113,7 +114,7 @@ pub fn differences(old: &Type, new: &Type) -> String {
     if words.is_empty() { "another order".to_owned() } else { words.join(", ") }
 }
 
-/// Members of these names hold nothing: they are zero in every build.
+/// Whether members of this name are filler: they are zero in every build.
 pub fn is_filler(name: &str) -> bool {
     name.starts_with("reserved")
 }

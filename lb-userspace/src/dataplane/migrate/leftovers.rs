@@ -1,10 +1,10 @@
-//! The pin directory while a migration is on, and what one that was interrupted has left there.
+//! The pin directory during a migration, and what an interrupted migration leaves in it.
 //!
-//! A new map is pinned as `NAME-new` until every hook runs the new program; then it is renamed to
-//! `NAME`, over the old one. Whether a hook already uses a `NAME-new` says on which side of the
-//! switch an interruption came: before it, the old maps are whole and the new ones are thrown away;
-//! after it, the new ones are what counts, and the renaming is done to its end. Which maps the
-//! program of a hook uses is in the [`Record`].
+//! A new map is pinned as `NAME-new` until every hook runs the new program; then its pin is renamed
+//! to `NAME`, over the old one. Whether a hook already uses a `NAME-new` tells whether the
+//! interruption came before or after the switch. Before it, the old maps are complete and the new
+//! ones are thrown away; after it, the new maps are the valid ones, and the renaming is finished.
+//! The [`Record`] says which maps the program of a hook uses.
 
 use std::{
     collections::BTreeSet,
@@ -39,7 +39,8 @@ pub enum LeftoverError {
     UnknownProgram { hook: PathBuf, program: u32, source: io::Error },
 }
 
-/// Every map of Weir's that is pinned under its own name, also those that only another build knows.
+/// Every map of Weir's that is pinned under its own name, including maps that only another build
+/// knows.
 pub fn pinned_maps(pin_dir: &Path) -> Result<Vec<(String, MapData)>, LeftoverError> {
     let mut maps = Vec::new();
     for name in pinned(pin_dir)?.into_iter().filter(|name| is_map_name(name)) {
@@ -50,7 +51,7 @@ pub fn pinned_maps(pin_dir: &Path) -> Result<Vec<(String, MapData)>, LeftoverErr
     Ok(maps)
 }
 
-/// The pins of all maps of Weir's, finished or not.
+/// The pins of all of Weir's maps, including those of an unfinished migration.
 pub fn map_pins(pin_dir: &Path) -> Result<Vec<String>, LeftoverError> {
     let mut pins = Vec::new();
     for pin in pinned(pin_dir)?.into_iter().filter(|pin| is_map_name(pin.strip_suffix(NEW).unwrap_or(pin))) {
@@ -61,15 +62,15 @@ pub fn map_pins(pin_dir: &Path) -> Result<Vec<String>, LeftoverError> {
     Ok(pins)
 }
 
-/// The map under this pin if it is Weir's: one of which the pin has the name.
+/// The map under this pin if it is Weir's, that is, if the map has the name of the pin.
 fn open_ours(pin_dir: &Path, pin: &str) -> Result<Option<MapData>, LeftoverError> {
     let path = pin_dir.join(pin);
     let map = MapData::from_pin(&path);
     let info = map.and_then(|map| Ok((map.info()?, map)));
     match info {
-        // The kernel keeps the first 15 bytes.
+        // The kernel keeps only the first 15 bytes of a map's name.
         Ok((info, map)) => Ok((!info.name().is_empty() && pin.as_bytes().starts_with(info.name())).then_some(map)),
-        // Something else is there: another kind of object, a directory.
+        // Something else is pinned there: another kind of object, or a directory.
         Err(MapError::SyscallError(error))
             if matches!(error.io_error.raw_os_error(), Some(libc::EINVAL | libc::EACCES)) =>
         {
@@ -83,7 +84,8 @@ fn is_map_name(name: &str) -> bool {
     name.bytes().all(|byte| byte.is_ascii_uppercase() || byte.is_ascii_digit() || byte == b'_')
 }
 
-/// Puts right what an interrupted migration has left; true if hooks may be on either side of it.
+/// Cleans up after an interrupted migration; returns true if some hooks may be switched and others
+/// not.
 pub fn clear(pin_dir: &Path, record: &Record) -> Result<bool, LeftoverError> {
     clear_marks(pin_dir)?;
     let left = pinned(pin_dir)?.into_iter().filter_map(|name| name.strip_suffix(NEW).map(str::to_owned));
@@ -116,8 +118,8 @@ pub fn clear(pin_dir: &Path, record: &Record) -> Result<bool, LeftoverError> {
     Ok(is_past)
 }
 
-/// Removes the new pins of the record, of programs and of hooks that were interrupted before they
-/// were renamed. Nothing depends on them: what is pinned under the name itself counts.
+/// Removes the `-new` pins of the record, of programs and of hooks, left by an interruption before
+/// they were renamed. Nothing depends on them: only the pin under the plain name counts.
 pub fn clear_marks(pin_dir: &Path) -> Result<(), LeftoverError> {
     let is_mark = |name: &str| name == LAYOUTS || programs::PINS.contains(&name) || Pin::is_name(name);
     let marks = pinned(pin_dir)?;
@@ -125,13 +127,13 @@ pub fn clear_marks(pin_dir: &Path) -> Result<(), LeftoverError> {
     marks.into_iter().try_for_each(|name| abandon(pin_dir, name))
 }
 
-/// What is new takes the place of what is old.
+/// Renames the new pin over the old one.
 pub fn settle(pin_dir: &Path, name: &str) -> Result<(), LeftoverError> {
     let path = new_path(&pin_dir.join(name));
     fs::rename(&path, pin_dir.join(name)).map_err(|source| LeftoverError::PinDir { path, source })
 }
 
-/// What is old stays.
+/// Removes the new pin; the old one stays.
 pub fn abandon(pin_dir: &Path, name: &str) -> Result<(), LeftoverError> {
     remove(new_path(&pin_dir.join(name)))
 }
@@ -144,7 +146,7 @@ pub fn remove(path: PathBuf) -> Result<(), LeftoverError> {
     }
 }
 
-/// The maps of the programs on our hooks, by their ids.
+/// The ids of the maps that the programs on our hooks use.
 fn maps_in_use(pin_dir: &Path, record: &Record) -> Result<BTreeSet<u32>, LeftoverError> {
     let mut maps = BTreeSet::new();
     for pin in hooks(pin_dir)? {
@@ -161,8 +163,8 @@ fn maps_in_use(pin_dir: &Path, record: &Record) -> Result<BTreeSet<u32>, Leftove
     Ok(maps)
 }
 
-/// The programs that are pinned, and those on our hooks, by their ids; without those of pins that
-/// stand for something else.
+/// The ids of the pinned programs and of the programs on our hooks. Hook pins that hold another
+/// kind of object are skipped.
 pub fn programs_in_use(pin_dir: &Path) -> Result<BTreeSet<u32>, LeftoverError> {
     let on_hooks = hooks(pin_dir)?.into_iter().filter_map(|pin| program_of(pin_dir, pin).ok());
     let pinned = programs::pins(pin_dir).into_iter().filter_map(|path| Some(ProgramInfo::from_pin(path).ok()?.id()));

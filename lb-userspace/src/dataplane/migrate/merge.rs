@@ -1,44 +1,43 @@
-//! Two programs write for a moment, each into its own map: the old one, on a hook that is not
-//! switched yet, and the new one. What both have done to an entry since it was copied goes together
-//! here.
+//! During the switch two programs write, each into its own map: the old program on hooks that are
+//! not switched yet, and the new one on the others. This merges what both have done to an entry
+//! since it was copied.
 
 use super::{
     convert::{number, set_number},
     layout::Type,
 };
 
-/// How the two go together.
+/// How the values of both programs are merged.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Merge {
     numbers: Vec<(std::ops::Range<usize>, Rule)>,
 }
 
-/// For a number that both have changed.
+/// The rule for a number that both programs have changed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Rule {
-    /// Counters: what the old one added is added.
+    /// Counters: adds what the old program added.
     Sum,
-    /// Flags: the bits that the old one changed.
+    /// Flags: takes the bits that the old program changed.
     Bits,
-    /// Times: the later one.
+    /// Times: takes the later one.
     Later,
-    /// The new program's.
+    /// Keeps the new program's number.
     New,
 }
 
 impl Merge {
-    /// For counters, in `value`.
+    /// For values made of counters.
     pub fn counters(value: &Type) -> Self {
         Self::by(value, |_| Rule::Sum)
     }
 
-    /// For words of which every bit is a flag, or changed by nobody while programs hand over:
-    /// slots.
+    /// For slots: words in which every bit is a flag, or is changed by no one during the handover.
     pub fn words(value: &Type) -> Self {
         Self::by(value, |_| Rule::Bits)
     }
 
-    /// For anything else: what a number is, its name says.
+    /// For anything else: the name of a number decides its rule.
     pub fn entries(value: &Type) -> Self {
         Self::by(value, |name| match name {
             "flags" => Rule::Bits,
@@ -52,14 +51,14 @@ impl Merge {
         Self { numbers: leaves.map(|leaf| (leaf.offset..leaf.offset + leaf.size, rule(&leaf.name))).collect() }
     }
 
-    /// The same for values of `each` bytes, one behind the other: those of all CPUs.
+    /// Applies the merge to the values of all CPUs, which follow each other every `each` bytes.
     pub fn apply_each(&self, base: &[u8], old: &[u8], new: &mut [u8], each: usize) {
         let cpus = base.chunks_exact(each).zip(old.chunks_exact(each)).zip(new.chunks_exact_mut(each));
         cpus.for_each(|((base, old), new)| self.apply(base, old, new));
     }
 
-    /// Brings into `new`, the new program's value, what the old program made of `base` since it was
-    /// copied: `old`. All three in the new layout.
+    /// Merges into `new`, the new program's value, the old program's changes from `base`, the value
+    /// as copied, to `old`. All three are in the new layout.
     pub fn apply(&self, base: &[u8], old: &[u8], new: &mut [u8]) {
         for (place, rule) in &self.numbers {
             let number = |bytes: &[u8]| number(&bytes[place.clone()]);

@@ -1,4 +1,4 @@
-//! What becomes of each pinned map: looked at before anything is changed.
+//! Decides what happens to each pinned map, before anything is changed.
 
 use std::{
     collections::BTreeMap,
@@ -23,23 +23,23 @@ use super::{
 };
 use crate::dataplane::raw::objects::{MapTypes, map_types};
 
-/// Entries that maps are to have, where that is not what the build says, by their names.
+/// The number of entries of maps, by name, where it differs from the build's default.
 pub type MapSizes = BTreeMap<&'static str, u32>;
 
-/// What becomes of the pinned maps.
+/// What happens to the pinned maps.
 #[derive(Default, Debug)]
 pub struct MigrationPlan {
-    /// Those that can't be taken over as they are.
+    /// Pinned maps that can't be taken over as they are.
     pub changes: Vec<MapChange>,
     /// Maps of this build that are not pinned yet.
     pub appearing: Vec<&'static str>,
-    /// Weir's, but this build has none of their names.
+    /// Maps of Weir's whose names this build does not know.
     pub unknown: Vec<String>,
     /// The layouts of the pinned maps, by their ids.
     pub pinned: BTreeMap<u32, Layout>,
     /// The layouts of this build's maps, by their names.
     pub built: BTreeMap<&'static str, Layout>,
-    /// The value of `SETTINGS`, as it is pinned and as this build has it; `None` if it is not
+    /// The type of the value of `SETTINGS`, as pinned and as in this build; `None` if it is not
     /// pinned.
     pub settings: Option<(Type, Type)>,
 }
@@ -48,21 +48,21 @@ pub struct MigrationPlan {
 #[derive(Debug)]
 pub struct MapChange {
     pub name: &'static str,
-    /// `None`: what it holds is of a moment, and begins anew.
+    /// `None`: its contents are transient and not copied.
     pub way: Option<Way>,
     pub content: Content,
     /// For the log.
     pub what: String,
 }
 
-/// What a map holds, and so who writes it while programs hand over.
+/// What a map holds, which decides who writes it during the handover.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Content {
-    /// What the agent has written, and nobody else does: one copy is enough.
+    /// Written by the agent only: one copy is enough.
     Told,
-    /// Counts: nothing depends on them, so they are brought up to date when there is time.
+    /// Counters: no decision depends on them, so they are brought up to date outside the handover.
     Counted,
-    /// What the programs remember, and decide by.
+    /// State that the programs keep and base decisions on.
     Remembered,
 }
 
@@ -117,7 +117,7 @@ pub enum PlanError {
 }
 
 impl MigrationPlan {
-    /// Looks at what is pinned in `pin_dir`, of which `record` says the layouts.
+    /// Looks at what is pinned in `pin_dir`; `record` has the layouts.
     pub fn of(pin_dir: &Path, record: &Record, object: &Object, sizes: &MapSizes) -> Result<Self, PlanError> {
         let btf = object.btf.as_ref().map(aya_obj::btf::Btf::to_bytes).unwrap_or_default();
         let mut plan = Self::default();
@@ -134,8 +134,8 @@ impl MigrationPlan {
             };
             plan.consider(name, map, &new, pin_dir, record)?;
         }
-        // Whatever happens before they are removed, the build that made them must find them as it
-        // left them.
+        // If anything goes wrong before these maps are removed, the build that made them must find
+        // their layouts recorded.
         for map in pinned.values() {
             if let Some((id, layout)) = map.info().ok().and_then(|info| Some((info.id(), record.maps.get(&info.id())?)))
             {
@@ -146,7 +146,7 @@ impl MigrationPlan {
         Ok(plan)
     }
 
-    /// What becomes of a pinned map that is to be as `new` says.
+    /// Decides what happens to a pinned map that must become as `new` says.
     fn consider(
         &mut self,
         name: &'static str,
@@ -168,7 +168,7 @@ impl MigrationPlan {
         Ok(())
     }
 
-    /// Whether the maps of this build are those that are pinned, all of them and no others.
+    /// Whether the pinned maps can all be used as they are, with none left over.
     pub fn changes_nothing(&self) -> bool {
         self.changes.is_empty() && self.unknown.is_empty()
     }
@@ -179,14 +179,14 @@ impl MigrationPlan {
     }
 }
 
-/// Whether the maps were written by a build of another layout, which is yet understood.
+/// Whether the maps were written by a build of another layout that this build still understands.
 fn check_meaning(settings: MapData, value: &Type) -> Result<bool, PlanError> {
     let settings = PinnedSettings::new(settings, value);
     let from = settings.number("layout").map_err(|source| PlanError::Settings { source })?.unwrap_or(0) as u32;
     if meaning::is_understood(from) { Ok(![0, LAYOUT].contains(&from)) } else { Err(PlanError::Meaning { from }) }
 }
 
-/// A map as it is, or is to be.
+/// A map as it is, or as it should be.
 struct Described {
     map_type: u32,
     key: u32,
@@ -217,7 +217,7 @@ impl Described {
         })
     }
 
-    /// A map that is pinned, and its id.
+    /// Describes a pinned map; also returns its id.
     fn pinned(name: &'static str, map: &MapData, pin_dir: &Path, record: &Record) -> Result<(u32, Self), PlanError> {
         let unreadable = |source| LeftoverError::Pinned { path: pin_dir.join(name), source };
         let info = map.info().map_err(unreadable)?;
@@ -262,8 +262,8 @@ fn layout(types: &MapTypes) -> Result<Layout, BtfError> {
     Ok(Layout { key: btf.layout(types.key)?, value: btf.layout(types.value)? })
 }
 
-/// How `old` becomes `new`; `None` if it is taken over as it is, which a map that is
-/// `meant_otherwise` is not.
+/// How `old` becomes `new`; `None` if the map is taken over as it is. A map that is
+/// `meant_otherwise` never is.
 fn change(
     name: &'static str,
     old: &Described,
@@ -310,7 +310,7 @@ fn change(
     Ok(Some(MapChange { name, way: Some(way), content, what: what.join(", ") }))
 }
 
-/// Arrays stay arrays and counters counters; a hash may become an LRU.
+/// Arrays stay arrays and per-CPU maps stay per-CPU; a hash may become an LRU or the reverse.
 fn is_convertible(old: &Described, new: &Described) -> bool {
     let is_hash = |map: &Described| map.is(MapType::Hash) || map.is(MapType::LruHash);
     let is_per_cpu_hash = |map: &Described| map.is(MapType::PerCpuHash) || map.is(MapType::LruPerCpuHash);

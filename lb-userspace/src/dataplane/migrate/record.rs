@@ -1,11 +1,11 @@
-//! The record of what Weir's pinned maps hold and which programs use them: the text in the pinned
-//! map `LAYOUTS`.
+//! The record of the layouts of Weir's pinned maps and of the programs that use them: text in the
+//! pinned map `LAYOUTS`.
 //!
 //! The kernel keeps the types of a map's entries as BTF, but opens BTF, programs and maps *by id*
-//! only for CAP_SYS_ADMIN, which the agent does not have under its unit. So every agent writes down
-//! the layouts of the maps that it has made or taken over. A layout stands under the map's id,
-//! which the kernel does not use again soon: a map that somebody else pinned under the same name
-//! has another id, and no layout here.
+//! only for CAP_SYS_ADMIN, which the agent does not have in its systemd unit. So every agent
+//! records the layouts of the maps that it has made or taken over. A layout is stored under the
+//! map's id, which the kernel does not reuse soon: a map that someone else pinned under the same
+//! name has another id, and no layout here.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,12 +28,12 @@ use crate::dataplane::{
 /// The name of the map, and of its pin.
 pub const LAYOUTS: &str = "LAYOUTS";
 
-/// What the text begins with; the number is that of its format.
+/// The start of the text; the number is the version of the format.
 const HEADING: &str = "weir layouts 1";
 
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub struct Record {
-    /// What the entries of a map are made of, by the map's id.
+    /// The layout of each map's entries, by the map's id.
     pub maps: BTreeMap<u32, Layout>,
     /// The ids of the maps that a program uses, by the program's id.
     pub programs: BTreeMap<u32, BTreeSet<u32>>,
@@ -54,8 +54,8 @@ pub enum RecordError {
 }
 
 impl Record {
-    /// The record that is pinned; `None` if there is none, as before the first start or after a
-    /// build that writes none.
+    /// The pinned record; `None` if there is none, as before the first start or after a build that
+    /// does not write one.
     pub fn read(pin_dir: &Path) -> Result<Option<Self>, RecordError> {
         let path = pin_dir.join(LAYOUTS);
         if !path.exists() {
@@ -65,7 +65,7 @@ impl Record {
         parse(&text).map(Some).map_err(|why| RecordError::Damaged { path, why })
     }
 
-    /// Writes it in place of the one that is pinned. An interruption leaves one or the other.
+    /// Replaces the pinned record. An interruption leaves either the old one or the new one.
     pub fn write(&self, pin_dir: &Path) -> Result<(), RecordError> {
         let text = self.to_text()?;
         let definition =
@@ -78,8 +78,8 @@ impl Record {
         bpffs::pin_over(&pin_dir.join(LAYOUTS), |path| map.pin(path)).map_err(RecordError::Pin)
     }
 
-    /// The heading with the digest of the rest, a line; then JSON, filled up with spaces to whole
-    /// words.
+    /// One line with the heading and the digest of the rest; then JSON, padded with spaces to a
+    /// multiple of 8 bytes.
     fn to_text(&self) -> Result<Vec<u8>, RecordError> {
         let mut json = serde_json::to_string(self).map_err(RecordError::Text)?;
         let line = format!("{HEADING} {}\n", digest(""));
@@ -89,7 +89,7 @@ impl Record {
     }
 }
 
-/// The bytes of the first entry; zeros if there is none.
+/// The bytes of the map's first entry; zeros if there is none.
 fn read_bytes(path: &Path) -> Result<Vec<u8>, MapError> {
     let map = MapData::from_pin(path)?;
     let bytes = Bytes::of(&map)?;

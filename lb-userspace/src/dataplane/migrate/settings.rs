@@ -1,4 +1,4 @@
-//! The few words of `SETTINGS` that a migration touches, wherever they lie in the layout of the
+//! Reads and writes the few members of `SETTINGS` that a migration touches, at the offsets of the
 //! build that made the map.
 
 use aya::maps::MapData;
@@ -20,7 +20,7 @@ impl PinnedSettings {
         Self { map, value: value.clone() }
     }
 
-    /// The member of this name; `None` if there is none.
+    /// The value of the member of this name; `None` if there is none.
     pub fn number(&self, name: &str) -> Result<Option<u64>, CopyError> {
         let mut found = None;
         self.change(name, |word| {

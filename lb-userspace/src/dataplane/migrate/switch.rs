@@ -1,5 +1,5 @@
-//! Gives every hook the new program, one right after the other: between the first and the last some
-//! packets meet the old maps and some the new ones.
+//! Switches every hook to the new program, one right after the other. Between the first and the
+//! last, some packets are handled with the old maps and some with the new ones.
 
 use std::{
     io,
@@ -30,18 +30,18 @@ pub struct SwitchError {
     hook: &'static str,
     ifindex: u32,
     source: ProgramError,
-    /// A hook that was switched before does not get its old program again.
+    /// A hook that was already switched could not be given its old program back.
     pub is_half_done: bool,
 }
 
-/// A hook that has a link, and the id of the program that it runs now.
+/// A hook that has a link, and the id of the program that it ran when it was opened.
 struct SwitchedHook {
     pin: Pin,
     link: Link,
     program: u32,
 }
 
-/// The hooks that are pinned, held open so that switching them takes no time.
+/// The pinned hooks, held open so that switching them takes no time.
 pub struct SwitchedHooks {
     pin_dir: PathBuf,
     links: Vec<SwitchedHook>,
@@ -49,7 +49,7 @@ pub struct SwitchedHooks {
 }
 
 impl SwitchedHooks {
-    /// A link that can't be opened is none; attaching says what is wrong with it.
+    /// Skips links that can't be opened; attaching reports what is wrong with them.
     pub fn open(pin_dir: &Path) -> io::Result<Self> {
         let hooks = Pin::list(pin_dir)?.into_iter().filter(|pin| pin.kind.is_hook());
         let (links, filters): (Vec<Pin>, Vec<Pin>) = hooks.partition(|pin| pin.kind.is_link());
@@ -63,8 +63,8 @@ impl SwitchedHooks {
         self.links.len() + self.filters.len()
     }
 
-    /// Switches all of them. If the kernel refuses one link, those before get their old programs
-    /// again.
+    /// Switches all hooks. If the kernel refuses one link, the links switched before it get their
+    /// old programs back.
     pub fn switch(&self, ebpf: &mut Ebpf, record: &Record) -> Result<(), SwitchError> {
         for (number, hook) in self.links.iter().enumerate() {
             let (name, ifindex) = (hook.pin.kind.hook(), hook.pin.ifindex);
@@ -72,10 +72,10 @@ impl SwitchedHooks {
             let program = ebpf.program(hook.pin.kind.hook()).ok_or(ProgramError::NotLoaded);
             let updated = program.and_then(|program| Ok(hook.link.update(program.fd()?.as_fd())?));
             match updated {
-                // Its interface is gone: attaching sees that too.
+                // The interface is gone: attaching detects that too.
                 Err(ProgramError::IOError(error)) if error.raw_os_error() == Some(libc::ENOLINK) => {}
                 Err(error) => {
-                    // Every one of them, whether or not one before fails.
+                    // Switch back every link, even if one of them fails.
                     let back = self.links.iter().take(number).map(|hook| hook.switch_back(&self.pin_dir, record));
                     let is_half_done = back.collect::<Vec<_>>().contains(&false);
                     return Err(failed(error, is_half_done));
@@ -84,8 +84,8 @@ impl SwitchedHooks {
             }
         }
         for pin in &self.filters {
-            // Where filters are, no link can fail any more; one that does is tried again when the
-            // hooks are looked after.
+            // With filters there are no links that could still fail. A filter that fails is tried
+            // again at the next sync of the hooks.
             if let Err(error) = switch_filter(*pin, ebpf, &self.pin_dir) {
                 tracing::error!(ifindex = pin.ifindex, hook = pin.kind.hook(), %error, "the filter keeps the old program for now");
             }
@@ -95,8 +95,8 @@ impl SwitchedHooks {
 }
 
 impl SwitchedHook {
-    /// Gives it the program that is pinned from before, if that is the one that it had, or one of
-    /// the same maps that was loaded after it by a start that was interrupted; whether it has it.
+    /// Gives the hook the program pinned by an earlier start, if that is the hook's old program, or
+    /// one with the same maps that an interrupted start loaded later. Returns whether it worked.
     fn switch_back(&self, pin_dir: &Path, record: &Record) -> bool {
         let name = self.pin.kind.hook();
         let maps = |program: u32| record.programs.get(&program);

@@ -21,7 +21,7 @@ const U16: Type = Type::Int { size: 2, signed: false };
 const U32: Type = Type::Int { size: 4, signed: false };
 const U64: Type = Type::Int { size: 8, signed: false };
 
-/// A struct of these members, one behind the other.
+/// A struct of these members, one after the other.
 fn record(members: &[(&str, Type)]) -> Type {
     let mut offset = 0;
     let mut placed = Vec::new();
@@ -36,7 +36,7 @@ fn array(element: Type, len: usize) -> Type {
     Type::Array { element: Box::new(element), len }
 }
 
-/// The bytes of numbers of these widths.
+/// The bytes of these numbers, each with its width.
 fn entry(numbers: &[(u64, usize)]) -> Vec<u8> {
     let mut entry = Vec::new();
     for (value, size) in numbers {
@@ -63,7 +63,7 @@ fn members_find_their_place_by_name_new_ones_are_zero_and_gone_ones_dropped() {
     let before = entry(&[(9, 2), (0x0a00_0001, 4), (80, 2), (7, 2), (1 << 40, 8)]);
     let after = entry(&[(1 << 40, 8), (7, 4), (0, 8), (80, 2), (0x0a00_0001, 4)]);
     assert_eq!(convert(&old, &new, &before), Ok(after.clone()));
-    // And back: only what had no place meanwhile is lost.
+    // And back: only members without a place in between are lost.
     assert_eq!(convert(&new, &old, &after), Ok(entry(&[(0, 2), (0x0a00_0001, 4), (80, 2), (7, 2), (1 << 40, 8)])));
     assert_eq!(differences(&old, &new), "+fresh, stats u16 -> u32, -gone");
 }
@@ -113,7 +113,7 @@ fn what_can_mean_two_things_is_refused() {
     assert!(gone.unwrap_err().to_string().contains("b: this part of the key is gone"));
 }
 
-/// Some members of one pool of names, in some order, each with a width.
+/// Some members from a pool of names, in some order, each with a width.
 fn members() -> impl Strategy<Value = Vec<(&'static str, Type)>> {
     let names: Vec<&str> = vec!["a", "b", "c", "d", "e", "f"];
     let some = proptest::sample::subsequence(names, 1..=6).prop_shuffle();
@@ -160,11 +160,11 @@ fn entry_that_both_programs_changed_keeps_what_either_did() {
         merge.apply(&value(0b0110, 1, 7, 100), &old, &mut new);
         new
     };
-    // One has changed it: that one's.
+    // Only one program has changed the number: its value counts.
     assert_eq!(merged(value(0b0110, 5, 7, 90), value(0b0110, 1, 7, 100)), value(0b0110, 5, 7, 90));
     assert_eq!(merged(value(0b0110, 1, 7, 100), value(0b0111, 6, 8, 101)), value(0b0111, 6, 8, 101));
-    // Both have: the bits of each, the later time, else the new one's. The old one has set 8 and
-    // cleared 2, the new one set 1.
+    // Both have changed it: the bits of each, the later time, otherwise the new program's number.
+    // The old program has set 8 and cleared 2, the new one set 1.
     assert_eq!(merged(value(0b1100, 5, 9, 300), value(0b0111, 6, 8, 200)), value(0b1101, 6, 8, 300));
 }
 
@@ -176,7 +176,7 @@ fn slots_that_both_programs_marked_have_both_marks() {
     assert_eq!(number(&new), 0xd_0000_0000_0007);
 }
 
-/// The layout of a map's entries, by the BTF of the object.
+/// The layout of a map's entries, from the BTF of the object.
 fn of_object(name: &str) -> Layout {
     let object = aya_obj::Object::parse(OBJECT).unwrap();
     let aya_obj::Map::Btf(map) = &object.maps[name] else { panic!("{name} has no BTF") };

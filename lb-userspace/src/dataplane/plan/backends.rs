@@ -1,4 +1,4 @@
-//! The entries of `BACKENDS`: those that are wanted, those that drain, those that are gone.
+//! Plans the entries of `BACKENDS`: wanted backends, draining ones, and those that are gone.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -35,7 +35,7 @@ pub fn plan_backends(
         by_service.entry(backend.service).or_default().push(*index);
     }
 
-    // Made only when needed: it looks at every slot, and a change of health needs no new index.
+    // Made only when needed: it scans every slot, and a change of health needs no new index.
     let mut numbers: Option<Numbers> = None;
     let mut blocks = snat::Blocks::of(programmed);
     let mut placed = Vec::new();
@@ -59,7 +59,7 @@ pub fn plan_backends(
             placed.push((index, id, service, wanted, before.map(|(_, backend)| backend)));
         }
     }
-    // Those that drain keep the SNAT addresses that their flows use; the wanted ones choose among
+    // Draining backends keep the SNAT addresses that their flows use; wanted backends choose from
     // the rest.
     for (index, backend) in unclaimed {
         let service = plan
@@ -85,7 +85,7 @@ pub fn plan_backends(
         let entry = Backend { generation, service: id, snat_first, snat_count, ..entry };
         plan.target.backends.insert(index, entry);
     }
-    // What is free stays as it is: its generation counts on.
+    // Free entries stay as they are, so that their generation keeps counting.
     for (index, backend) in &programmed.backends {
         if *index != 0 && !plan.target.backends.contains_key(index) && backend.generation != 0 {
             plan.target.backends.insert(*index, free(backend));
@@ -95,22 +95,23 @@ pub fn plan_backends(
     Ok(())
 }
 
-/// Whether the entry is that of the wanted backend. Another mode, or another rule for the source,
-/// makes another backend of it; under another rule the flows of the old one go on as they began.
+/// Whether the entry is that of the wanted backend. Another mode, or another rule for the source
+/// address, makes it a different backend; after a change of the source rule, the old backend's
+/// flows go on as they began.
 pub fn is_same(backend: &Backend, service: &WantedService, wanted: &WantedBackend) -> bool {
     address(backend) == Some(wanted.address)
         && is_way_of(backend.way, service.mode)
         && (backend.flags & Backend::FLAG_KEEP_SOURCE != 0) == keeps_source(service, wanted)
 }
 
-/// Whether its flows keep the client's address: by configuration, or because it is on this node,
-/// where a packet from the node's own address dies in the stack. Its answers are recognised by
-/// their source then.
+/// Whether the backend's flows keep the client's address: by configuration, or because the backend
+/// is on this node, where the network stack would drop a packet from the node's own address. Its
+/// answers are then recognised by their source.
 fn keeps_source(service: &WantedService, wanted: &WantedBackend) -> bool {
     service.keeps_source || (wanted.is_local && service.mode == Mode::Nat)
 }
 
-/// A backend whose tunnel moves to another address, also one of the other family, is the same.
+/// A backend stays the same when its tunnel moves to another address, even of the other family.
 pub const fn is_way_of(way: u8, mode: Mode) -> bool {
     match mode {
         Mode::Nat => way == backend::WAY_NAT,
@@ -156,7 +157,8 @@ fn entry(
     if is_dead {
         flags |= policy;
     } else if admin == backend::ADMIN_DRAINING && !is_serving && policy != 0 {
-        // For a settle time its flows are ended as the service says, then they are forgotten.
+        // The flows are ended as the service configures for one settle time; then they are
+        // forgotten.
         let ends_ns = draining_since_ns.saturating_add(timeout_ns).saturating_add(nanoseconds(service.settle_time));
         if now_ns < ends_ns {
             flags |= policy;
@@ -197,8 +199,8 @@ fn entry(
     }
 }
 
-/// The flags under which the program ends the flows of a backend that does not serve; none: they go
-/// to their slot's owner.
+/// The flags that make the program end the flows of a backend that does not serve; 0: the flows go
+/// to the current owner of their slot.
 const fn end_of_flows(service: &WantedService) -> u32 {
     match service.on_dead {
         OnDead::Next => 0,
@@ -207,8 +209,8 @@ const fn end_of_flows(service: &WantedService) -> u32 {
     }
 }
 
-/// Whether its flows end because nothing answers at it while others live: if most were silent, the
-/// fault would rather be this node's.
+/// Whether the backend's flows end, because it does not answer while at least half of its service
+/// is up. If most backends were silent, the fault would more likely be this node's.
 fn is_dead(service: &WantedService, wanted: &WantedBackend) -> bool {
     let keeps = service.mode == Mode::Nat && service.on_dead == OnDead::Next;
     let peers = || {
@@ -219,8 +221,8 @@ fn is_dead(service: &WantedService, wanted: &WantedBackend) -> bool {
     wanted.health == Health::Dead && !keeps && up * 2 >= peers().count()
 }
 
-/// The entry of a backend that is not declared: it drains, or it is gone. `service` is its own, if
-/// that is still there.
+/// The new entry of a backend that is no longer declared: draining, or gone. `service` is the
+/// backend's service, if it still exists.
 fn leave(
     index: u32,
     before: &Backend,
@@ -235,7 +237,7 @@ fn leave(
     let Some(address) = address(before).filter(|_| is_well_formed(before)) else { return free(before) };
     if !before.is_serving() {
         return match before.health {
-            // Nobody probes it any more: it is gone now, whatever it would still do.
+            // It is no longer probed, so it is gone now, whatever it might still do.
             backend::HEALTH_DEAD => end(&Backend { draining_since_ns: now_ns, ..*before }, service, now_ns, plan),
             _ => free(before),
         };
@@ -260,8 +262,8 @@ fn leave(
     Backend { admin: backend::ADMIN_REMOVED, draining_since_ns: since_ns, ..*before }
 }
 
-/// The entry of a backend whose drain has ended, at `draining_since_ns`: free, or kept for a settle
-/// time so that its flows are ended as its service says.
+/// The entry of a backend whose drain ended at `draining_since_ns`: free, or kept for one settle
+/// time so that its flows are ended as the service configures.
 fn end(before: &Backend, service: Option<&WantedService>, now_ns: u64, plan: &mut Plan) -> Backend {
     let Some(service) = service.filter(|service| service.mode.is_dsr() && end_of_flows(service) != 0) else {
         return free(before);
@@ -279,7 +281,7 @@ fn free(before: &Backend) -> Backend {
     Backend { generation: before.generation, ..Backend::FREE }
 }
 
-/// Since when it has drained already.
+/// Since when the backend has been draining; `None` if it is not.
 fn drains_since(before: &Backend, now_ns: u64) -> Option<u64> {
     let drains = [backend::ADMIN_DRAINING, backend::ADMIN_REMOVED].contains(&before.admin);
     (drains && before.draining_since_ns > 0 && before.draining_since_ns <= now_ns).then_some(before.draining_since_ns)

@@ -1,4 +1,4 @@
-//! Which id of the maps is which service of the configuration.
+//! Matches the service ids in the maps to the services of the configuration.
 
 use std::{
     cmp::Reverse,
@@ -9,9 +9,9 @@ use std::{
 use super::{Image, Wanted, address};
 use crate::dataplane::arena::Numbers;
 
-/// The id of each wanted service, by name: that of the programmed service with which it has the
-/// most VIPs in common, then the most backends. So a service that is renamed, or gets other
-/// addresses, keeps its id, its backends' indexes and with them its flows.
+/// The id of each wanted service, by name: the id of the programmed service with which it shares
+/// the most VIPs, then the most backends. So a service that is renamed, or gets other addresses,
+/// keeps its id, its backends' indexes and therefore its flows.
 pub fn assign(wanted: &Wanted, programmed: &Image) -> BTreeMap<String, u32> {
     let mut by_vip: BTreeMap<SocketAddr, u32> = BTreeMap::new();
     for (vip, service) in &programmed.services {

@@ -1,4 +1,4 @@
-//! What a restarted agent takes from the maps.
+//! What a restarted agent recovers from the maps.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -7,18 +7,18 @@ use lb_common::backend::{self, Backend};
 use super::{Image, Wanted, address, backends::is_same, ids};
 use crate::state::{BackendId, Health};
 
-/// What the maps say of the wanted backends.
+/// What the maps hold about the wanted backends.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Recovered {
-    /// Health, and since when in nanoseconds since 1970 (0 is never).
+    /// Health, and its start in nanoseconds since 1970 (0 is never).
     pub health: BTreeMap<BackendId, (Health, u64)>,
 }
 
 /// Finds the wanted backends in the maps. Drains need no recovery: each plan reads them from the
 /// image.
 ///
-/// A backend that had no probes and owned slots was up as far as anybody could tell: it is so now,
-/// if probes have come meanwhile, or its service would reject until the first of them is answered.
+/// A backend without probes that owned slots was assumed up. It still counts as up if probes have
+/// been configured meanwhile; otherwise its service would reject until the first probe is answered.
 pub fn recover(wanted: &Wanted, programmed: &Image) -> Recovered {
     let ids = ids::assign(wanted, programmed);
     let mut entries: BTreeMap<u32, Vec<(u32, &Backend)>> = BTreeMap::new();

@@ -1,5 +1,5 @@
-//! The entries of `SERVICES_*` and their rings: those that are wanted, and those that left and let
-//! their flows end.
+//! Plans the entries of `SERVICES_*` and their rings: for wanted services, and for services that
+//! are no longer declared but let their flows end.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -22,7 +22,8 @@ use crate::{
     state::BackendId,
 };
 
-/// The length of the ring of a VIP that left: it rejects, and serves all that left.
+/// The length of the ring of a VIP that is no longer declared: one rejecting slot, shared by all
+/// such VIPs.
 const REJECTING: u32 = 1;
 
 pub fn plan_services(
@@ -109,14 +110,14 @@ pub fn plan_services(
 /// How the slots of a ring change owner.
 #[derive(Clone, PartialEq, Eq, Debug)]
 enum RingChange {
-    /// In `nat` every flow has its entry, so a slot settles at once.
+    /// In `nat` mode every flow has an entry of its own, so a slot settles at once.
     AtOnce,
-    /// A service of a DSR mode begins: flows that it did not see begin, which another node or this
-    /// one before its boot had, are at the owner that the ring names once all backends have been
-    /// judged. Flows that it sees begin leave entries meanwhile.
+    /// A DSR service starts. Flows that began elsewhere, on another node or on this one before its
+    /// boot, belong to the owner that the ring names once all backends have a verdict. Flows that
+    /// begin here meanwhile get entries.
     Begins,
-    /// In DSR flows have none: old ones go on at the previous owner if that is one of these, whose
-    /// flows are not over.
+    /// In DSR mode flows have no entries: old flows stay with the previous owner if it is one of
+    /// these backends, whose flows are not over.
     Transition(BTreeSet<u32>),
 }
 
@@ -136,7 +137,7 @@ impl RingChange {
         RingChange::Transition(keep.map(|(index, _)| *index).collect())
     }
 
-    /// A slot of a running ring whose owner is to be `owner`.
+    /// The next value of a slot of a running ring whose owner becomes `owner`.
     fn next(&self, before: Slot, owner: u32) -> Slot {
         match self {
             RingChange::AtOnce => Slot::settled(owner),
@@ -151,7 +152,7 @@ impl RingChange {
         }
     }
 
-    /// A slot of a ring that nobody uses yet.
+    /// The value of a slot of a ring that is not in use yet.
     fn first(&self, owner: u32) -> Slot {
         match self {
             RingChange::Begins => Slot::new(owner, owner, Slot::TRACKED),
@@ -160,11 +161,11 @@ impl RingChange {
     }
 }
 
-/// The slots of each ring as they were decided last, and by what.
+/// The last decided slots of each ring, and the inputs of the decision.
 #[derive(Default, Debug)]
 pub struct Memo {
     rings: BTreeMap<(u32, Family), Decided>,
-    /// The names of services of which not every backend has been judged since they began.
+    /// The names of services that have started and whose backends do not all have a verdict yet.
     pub warming_up: BTreeSet<String>,
 }
 
@@ -177,8 +178,8 @@ struct Decided {
 }
 
 impl Memo {
-    /// The slots of a ring whose declared backends have these indexes, those that are not eligible
-    /// none. `before` is what the slots are, if some service runs on them.
+    /// The slots of a ring. `indexes` has the index of each declared backend, `None` if it is not
+    /// eligible. `before` is the current slots, if a service uses them.
     fn slots(
         &mut self,
         key: (u32, Family),
@@ -210,7 +211,7 @@ impl Memo {
     }
 }
 
-/// The index of each declared backend that is eligible.
+/// The index of each declared backend; `None` if it is not eligible.
 fn indexes(service: &WantedService, ring: &Ring, plan: &Plan) -> Vec<Option<u32>> {
     let index = |address: &SocketAddr| {
         let at = service.backends.binary_search_by_key(address, |backend| backend.address).ok()?;
@@ -229,9 +230,9 @@ fn owners(ring: &Ring, indexes: &[Option<u32>]) -> impl Iterator<Item = u32> {
     ring.owners(&is_eligible).into_iter().map(index)
 }
 
-/// The ranges that wanted services of a family have already, by id and family. Another mode or size
-/// takes a fresh range, so that ring and mode change in one write; two services in one range, which
-/// only a hand can have made, both get a fresh one.
+/// The ranges that wanted services keep, by service id and family. A service whose mode or ring
+/// size changes gets a fresh range, so that ring and mode change in one write. Two services that
+/// share a range, which only manual edits can cause, both get a fresh one.
 fn kept_ranges(wanted: &Wanted, programmed: &Image, plan: &Plan) -> BTreeMap<(u32, Family), u32> {
     let mut kept: BTreeMap<(u32, Family), (u32, u32)> = BTreeMap::new();
     for service in &wanted.services {
@@ -267,14 +268,14 @@ fn kept_rejecting(programmed: &Image, plan: &Plan) -> Option<u32> {
         })
 }
 
-/// Whether all its slots are in the arena, and were read.
+/// Whether all slots of the service are in the arena and were read.
 fn is_whole(programmed: &Image, service: &Service) -> bool {
     service.ring_offset.checked_add(service.ring_len).is_some_and(|end| end <= RING_ARENA_SLOTS)
         && programmed.rings.get(&service.ring_offset).is_some_and(|slots| slots.len() == service.ring_len as usize)
 }
 
-/// The programmed VIPs that are not wanted and still let flows end, and since when. New connections
-/// to them are reset.
+/// The programmed VIPs that are no longer wanted but let their flows end, and since when. New
+/// connections to them are reset.
 fn leaving(
     wanted: &Wanted,
     programmed: &Image,
@@ -289,7 +290,7 @@ fn leaving(
         .collect();
     let mut leaving = Vec::new();
     for (vip, before) in programmed.services.iter().filter(|(vip, _)| !wanted_vips.contains(vip)) {
-        // In DSR there is no flow entry by which a flow could go on.
+        // In DSR mode there are no flow entries by which a flow could continue.
         if before.mode != MODE_NAT {
             continue;
         }
@@ -300,7 +301,7 @@ fn leaving(
         let service = wanted.services.iter().find(|service| plan.services.get(&service.name) == Some(&before.id));
         let until_ns = match service {
             Some(service) => Some(since_ns.saturating_add(nanoseconds(service.drain_timeout))),
-            // The service left too: as long as its backends drain.
+            // The service is gone too: as long as its backends drain.
             None => plan.leaving.iter().filter(|one| one.service == before.id).map(|one| one.until_ns).max(),
         };
         let has_no_flow =
@@ -313,7 +314,7 @@ fn leaving(
     leaving
 }
 
-/// Hands out counters: the one that a VIP has, else a free one.
+/// Assigns counters: a VIP keeps the one it has, or gets a free one.
 struct Stats {
     numbers: Numbers,
     given: BTreeSet<u32>,

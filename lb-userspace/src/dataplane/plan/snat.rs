@@ -1,5 +1,5 @@
-//! Where in `SNAT_ADDRESSES` a backend's addresses stand: in a run of their own, which other
-//! backends with the same ones share.
+//! Places the addresses of each backend in `SNAT_ADDRESSES`: in one contiguous run, which backends
+//! with the same addresses share.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -9,7 +9,8 @@ use super::Image;
 
 pub struct Blocks {
     before: Vec<Option<IpAddr>>,
-    /// Indexes that entries name now, wanted or not: not to be overwritten before those have been.
+    /// Indexes that programmed entries name, wanted or not. They must not be overwritten before
+    /// those entries have been.
     named: BTreeSet<usize>,
     after: Vec<Option<IpAddr>>,
 }
@@ -20,7 +21,7 @@ impl Blocks {
         Self { before: programmed.snat_addresses.clone(), named, after: vec![None; MAX_SNAT_ADDRESSES as usize] }
     }
 
-    /// What `entry` names stays.
+    /// Keeps the addresses that `entry` names.
     pub fn keep(&mut self, programmed: &Image, entry: &Backend) {
         for index in range(entry) {
             if let (Some(to), Some(from)) = (self.after.get_mut(index), programmed.snat_addresses.get(index)) {
@@ -29,8 +30,8 @@ impl Blocks {
         }
     }
 
-    /// The first index and the number of `addresses`: where they are already, if so. `None` if
-    /// there is no room.
+    /// Places `addresses`, where they already are if possible, and returns the first index and the
+    /// number. `None` if there is no room.
     pub fn assign(&mut self, addresses: &[IpAddr], before: Option<&Backend>) -> Option<(u16, u16)> {
         if addresses.is_empty() {
             return Some((0, 0));
@@ -46,7 +47,7 @@ impl Blocks {
         Some((u16::try_from(first).ok()?, u16::try_from(addresses.len()).ok()?))
     }
 
-    /// The addresses after all that, without holes at the end.
+    /// The resulting addresses, without holes at the end.
     pub fn into_addresses(mut self) -> Vec<Option<IpAddr>> {
         while self.after.last().is_some_and(Option::is_none) {
             self.after.pop();

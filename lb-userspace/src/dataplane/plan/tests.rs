@@ -86,7 +86,7 @@ fn web(backends: &[&str]) -> WantedService {
 
 const BOTH: [&str; 4] = ["10.2.0.11:80", "10.2.0.12:80", "[fd02::11]:80", "[fd02::12]:80"];
 
-/// Plans and applies until nothing is left to do; at most `rounds` times.
+/// Plans and applies, up to `rounds` times; then nothing must be left to do.
 fn converge(fake: &mut Fake, wanted: &Wanted, in_use: &FlowUse, now_ns: u64, rounds: usize) -> Plan {
     for _ in 0..rounds {
         for write in plan(wanted, &fake.image(), in_use, now_ns).unwrap().writes {
@@ -183,7 +183,8 @@ fn backend_taken_out_drains_until_its_last_flow_has_ended() {
     let entry = fake.image().backends[&index];
     assert!(entry.is_serving() && entry.admin == ADMIN_REMOVED && entry.draining_since_ns == NOW);
 
-    // A pass over the flows that began too early proves nothing; one that found a flow keeps it.
+    // A pass over the flows that began too early proves nothing; a pass that found a flow keeps the
+    // entry.
     let scan = |at, backends: &[u32]| FlowUse {
         scanned_at_ns: at,
         busy: backends.iter().copied().collect(),
@@ -385,10 +386,10 @@ fn restarted_agent_finds_health_and_drains_in_the_maps() {
     let health = recover(&all, &fake.image()).health;
     let of = |address: &str| health[&BackendId { service: "web".to_owned(), address: address.parse().unwrap() }];
     assert_eq!(of(BOTH[0]), (Health::Down, 5));
-    // It owned slots without a verdict: nobody probed it, and it was taken for up.
+    // It owned slots but had no verdict: it was not probed, and was assumed up.
     assert_eq!(of(BOTH[1]), (Health::Up, 0));
     assert_eq!(of(BOTH[2]), (Health::Up, 5));
-    // The drain goes on from where it was: a later plan finds nothing to write, and ends it in
+    // The drain continues from where it was: a later plan finds nothing to write, and ends it in
     // time.
     assert_eq!(plan(&all, &fake.image(), &FlowUse::default(), NOW + 30 * SECOND).unwrap().writes, []);
     let ended = converge(&mut fake, &all, &FlowUse::default(), NOW + 60 * SECOND, 1);
@@ -413,7 +414,7 @@ fn plan_by_what_is_remembered_is_the_plan_without() {
         assert_eq!(again, plan(&all, &image, &FlowUse::default(), NOW).unwrap());
         image = again.target;
     }
-    // Somebody edits a slot: what is remembered is not what is there.
+    // Someone edits a slot: the memo no longer matches the maps.
     let (offset, mut slots) = image.rings.pop_first().map(|(offset, slots)| (offset, slots.to_vec())).unwrap();
     slots[3] = Slot::new(9, 8, Slot::TRACKED);
     image.rings.insert(offset, slots.into());
@@ -478,7 +479,7 @@ fn any_service(name: &'static str) -> impl Strategy<Value = WantedService> {
     )
 }
 
-/// Some of three services, each with the VIPs that chance gives it.
+/// Some of three services, each with randomly chosen VIPs.
 fn any_wanted() -> impl Strategy<Value = Wanted> {
     let owners = proptest::collection::vec(0..4_usize, VIPS.len());
     (any_service("a"), any_service("b"), any_service("c"), owners).prop_map(|(a, b, c, owners)| {
@@ -496,7 +497,7 @@ fn any_wanted() -> impl Strategy<Value = Wanted> {
     })
 }
 
-/// What a hand may have written.
+/// What someone may have edited by hand.
 #[derive(Clone, Debug)]
 enum Damage {
     Slot(u32, u64),
@@ -546,7 +547,7 @@ fn damage(fake: &mut Fake, damage: &Damage) {
     }
 }
 
-/// Each wanted VIP leads to the backends that its ring says.
+/// Each wanted VIP leads to the backends that its ring names.
 fn check(fake: &Fake, wanted: &Wanted) {
     let image = fake.image();
     for service in &wanted.services {
@@ -604,7 +605,7 @@ proptest! {
         let in_use = FlowUse { scanned_at_ns: later, ..FlowUse::default() };
         converge(&mut fake, &second, &in_use, later, 2);
         check(&fake, &second);
-        // What nobody declared is gone once a pass over the flows has found none.
+        // Undeclared entries are gone once a pass over the flows has found no flows.
         let after = later + 100 * SECOND;
         let in_use = FlowUse { scanned_at_ns: after, ..FlowUse::default() };
         let plan = converge(&mut fake, &second, &in_use, after, 3);

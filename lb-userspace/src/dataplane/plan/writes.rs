@@ -1,4 +1,4 @@
-//! The differences of two images, in the order in which they must be written.
+//! The differences between two images, in the order in which they must be written.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -13,15 +13,15 @@ use super::super::{
     settle::clock::deciseconds,
 };
 
-/// What makes `to` of `from`. What is new comes before what names it: addresses and backends,
-/// slots, services, VIPs; what goes, goes in reverse.
+/// The writes that turn `from` into `to`. New entries are written before the entries that name
+/// them: addresses and backends, slots, services, VIPs. Removals are written in reverse order.
 pub fn writes(from: &Image, to: &Image, now_ns: u64) -> Vec<Write> {
     let mut writes = Vec::new();
     ways_out(from, to, &mut writes);
     let keeps_source = |image: &Image| image.settings.map_or(0, |settings| settings.flags & Settings::FLAG_KEEP_SOURCE);
     let mut settings = to.settings;
     if let Some(settings) = &mut settings {
-        // Taken away only when no backend needs it any more.
+        // The flag is cleared only after no backend needs it any more.
         settings.flags |= keeps_source(from);
     }
     push_settings(from.settings, settings, &mut writes);
@@ -32,7 +32,7 @@ pub fn writes(from: &Image, to: &Image, now_ns: u64) -> Vec<Write> {
     let has_new_backend = to.backends.iter().any(|(index, backend)| appears(index, backend));
     let has_new_ring = to.rings.iter().any(|(offset, slots)| running(from, *offset, slots).is_none());
     if has_new_backend || has_new_ring {
-        // Whoever read the index or the range in its former life is done.
+        // Wait until no program uses the index or the range in its former role.
         writes.push(Write::GracePeriod);
     }
     let used_again: BTreeSet<u32> = to
@@ -140,21 +140,21 @@ fn push_settings(from: Option<Settings>, to: Option<Settings>, writes: &mut Vec<
     }
 }
 
-/// Whether both entries are of one backend, so that its counters go on.
+/// Whether both entries are of the same backend, so that its counters continue.
 fn is_same_use(before: &Backend, after: &Backend) -> bool {
     before.family != 0
         && (before.generation, before.address, before.port_be, before.service)
             == (after.generation, after.address, after.port_be, after.service)
 }
 
-/// The slots of a range as they are, if some service is using it as such.
+/// The current slots of a range, if a service uses exactly this range.
 fn running<'a>(from: &'a Image, offset: u32, slots: &[Slot]) -> Option<&'a Arc<[Slot]>> {
     let is_named =
         |len: u32| from.services.values().any(|service| (service.ring_offset, service.ring_len) == (offset, len));
     from.rings.get(&offset).filter(|before| before.len() == slots.len() && is_named(slots.len() as u32))
 }
 
-/// The bits of each address as they are after the writes so far.
+/// The bits of each address after the writes so far.
 struct Addresses {
     now: BTreeMap<IpAddr, u32>,
 }

@@ -1,4 +1,4 @@
-//! Maps as bytes, for who learns what they hold only when it runs.
+//! Maps as raw bytes, for callers that learn the layout of a map only at run time.
 
 use std::{
     io,
@@ -45,24 +45,24 @@ struct BatchAttr {
     flags: u64,
 }
 
-/// A map whose keys and values are bytes: `key` of them, and `value`, which in a per-CPU map are
+/// A map with keys of `key` bytes and values of `value` bytes; the value of a per-CPU map includes
 /// those of all CPUs.
 pub struct Bytes<'a> {
     map: &'a MapData,
     pub info: MapInfo,
     pub key: usize,
     pub value: usize,
-    /// Bytes of one CPU's value; `value` where the CPUs share one.
+    /// Bytes of one CPU's value; equal to `value` if the map is not per-CPU.
     pub each: usize,
 }
 
-/// What to do where there is an entry already.
+/// What to do if the entry already exists.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Put {
     Any,
-    /// Only if there is none.
+    /// Only if the entry does not exist.
     New,
-    /// Only if there is one.
+    /// Only if the entry exists.
     Existing,
 }
 
@@ -82,7 +82,7 @@ impl<'a> Bytes<'a> {
         Ok(Self { map, info, key, value: each * cpus, each })
     }
 
-    /// The value, in `value`; false if there is none.
+    /// Reads the value of an entry into `value`; returns false if there is none.
     pub fn find(&self, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
         assert_eq!((key.len(), value.len()), (self.key, self.value));
         match self.element(BPF_MAP_LOOKUP_ELEM, key, value.as_mut_ptr() as u64, 0) {
@@ -91,7 +91,7 @@ impl<'a> Bytes<'a> {
         }
     }
 
-    /// Writes an entry; false if `put` forbids it.
+    /// Writes an entry; returns false if `put` forbids it.
     pub fn put(&self, key: &[u8], value: &[u8], put: Put) -> io::Result<bool> {
         assert_eq!((key.len(), value.len()), (self.key, self.value));
         match self.element(BPF_MAP_UPDATE_ELEM, key, value.as_ptr() as u64, put as u64) {
@@ -101,7 +101,7 @@ impl<'a> Bytes<'a> {
         }
     }
 
-    /// Removes an entry; false if there is none.
+    /// Removes an entry; returns false if there is none.
     pub fn remove(&self, key: &[u8]) -> io::Result<bool> {
         assert_eq!(key.len(), self.key);
         match self.element(BPF_MAP_DELETE_ELEM, key, 0, 0) {
@@ -110,7 +110,8 @@ impl<'a> Bytes<'a> {
         }
     }
 
-    /// Removes an entry of a hash map (Linux 5.14), in `value`; false if there is none.
+    /// Removes an entry of a hash map (Linux 5.14) and stores it in `value`; returns false if there
+    /// is none.
     pub fn take(&self, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
         assert_eq!((key.len(), value.len()), (self.key, self.value));
         match self.element(BPF_MAP_LOOKUP_AND_DELETE_ELEM, key, value.as_mut_ptr() as u64, 0) {
@@ -125,7 +126,7 @@ impl<'a> Bytes<'a> {
         unsafe { bpf(command, &mut attr) }.map(drop)
     }
 
-    /// Writes entries that lie one behind the other in `keys` and `values`.
+    /// Writes entries whose keys and values are stored one after the other in `keys` and `values`.
     pub fn put_all(&self, keys: &[u8], values: &[u8]) -> io::Result<()> {
         let count = keys.len() / self.key;
         assert_eq!((keys.len(), values.len()), (count * self.key, count * self.value));
@@ -146,8 +147,8 @@ impl<'a> Bytes<'a> {
         unsafe { bpf(BPF_MAP_UPDATE_BATCH, &mut attr) }.map(drop)
     }
 
-    /// Shows `visit` every entry, some thousand for each system call. An entry that comes or goes
-    /// meanwhile may be missed; others are seen once.
+    /// Calls `visit` for every entry, reading some thousand of them per system call. Entries added
+    /// or removed meanwhile may be missed; the others are seen once.
     pub fn scan(&self, mut visit: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
         let (mut at, mut next): (Position, Position) = Default::default();
         let mut started = false;
@@ -172,7 +173,7 @@ impl<'a> Bytes<'a> {
             let last = match result {
                 Ok(_) => false,
                 Err(error) if error.raw_os_error() == Some(libc::ENOENT) => true,
-                // A bucket with more entries than fit: ask again with more room.
+                // A bucket has more entries than fit: retry with more room.
                 Err(error) if error.raw_os_error() == Some(libc::ENOSPC) && size < self.info.max_entries() as usize => {
                     size *= 2;
                     continue;
@@ -196,7 +197,7 @@ impl<'a> Bytes<'a> {
     }
 }
 
-/// Whether every CPU has a value of its own.
+/// Whether each CPU has its own values.
 pub fn is_per_cpu(info: &MapInfo) -> Result<bool, MapError> {
     Ok(matches!(info.map_type()?, MapType::PerCpuArray | MapType::PerCpuHash | MapType::LruPerCpuHash))
 }

@@ -1,5 +1,5 @@
-//! What aya keeps to itself: the types of a map's entries as the kernel holds them, and giving a
-//! link another program.
+//! Kernel interfaces that aya does not expose: the BTF types of a map's entries, and replacing the
+//! program of a link.
 
 use std::{
     ffi::CString,
@@ -20,14 +20,15 @@ const BPF_BTF_GET_FD_BY_ID: libc::c_long = 19;
 const BPF_LINK_UPDATE: libc::c_long = 29;
 const BPF_LINK_DETACH: libc::c_long = 34;
 
-/// BTF, and the types in it that a map's keys and values have; 0 is none.
+/// The map's BTF, and the ids in it of the key and value types; 0 is none.
 pub struct MapTypes {
     pub btf: Vec<u8>,
     pub key: u32,
     pub value: u32,
 }
 
-/// The types with which a map was made; `None` if it was made without. EPERM without CAP_SYS_ADMIN.
+/// The types that the map was made with; `None` if it was made without. EPERM without
+/// CAP_SYS_ADMIN.
 pub fn map_types(map: &MapData) -> io::Result<Option<MapTypes>> {
     // SAFETY: integers only.
     let mut info: bpf_map_info = unsafe { std::mem::zeroed() };
@@ -72,7 +73,7 @@ unsafe fn object_info<T>(fd: i32, info: &mut T) -> io::Result<()> {
     unsafe { bpf(BPF_OBJ_GET_INFO_BY_FD, &mut attr) }.map(drop)
 }
 
-/// What is pinned there: a map, a program or a link.
+/// Opens a pinned object: a map, a program or a link.
 pub fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
     #[repr(C)]
     struct PathAttr {
@@ -92,20 +93,20 @@ pub fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
 pub struct Link(OwnedFd);
 
 impl Link {
-    /// The link that is pinned there.
+    /// Opens the link pinned at `path`.
     pub fn open(path: &Path) -> io::Result<Self> {
         open_pinned(path).map(Self)
     }
 
-    /// Gives it another program, atomically: a packet meets one or the other. ENOLINK: it is
-    /// attached nowhere.
+    /// Replaces the link's program atomically: a packet meets either the old or the new one.
+    /// ENOLINK: the link is not attached anywhere.
     pub fn update(&self, program: BorrowedFd<'_>) -> io::Result<()> {
         let mut attr = [self.0.as_raw_fd() as u32, program.as_raw_fd() as u32, 0, 0];
         // SAFETY: integers only.
         unsafe { bpf(BPF_LINK_UPDATE, &mut attr) }.map(drop)
     }
 
-    /// Detaches it now, whoever else holds it open. It is no error if it is attached nowhere.
+    /// Detaches the link now, even if other processes hold it open. No error if it is not attached.
     pub fn detach(&self) -> io::Result<()> {
         let mut attr = [self.0.as_raw_fd() as u32];
         // SAFETY: integers only.

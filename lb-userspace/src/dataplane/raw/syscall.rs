@@ -2,7 +2,7 @@
 
 use std::io;
 
-/// bpf(2); what it returns if that is no error.
+/// bpf(2); returns its result, or the error.
 ///
 /// # Safety
 /// `attr` must be what `command` wants, and its pointers must have the sizes that the kernel

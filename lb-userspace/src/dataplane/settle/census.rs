@@ -1,4 +1,4 @@
-//! How many exceptions there are, of what and of whom; how many slots wait to settle.
+//! Counts exceptions per backend, per VIP and per kind, and the slots that wait to settle.
 
 use std::collections::BTreeMap;
 
@@ -16,10 +16,10 @@ pub struct SettleCensus {
     pub rings: BTreeMap<u32, SlotCounts>,
     /// How full the tables are.
     pub tables: Vec<TableFill>,
-    /// Slots that settled since the pass before, and those that became free of exceptions.
+    /// Slots that settled since the previous pass, and slots that became free of exceptions.
     pub settled: u64,
     pub collected: u64,
-    /// Entries that went.
+    /// Exception entries removed.
     pub removed: u64,
 }
 
@@ -55,10 +55,10 @@ impl ExceptionCounts {
 /// Slots of a ring that are not settled.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct SlotCounts {
-    /// The owners differ.
+    /// The current and the previous owner differ.
     pub in_transition: u64,
-    /// The owners agree, and there are exceptions, or may be.
+    /// The owners are the same, and the slot has exceptions or may have some.
     pub tracked: u64,
-    /// They could have settled, but ESTABLISHED has no room for their flows.
+    /// The slot is due to settle, but ESTABLISHED has no room for its flows.
     pub without_room: u64,
 }

@@ -1,10 +1,10 @@
-//! The change of a slot that is not what the plan took it for: the task that settles, and the
-//! program, change slots as well.
+//! How to apply a planned slot change when the slot no longer holds the value that the plan
+//! expected: the settle task and the program change slots too.
 
 use lb_common::slot::Slot;
 
-/// What becomes of `found`, where a plan was to make `to` of `from`: the same owner comes, and the
-/// same previous one goes if it was to go.
+/// The new value of a slot that holds `found`, where the plan expected `from` and wants `to`: it
+/// takes the planned current owner, and drops the previous owner if the plan drops it.
 pub fn follow(found: Slot, from: Slot, to: Slot) -> Slot {
     if found == from || to.is_settled() {
         return to;
@@ -27,7 +27,7 @@ mod tests {
         let from = Slot::new(2, 1, 0);
         let settling = from.settling();
         assert_eq!(follow(settling, from, from.changed(3)), Slot::new(3, 2, Slot::TRACKED | Slot::SETTLING));
-        // The previous owner is gone: it is no longer there.
+        // The previous owner that the plan drops is no longer there.
         assert_eq!(follow(settling, from, from.without(1)), settling);
         assert_eq!(
             follow(from.with(Slot::WRITTEN), from, from.without(1)),

@@ -1,13 +1,13 @@
-//! Since when a slot's owners differ: `SLOT_CLOCKS`, in tenths of seconds of CLOCK_BOOTTIME, which
-//! 32 bits count for thirteen years.
+//! The time since which a slot's owners differ, in the map `SLOT_CLOCKS`: tenths of a second of
+//! CLOCK_BOOTTIME, which 32 bits hold for thirteen years.
 
-/// A time as a slot's clock has it; never 0, which means that it is not known.
+/// Converts a time to the unit of slot clocks; never returns 0, which means "not set".
 pub fn deciseconds(now_ns: u64) -> u32 {
     u32::try_from(now_ns / 100_000_000).unwrap_or(u32::MAX).max(1)
 }
 
-/// For how long the owners of a slot with this clock have differed; `None` if the clock is not set
-/// or from before a reboot.
+/// How long the owners of a slot with this clock have differed; `None` if the clock is not set or
+/// dates from before a reboot.
 pub fn elapsed_ns(clock: u32, now_ns: u64) -> Option<u64> {
     let elapsed = deciseconds(now_ns).checked_sub(clock)?;
     (clock != 0).then_some(u64::from(elapsed) * 100_000_000)

@@ -1,4 +1,4 @@
-//! The exceptions of one family: what becomes of them in a pass.
+//! What a pass does with the exceptions of one address family.
 
 use std::collections::{HashMap, HashSet};
 
@@ -29,12 +29,12 @@ use crate::dataplane::{
     },
 };
 
-/// Whose flows a settling slot's entries of SEEN are.
+/// The backends whose SEEN entries are kept when a slot settles.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Former {
-    /// Those of its previous owners.
+    /// The slot's previous owners.
     These(Vec<u32>),
-    /// The slot was settling when another agent ended: of anybody but the owner.
+    /// The slot was settling when another agent ended: any backend but the current owner.
     Anybody,
 }
 
@@ -60,7 +60,7 @@ impl Shared<'_> {
         &self.scope.timeouts
     }
 
-    /// Read each time: the owner of the maps may have added it a moment ago.
+    /// Reads the map each time, because the owner of the maps may have just added the backend.
     pub fn backend(&self, index: u32) -> Result<Option<Backend>, MapsError> {
         match self.backends.get(&index, 0) {
             Ok(backend) => Ok(Some(backend)),
@@ -69,7 +69,7 @@ impl Shared<'_> {
         }
     }
 
-    /// For many entries that name few backends.
+    /// Like `backend`, but cached in `known`, for many entries that name few backends.
     fn backend_once(
         &self,
         known: &mut HashMap<u32, Option<Backend>>,
@@ -84,12 +84,12 @@ impl Shared<'_> {
     }
 }
 
-/// The tables of a family, and what a pass remembers of them between its steps.
+/// The tables of a family, and the state that a pass keeps between its steps.
 pub struct FamilyPass<A> {
     tables: DsrTables<A>,
-    /// Entries of SEEN that were looked at while their slots settled.
+    /// The SEEN entries that `keep` read for settling slots.
     scanned: Vec<(Flow<A>, Exception)>,
-    /// Entries of ESTABLISHED, as of the last count.
+    /// Number of entries in ESTABLISHED as of the last count.
     pub established: u64,
 }
 
@@ -101,12 +101,13 @@ where
         Self { tables, scanned: Vec::new(), established: 0 }
     }
 
-    /// How many more entries ESTABLISHED takes.
+    /// How many more entries ESTABLISHED has room for.
     pub fn room(&self) -> u64 {
         u64::from(self.tables.established.max_entries).saturating_sub(self.established)
     }
 
-    /// How many flows of each slot would be kept if it settled; `former` says whose.
+    /// For each slot, how many flows would be kept if it settled; `former` maps a slot to the
+    /// previous owner whose flows count.
     pub fn count_seen(
         &self,
         shared: &Shared<'_>,
@@ -123,8 +124,8 @@ where
         Ok(counts)
     }
 
-    /// Makes what SEEN holds of settling slots ESTABLISHED. The slots for whose flows there is no
-    /// room go to `refused`.
+    /// Copies the SEEN entries of settling slots to ESTABLISHED. Slots whose flows do not fit are
+    /// added to `refused`.
     pub fn keep(
         &mut self,
         shared: &Shared<'_>,
@@ -155,8 +156,9 @@ where
     fn keep_one(&mut self, flow: &Flow<A>, seen: &Exception) -> Result<Put, MapsError> {
         let kept = Exception { flags: seen.flags & EXCEPTION_CLOSING | EXCEPTION_KEPT, ..*seen };
         let put = self.tables.established.put(flow, &kept)?;
-        // A SYN of the same flow removes its entry of SEEN, then that of ESTABLISHED: if the first
-        // is gone, ours may have come after the second.
+        // A SYN of the same flow removes the flow's SEEN entry first, then its ESTABLISHED entry.
+        // If the SEEN entry is gone, our insertion may have come after the second removal, so undo
+        // it.
         if put == Put::Done
             && self.tables.seen.find(flow)?.is_none()
             && self.tables.established.find(flow)?.is_some_and(|found| is_same(&found, &kept))
@@ -167,8 +169,8 @@ where
         Ok(put)
     }
 
-    /// Removes the entries of SEEN that were looked at, but of those in `refused`. One that the
-    /// program has written anew meanwhile is put back.
+    /// Removes the SEEN entries that `keep` has read, except those of slots in `refused`. An entry
+    /// that the program has rewritten since then is put back.
     pub fn forget(&mut self, refused: &HashSet<u32>) -> Result<(), MapsError> {
         for (flow, entry) in std::mem::take(&mut self.scanned) {
             if refused.contains(&entry.slot) {
@@ -183,8 +185,8 @@ where
         Ok(())
     }
 
-    /// Removes what is over, and counts the rest; `left` says in which tables each collected slot
-    /// still has entries.
+    /// Removes entries that are over, and counts the rest. Sets in `left` the flags of the tables
+    /// in which each collected slot still has entries.
     pub fn collect(
         &mut self,
         shared: &Shared<'_>,
@@ -192,8 +194,8 @@ where
         census: &mut SettleCensus,
     ) -> Result<(), MapsError> {
         let mut known = HashMap::new();
-        // Flows move from half-open to established: in this order none slips through between the
-        // two.
+        // Flows move from half-open to established; scanning in this order misses no flow that
+        // moves during the scan.
         for kind in ExceptionKind::ALL {
             let mut entries = Vec::new();
             self.tables.of(kind).scan(|flow, entry| entries.push((*flow, entry)))?;
@@ -228,7 +230,8 @@ where
         Ok(())
     }
 
-    /// Removes an entry unless something has changed that it hangs on; whether it is gone.
+    /// Removes an entry unless the reason for its removal no longer holds; returns whether it is
+    /// gone.
     fn remove(
         &mut self,
         kind: ExceptionKind,
@@ -237,12 +240,12 @@ where
         entry: &Exception,
         why: Over,
     ) -> Result<bool, MapsError> {
-        // What was remembered of its backend may be older than the entry.
+        // The cached backend may be older than the entry.
         if why == Over::Void && !is_void(entry, shared.backend(entry.backend)?.as_ref()) {
             return Ok(false);
         }
-        // While it is taken out and put back its packets would miss it: one that a packet has
-        // restored since the scan is left where it is.
+        // While the entry is taken out and put back, packets of its flow would miss it. So leave it
+        // in place if a packet has refreshed it since the scan.
         if why == Over::Idle
             && let Some(now) = self.tables.of_mut(kind).find(flow)?
             && !is_idle(kind, &now, shared.now_ns, shared.timeouts())
@@ -254,18 +257,18 @@ where
             && match why {
                 Over::Stray | Over::Void => true,
                 Over::Idle => is_idle(kind, &taken, shared.now_ns, shared.timeouts()),
-                // Once the owners differ again, a flow without an entry is the previous one's.
+                // Once the owners differ again, a flow without an entry goes to the previous owner.
                 Over::Agrees => shared.rings.slot(entry.slot).is_some_and(|slot| !slot.in_transition()),
             };
         if is_still_over {
             return Ok(true);
         }
-        // If there is a newer one by now, that one stays.
+        // If a newer entry exists by now, it stays.
         Ok(self.tables.of_mut(kind).put(flow, &taken)? == Put::Full)
     }
 }
 
-/// The VIP and port that a flow goes to.
+/// The destination VIP and port of a flow.
 struct SocketKey(std::net::SocketAddr);
 
 impl SocketKey {
@@ -280,7 +283,7 @@ fn position(shared: &Shared<'_>, collected: &HashMap<u32, u64>, vip: &SocketKey,
     Place { slot: word, is_collected: collected.contains_key(&slot) }
 }
 
-/// Whether both were written for the same: only times and flags may differ.
+/// Whether both entries record the same assignment of the flow; only times and flags may differ.
 fn is_same(a: &Exception, b: &Exception) -> bool {
     (a.backend, a.generation, a.slot, a.sequence) == (b.backend, b.generation, b.slot, b.sequence)
 }

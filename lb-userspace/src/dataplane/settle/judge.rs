@@ -1,4 +1,4 @@
-//! What is to become of a slot and of an entry, as pure functions.
+//! Decides what happens to a slot and to an entry, as pure functions.
 
 use lb_common::{
     backend::{self, Backend},
@@ -10,20 +10,20 @@ use lb_common::{
 use super::clock;
 use crate::dataplane::tables::dsr::ExceptionKind;
 
-/// How far a slot is.
+/// How far a slot is on its way to settling.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Progress {
     /// Nothing to do, or not yet.
     Waits,
-    /// Its owners differ, and its clock is not to be believed: it begins now.
+    /// The owners differ, and the clock cannot be trusted: it starts now.
     SetClock,
-    /// Its owners have differed for long enough.
+    /// The owners have differed for long enough.
     Due,
-    /// It was settling when the last pass ended.
+    /// The slot was settling when the last pass ended.
     Settling,
 }
 
-/// `previous` is the entry of the previous owner.
+/// `previous` is the map entry of the previous owner.
 pub fn progress(slot: Slot, clock: u32, previous: Option<&Backend>, settle_ns: u64, now_ns: u64) -> Progress {
     if !slot.in_transition() {
         return if slot.has(Slot::SETTLING) { Progress::Settling } else { Progress::Waits };
@@ -36,9 +36,9 @@ pub fn progress(slot: Slot, clock: u32, previous: Option<&Backend>, settle_ns: u
     }
 }
 
-/// A backend that drains keeps its slots until it is gone: connections that are silent for longer
-/// than the settle time survive a drain. One whose flows are being ended keeps them until its entry
-/// goes.
+/// A draining backend keeps its slots until it is gone, so that connections silent for longer than
+/// the settle time survive the drain. A backend whose flows are being ended keeps its slots until
+/// its map entry goes.
 const fn keeps_its_slots(previous: &Backend) -> bool {
     match previous.admin {
         backend::ADMIN_DRAINING | backend::ADMIN_REMOVED | backend::ADMIN_GONE => {
@@ -48,8 +48,8 @@ const fn keeps_its_slots(previous: &Backend) -> bool {
     }
 }
 
-/// Whether the backend that an entry names is gone, or another one by now, or has ended its flows.
-/// One that is dead may come back.
+/// Whether the backend that an entry names is gone, was replaced by another one at the same index,
+/// or has ended its flows. A dead backend does not count: it may come back.
 pub fn is_void(entry: &Exception, backend: Option<&Backend>) -> bool {
     backend.is_none_or(|backend| {
         let ends = Backend::FLAG_SERVING | Backend::FLAG_RESET | Backend::FLAG_DROP;
@@ -67,31 +67,31 @@ pub fn is_idle(kind: ExceptionKind, entry: &Exception, now_ns: u64, timeouts: &N
     now_ns.saturating_sub(entry.last_seen_ns) > granted
 }
 
-/// An entry that no VIP of the pass owns goes after that time.
+/// An entry that belongs to no VIP of the pass is removed after this time.
 const STRAY_NS: u64 = 5_000_000_000;
 
-/// Why an entry goes.
+/// Why an entry can be removed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Over {
-    /// Nobody asks for it: its VIP is not served, or by another ring.
+    /// No program looks it up: its VIP is no longer served, or is served by another ring.
     Stray,
     /// See [`is_void`].
     Void,
     Idle,
-    /// The ring says the same, or does not ask.
+    /// The ring gives the same answer, or the program does not look in this table for the slot.
     Agrees,
 }
 
 /// What is known of an entry's slot.
 #[derive(Clone, Copy, Debug)]
 pub struct Place {
-    /// `None`: its VIP has no such slot.
+    /// `None`: the entry's VIP has no such slot.
     pub slot: Option<Slot>,
     /// This pass collects the slot.
     pub is_collected: bool,
 }
 
-/// Whether an entry can go; `None` if it stays.
+/// Why an entry can be removed; `None` if it stays.
 pub fn over(
     kind: ExceptionKind,
     entry: &Exception,
@@ -101,7 +101,7 @@ pub fn over(
     timeouts: &NatTimeouts,
 ) -> Option<Over> {
     let Some(slot) = place.slot else {
-        // Its VIP may have come since the pass has begun.
+        // The VIP may have been added since the pass began.
         return (now_ns.saturating_sub(entry.last_seen_ns) > STRAY_NS).then_some(Over::Stray);
     };
     if is_void(entry, backend) {

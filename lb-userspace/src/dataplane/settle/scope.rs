@@ -1,5 +1,5 @@
-//! What there is to settle: the rings of the DSR services, as the owner of the maps has written
-//! them.
+//! What a pass works on: the rings and VIPs of the DSR services, as the owner of the maps has
+//! written them.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
@@ -10,7 +10,7 @@ use crate::dataplane::plan::{Plan, Wanted};
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Scope {
     pub rings: Vec<RingScope>,
-    /// Only these have exceptions.
+    /// The VIPs of DSR services; only these have exceptions.
     pub vips: BTreeMap<SocketAddr, VipScope>,
     pub timeouts: NatTimeouts,
 }
@@ -20,17 +20,17 @@ pub struct RingScope {
     pub family: Family,
     pub offset: u32,
     pub len: u32,
-    /// The id of its service.
+    /// The id of the service.
     pub service: u32,
     pub settle_ns: u64,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct VipScope {
-    /// Its ring.
+    /// The offset of the VIP's ring.
     pub offset: u32,
     pub len: u32,
-    /// Its counters in `SERVICE_STATS`.
+    /// The index of the VIP's counters in `SERVICE_STATS`.
     pub stats: u32,
 }
 

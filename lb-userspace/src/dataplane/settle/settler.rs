@@ -1,6 +1,6 @@
-//! One pass of settling and collecting, in steps: what must happen between two of them is a grace
-//! period, after which no program still acts on what it read before. docs/architecture.md says what
-//! each step leaves to the programs that run beside it.
+//! One settle-and-collect pass, in steps. Some steps need a grace period between them, after which
+//! no program still acts on what it read earlier. docs/architecture.md says what each step leaves
+//! to the programs that run at the same time.
 
 use std::{
     collections::{HashMap, HashSet},
@@ -28,26 +28,26 @@ use crate::dataplane::{
     tables::dsr::DsrTables,
 };
 
-/// Settles slots and collects exceptions. It has handles of its own: the owner of the maps goes on
-/// meanwhile.
+/// Settles slots and collects exceptions. It has its own map handles, so the owner of the maps can
+/// go on meanwhile.
 pub struct Settler {
     rings: Rings,
     backends: Array<MapData, Backend>,
     v4: FamilyPass<V4Addr>,
     v6: FamilyPass<V6Addr>,
-    /// Slots that settle, and whose flows are to be kept; those that found no room stay until the
-    /// next pass.
+    /// Slots that are settling and whose flows are to be kept. Slots whose flows found no room stay
+    /// until the next pass.
     settling: HashMap<u32, Former>,
-    /// Those of them that found no room in this pass.
+    /// The slots in `settling` whose flows found no room in this pass.
     refused: HashSet<u32>,
-    /// Slots of which it is to be found out whether they have entries left, and in which tables:
-    /// `Slot::IN_*`.
+    /// Slots that this pass checks for remaining entries, with the `Slot::IN_*` flags of the tables
+    /// that still hold some.
     collecting: HashMap<u32, u64>,
     census: SettleCensus,
 }
 
 impl Settler {
-    /// Opens what [`crate::dataplane::data_path::DataPath::open`] has pinned.
+    /// Opens the maps that [`crate::dataplane::data_path::DataPath::open`] has pinned.
     pub fn open(pin_dir: &Path) -> Result<Self, MapsError> {
         Ok(Self {
             rings: Rings::open(pin_dir)
@@ -62,7 +62,7 @@ impl Settler {
         })
     }
 
-    /// A whole pass. `now_ns` is CLOCK_BOOTTIME.
+    /// Runs a whole pass. `now_ns` is CLOCK_BOOTTIME.
     pub fn pass(&mut self, scope: &Scope, now_ns: u64) -> Result<SettleCensus, MapsError> {
         if self.begin(scope, now_ns)? > 0 {
             grace_period()?;
@@ -77,14 +77,14 @@ impl Settler {
         Ok(self.finish(scope))
     }
 
-    /// Step 1: the owners of slots whose time has come agree, and SEEN is asked until
-    /// [`Settler::keep`] is done. How many slots that are.
+    /// Step 1: makes the owners of slots that are due the same; the program looks in SEEN until
+    /// [`Settler::keep`] is done. Returns the number of settling slots.
     pub fn begin(&mut self, scope: &Scope, now_ns: u64) -> Result<usize, MapsError> {
         self.census = SettleCensus::default();
         self.refused.clear();
         let mut due = Vec::new();
         let mut still = HashSet::new();
-        // Many slots have few previous owners.
+        // Many slots share few previous owners, so cache them.
         let mut known: HashMap<u32, Option<Backend>> = HashMap::new();
         for ring in &scope.rings {
             for (at, slot) in slots(&self.rings, ring).filter(|(_, slot)| !slot.is_settled()) {
@@ -108,7 +108,7 @@ impl Settler {
         Ok(self.settling.len())
     }
 
-    /// Those of the slots that are due for whose flows there is room.
+    /// Begins to settle those of the due slots whose flows fit.
     fn settle(
         &mut self,
         scope: &Scope,
@@ -132,7 +132,7 @@ impl Settler {
                 }
                 continue;
             }
-            // One that was changed just now is looked at again in the next pass.
+            // A slot that was changed just now is looked at again in the next pass.
             if self.rings.compare_exchange(at, slot, slot.settling()).is_ok() {
                 room[family] -= need;
                 still.insert(at);
@@ -148,8 +148,8 @@ impl Settler {
         Ok(())
     }
 
-    /// Step 2, after a grace period: what SEEN holds of those slots becomes ESTABLISHED, and SEEN
-    /// is no longer asked.
+    /// Step 2, after a grace period: copies the SEEN entries of those slots to ESTABLISHED, after
+    /// which the program no longer looks in SEEN for them.
     pub fn keep(&mut self, scope: &Scope, now_ns: u64) -> Result<(), MapsError> {
         let shared = Shared { rings: &self.rings, backends: &self.backends, scope, now_ns };
         let mut refused = Vec::new();
@@ -172,21 +172,22 @@ impl Settler {
         Ok(())
     }
 
-    /// Step 3, after a grace period: nobody asks for the entries of SEEN that were looked at.
+    /// Step 3, after a grace period: removes the SEEN entries that `keep` has read; no program
+    /// looks them up any more.
     pub fn forget(&mut self) -> Result<(), MapsError> {
         self.v4.forget(&self.refused)?;
         self.v6.forget(&self.refused)
     }
 
-    /// Step 4: marks the slots that have or may have exceptions though their owners agree. How many
-    /// that are.
+    /// Step 4: marks the slots whose owners are the same and which have or may have exceptions.
+    /// Returns how many were marked.
     pub fn mark(&mut self, scope: &Scope) -> usize {
         self.collecting.clear();
         for ring in &scope.rings {
             for (at, slot) in slots(&self.rings, ring).filter(|(_, slot)| slot.flags() != 0) {
                 let marked = slot.with(Slot::TRACKED | Slot::COLLECTING).clear(Slot::WRITTEN | Slot::IN_TABLES);
                 if slot.in_transition() || slot.has(Slot::SETTLING) {
-                    // Marks of an agent that ended in the middle.
+                    // Marks left by an agent that ended in the middle of a pass.
                     if slot.has(Slot::COLLECTING | Slot::WRITTEN) {
                         update(&self.rings, at, |slot| unmarked(slot, Slot::IN_TABLES));
                     }
@@ -198,14 +199,15 @@ impl Settler {
         self.collecting.len()
     }
 
-    /// Step 5, after a grace period: entries that nobody needs go, the others are counted.
+    /// Step 5, after a grace period: removes entries that are no longer needed, and counts the
+    /// others.
     pub fn collect(&mut self, scope: &Scope, now_ns: u64) -> Result<(), MapsError> {
         let shared = Shared { rings: &self.rings, backends: &self.backends, scope, now_ns };
         self.v4.collect(&shared, &mut self.collecting, &mut self.census)?;
         self.v6.collect(&shared, &mut self.collecting, &mut self.census)
     }
 
-    /// Step 6: slots without an entry are settled, unless one was written meanwhile.
+    /// Step 6: settles slots without entries, unless an entry was written meanwhile.
     pub fn finish(&mut self, scope: &Scope) -> SettleCensus {
         for (at, left) in self.collecting.drain() {
             let Some(slot) = self.rings.slot(at) else { continue };
@@ -232,13 +234,14 @@ impl Settler {
     }
 }
 
-/// Without the marks of a collection; there may be entries in the tables of these flags.
+/// The slot without its collection marks, and with the flags `tables` of the tables that may hold
+/// entries.
 fn unmarked(slot: Slot, tables: u64) -> Slot {
     let slot = slot.clear(Slot::COLLECTING | Slot::WRITTEN).with(tables);
     if slot.in_transition() { slot } else { slot.with(Slot::TRACKED) }
 }
 
-/// Changes a slot whatever it is by now.
+/// Applies `change` to a slot, retrying if others change it meanwhile.
 fn update(rings: &Rings, at: u32, change: impl Fn(Slot) -> Slot) {
     let Some(mut found) = rings.slot(at) else { return };
     loop {

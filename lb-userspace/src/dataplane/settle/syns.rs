@@ -1,5 +1,5 @@
-//! The fingerprints of recent SYNs, `SYNS`: the program's, but for those that name a backend whose
-//! index is to be used again.
+//! The fingerprints of recent SYNs in the map `SYNS`. The program writes them; the agent only
+//! erases those that name a backend whose index is about to be reused.
 
 use std::{collections::BTreeSet, io, path::Path, sync::atomic::Ordering};
 
@@ -16,12 +16,13 @@ impl Syns {
         Words::map(&data).map(Self)
     }
 
-    /// Zeroes those that went to one of `backends`, which no longer serve: no program writes
-    /// another.
+    /// Zeroes the fingerprints that name one of `backends`. These backends no longer serve, so no
+    /// program writes new fingerprints for them.
     pub fn forget(&self, backends: &BTreeSet<u32>) {
         for word in self.0.as_slice() {
             let syn = word.load(Ordering::Relaxed);
-            // One that was replaced just now went to a backend that serves.
+            // A fingerprint replaced since the load names a backend that serves, so a failed
+            // exchange is fine.
             if backends.contains(&Syn(syn).owner())
                 && let Err(other) = word.compare_exchange(syn, 0, Ordering::AcqRel, Ordering::Relaxed)
             {

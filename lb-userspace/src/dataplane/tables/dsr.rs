@@ -1,4 +1,4 @@
-//! The tables of the exceptions of DSR services, of one family: ESTABLISHED, HALF_OPEN, SEEN.
+//! The exception tables of DSR services, for one family: ESTABLISHED, HALF_OPEN, SEEN.
 
 use std::path::Path;
 
@@ -16,17 +16,17 @@ use crate::dataplane::maps::MapsError;
 /// Which table an exception is in.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
 pub enum ExceptionKind {
-    /// What a SYN left, not confirmed yet.
+    /// Written for a SYN, not yet confirmed.
     HalfOpen,
     Established,
-    /// Seen going to the owner before.
+    /// Written for a flow seen going to the slot's previous owner.
     Seen,
 }
 
 impl ExceptionKind {
     pub const ALL: [ExceptionKind; 3] = [ExceptionKind::HalfOpen, ExceptionKind::Established, ExceptionKind::Seen];
 
-    /// The flag of a slot that has entries there.
+    /// The flag of a slot that has entries in this table.
     pub const fn flag(self) -> u64 {
         match self {
             ExceptionKind::HalfOpen => Slot::IN_HALF_OPEN,
@@ -35,7 +35,7 @@ impl ExceptionKind {
         }
     }
 
-    /// As metrics and the CLI write it.
+    /// The name in metrics and in the CLI.
     pub const fn name(self) -> &'static str {
         match self {
             ExceptionKind::HalfOpen => "half-open",
@@ -44,7 +44,7 @@ impl ExceptionKind {
         }
     }
 
-    /// As `FlowView::state` has it.
+    /// The value of `FlowView::state`.
     pub const fn state(self, flags: u32) -> &'static str {
         match self {
             ExceptionKind::HalfOpen => "half-open",
@@ -53,7 +53,7 @@ impl ExceptionKind {
         }
     }
 
-    /// Why there is such an entry: `FlowView::why`.
+    /// Why the entry exists: the value of `FlowView::why`.
     pub const fn why(self, flags: u32) -> &'static str {
         match self {
             ExceptionKind::Seen => "seen in transition",
@@ -75,7 +75,7 @@ impl<A> DsrTables<A>
 where
     Flow<A>: Pod,
 {
-    /// Opens the pinned maps of the family, of which `A` is the address.
+    /// Opens the pinned maps of `family`, whose address type is `A`.
     pub fn open(pin_dir: &Path, family: Family) -> Result<Self, MapsError> {
         let [half_open, established, seen] = match family {
             Family::V4 => [map::HALF_OPEN_V4, map::ESTABLISHED_V4, map::SEEN_V4],

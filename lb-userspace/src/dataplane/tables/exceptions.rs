@@ -1,4 +1,4 @@
-//! Reads the exceptions of DSR services and the fingerprints of SYNs, for people who ask.
+//! Reads the exceptions of DSR services and the fingerprints of SYNs, for user queries.
 
 use std::{net::SocketAddr, path::Path};
 
@@ -35,7 +35,7 @@ pub struct RawException {
     pub entry: Exception,
 }
 
-/// What the tables hold of one flow.
+/// The entries that the tables hold for one flow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Found {
     pub established: Option<Exception>,
@@ -53,7 +53,7 @@ impl Found {
 }
 
 impl Exceptions {
-    /// Opens what [`super::load::DataPath::open`] has pinned.
+    /// Opens the maps that [`super::load::DataPath::open`] has pinned.
     pub fn open(pin_dir: &Path) -> Result<Self, MapsError> {
         Ok(Self {
             v4: DsrTables::open(pin_dir, Family::V4)?,
@@ -62,8 +62,8 @@ impl Exceptions {
         })
     }
 
-    /// The entries that `query` means, at most as many as it says; those of SEEN only `with_seen`:
-    /// they say what the ring says as well.
+    /// The entries that match `query`, up to its limit. SEEN entries are included only `with_seen`,
+    /// because they name the same backend as the ring does.
     pub fn list(&self, query: &FlowQuery, with_seen: bool) -> Result<Vec<RawException>, MapsError> {
         let mut found = Vec::new();
         list(&self.v4, query, with_seen, &mut found)?;
@@ -71,7 +71,7 @@ impl Exceptions {
         Ok(found)
     }
 
-    /// What there is of the flow of a client's packets to a VIP.
+    /// The entries for the flow of a client's packets to a VIP.
     pub fn lookup(&self, client: SocketAddr, vip: SocketAddr) -> Result<Found, MapsError> {
         match flow_key(client, vip) {
             Some(FlowKey::V4(flow)) => lookup(&self.v4, &flow),

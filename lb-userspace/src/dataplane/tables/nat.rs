@@ -1,4 +1,4 @@
-//! The flow tables `NAT_*`: counting, collecting what is over, listing.
+//! The NAT flow tables `NAT_*`: counting, removing entries that are over, listing.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -40,15 +40,15 @@ pub struct FlowCensus {
     pub flows: BTreeMap<u32, FlowCounts>,
     /// The indexes of backends that some entry still names.
     pub named: BTreeSet<u32>,
-    /// Those of them that are not just waiting for stragglers of closed connections.
+    /// Those of them with an entry that is not just waiting for stragglers of a closed connection.
     pub busy: BTreeSet<u32>,
-    /// The counters of VIPs, likewise.
+    /// The same for VIPs, by the index of their counters.
     pub busy_vips: BTreeSet<u32>,
-    /// Flows of each VIP, by the index of its counters; open is what is established.
+    /// Flows of each VIP, by the index of its counters; "open" counts established flows.
     pub vips: BTreeMap<u32, FlowCounts>,
     /// The addresses under which backends see clients.
     pub sources: BTreeSet<IpAddr>,
-    /// How full the tables are, two entries a flow.
+    /// How full the tables are; each flow has two entries.
     pub tables: Vec<TableFill>,
     /// Entries that were removed.
     pub removed: u64,
@@ -63,7 +63,7 @@ pub struct FlowCounts {
 }
 
 impl FlowCounts {
-    /// Each holds a SNAT port, where there is SNAT.
+    /// All flows; under SNAT, each holds a SNAT port.
     pub const fn all(&self) -> u64 {
         self.half_open + self.established + self.closing
     }
@@ -87,7 +87,7 @@ impl FlowState {
         }
     }
 
-    /// As `FlowView::state` has it.
+    /// The value of `FlowView::state`.
     pub const fn name(self) -> &'static str {
         match self {
             FlowState::HalfOpen => "half-open",
@@ -97,27 +97,27 @@ impl FlowState {
     }
 }
 
-/// One flow, from its entry of the client's direction.
+/// One flow, from its entry for the client's direction.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct RawFlow {
     pub client: SocketAddr,
     pub vip: SocketAddr,
-    /// How the backend sees the client.
+    /// The client's address as the backend sees it.
     pub source: SocketAddr,
     pub backend: SocketAddr,
     pub backend_index: u32,
     pub generation: u32,
     pub state: FlowState,
-    /// Since a packet last passed in either direction.
+    /// Time since the last packet in either direction.
     pub idle_ns: u64,
 }
 
-/// A closed connection on which nothing has passed for so long has lost nothing that would still be
-/// sent again.
+/// A closed connection that has been silent for this long has no packets left that could still be
+/// retransmitted.
 const STRAGGLERS_NS: u64 = 5_000_000_000;
 
 impl FlowTables {
-    /// Opens what [`super::load::DataPath::open`] has pinned.
+    /// Opens the maps that [`super::load::DataPath::open`] has pinned.
     pub fn open(pin_dir: &Path) -> Result<Self, MapsError> {
         Ok(Self {
             v4: Tables {
@@ -134,8 +134,8 @@ impl FlowTables {
         })
     }
 
-    /// Counts the flows, and removes the entries that are over: idle in both directions for longer
-    /// than their time-out, or of a backend that no longer serves. `now_ns` is
+    /// Counts the flows, and removes entries that are over: idle in both directions for longer than
+    /// their time-out, or of a backend that no longer serves. `now_ns` is
     /// [`crate::clock::boottime_ns`].
     pub fn collect(&mut self, now_ns: u64, timeouts: &NatTimeouts) -> Result<FlowCensus, MapsError> {
         let mut census = FlowCensus::default();
@@ -153,8 +153,8 @@ impl FlowTables {
         }
     }
 
-    /// The flows that `query` means, at most as many as it says, sorted by client; and how many
-    /// there are in all.
+    /// The flows that match `query`, up to its limit, sorted by client; and the total number of
+    /// matches.
     pub fn list(&self, query: &FlowQuery, now_ns: u64) -> Result<(Vec<RawFlow>, usize), MapsError> {
         let mut flows = Vec::new();
         let mut all = self.v4.list(query, now_ns, &mut flows)?;
@@ -179,8 +179,8 @@ where
         let mut suspects = Vec::new();
         let mut fills = Vec::new();
         let mut serving: BTreeMap<(u32, u32), bool> = BTreeMap::new();
-        // Flows move from half-open to established: in this order none slips through between the
-        // two. Those that go back are over.
+        // Flows move from half-open to established; scanning in this order misses no flow that
+        // moves during the scan. Flows that move back are over.
         for table in [&self.half_open, &self.established] {
             let mut entries = 0;
             let mut failure = Ok(());
@@ -208,9 +208,10 @@ where
         Ok(())
     }
 
-    /// Looks at an entry once more, with its other direction, and removes both if the flow is over.
-    /// The program takes an entry that is over for absent and does not wake it; what can come
-    /// between this look and the removal is a new flow of the same tuple, within microseconds.
+    /// Looks at an entry again, together with its reverse entry, and removes both if the flow is
+    /// over. The program treats an entry that is over as absent and does not revive it. A new flow
+    /// of the same tuple could still appear between this check and the removal, a window of
+    /// microseconds.
     fn judge(
         &mut self,
         flow: &Flow<A>,
@@ -317,8 +318,7 @@ fn is_idle<A>(entry: &NatEntry<A>, now_ns: u64, timeouts: &NatTimeouts) -> bool 
     now_ns.saturating_sub(entry.last_seen_ns) > timeouts.of(entry.flags)
 }
 
-/// Read from the map each time, because the owner of the maps may have added the backend a moment
-/// ago.
+/// Reads the map each time, because the owner of the maps may have just added the backend.
 fn serves(backends: &Array<MapData, Backend>, index: u32, generation: u32) -> Result<bool, MapsError> {
     match backends.get(&index, 0) {
         Ok(backend) => Ok(backend.is_serving() && backend.generation == generation),

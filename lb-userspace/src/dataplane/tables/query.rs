@@ -4,7 +4,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use lb_common::flow::{Addr, Family, Flow, ip_addr};
 
-/// What is `None` fits all.
+/// A filter for flows; a field that is `None` matches every flow.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct FlowQuery {
     pub client: Option<IpAddr>,

@@ -1,6 +1,6 @@
 use super::*;
 
-/// CAP_NET_ADMIN, CAP_NET_RAW, CAP_PERFMON and CAP_BPF by linux/capability.h.
+/// CAP_NET_ADMIN, CAP_NET_RAW, CAP_PERFMON and CAP_BPF, from linux/capability.h.
 const FOUR: u64 = 1 << 12 | 1 << 13 | 1 << 38 | 1 << 39;
 
 fn effective(texts: &[&str]) -> u64 {

@@ -1,4 +1,4 @@
-//! Converts whole entries, of per-CPU maps the values of every CPU.
+//! Converts whole entries; for per-CPU maps, the values of every CPU.
 
 use crate::dataplane::{
     migrate::{
@@ -8,7 +8,7 @@ use crate::dataplane::{
     raw::bytes::Bytes,
 };
 
-/// How the entries of the old map become those of the new one.
+/// How the entries of the old map are converted and merged into the new one.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Way {
     pub key: Conversion,
@@ -20,7 +20,7 @@ pub struct Converter<'a> {
     way: &'a Way,
     key: Vec<u8>,
     value: Vec<u8>,
-    /// Bytes from one CPU's value to the next, before and after.
+    /// The distance in bytes between the values of two CPUs, before and after.
     each: (usize, usize),
 }
 

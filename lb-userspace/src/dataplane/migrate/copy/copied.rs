@@ -1,4 +1,4 @@
-//! What was copied last, so that the next pass sees what has changed.
+//! Remembers what was copied last, so that the next pass sees what has changed.
 
 use std::{collections::HashMap, io};
 
@@ -8,29 +8,29 @@ use crate::dataplane::raw::bytes::Bytes;
 
 pub struct Copied {
     places: Places,
-    /// The value of each entry, at its place.
+    /// The value of each entry, at the entry's place.
     values: Vec<u8>,
-    /// Whether this pass has met the entry.
+    /// Whether this pass has met the entry at each place.
     met: Vec<bool>,
-    /// Bytes of a value.
+    /// The size of a value in bytes.
     value: usize,
 }
 
 enum Places {
-    /// By index; 0 is none, so the place after the entry's. An entry of zeros is none: a new array
-    /// holds zeros already.
+    /// The place of each entry by its array index. Place 0 stands for "not copied": such an entry
+    /// is all zeros, and so is a new array.
     Array(Vec<u32>),
     Hash(HashMap<Vec<u8>, u32>),
 }
 
-/// What a pass has met.
+/// How an entry compares with its last copy.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Found<'a> {
-    /// Zeros in an array, as they were.
+    /// An array entry that is and was all zeros.
     Nothing,
-    /// As it was copied.
+    /// Unchanged since it was copied.
     Same,
-    /// Since it was copied; with what was copied.
+    /// Changed since it was copied; holds the copied value.
     Changed(&'a [u8]),
     Appeared,
 }
@@ -41,7 +41,7 @@ impl Copied {
             MapType::Array | MapType::PerCpuArray => Places::Array(vec![0; old.info.max_entries() as usize]),
             _ => Places::Hash(HashMap::new()),
         };
-        // An array's entry that was not copied was zero: place 0.
+        // An array entry that was not copied was zero: place 0 holds a zero value.
         Ok(Self { places, values: vec![0; old.value], met: vec![true], value: old.value })
     }
 
@@ -57,7 +57,7 @@ impl Copied {
         self.met.fill(false);
     }
 
-    /// Compares an entry with what was copied of it, and takes it for met.
+    /// Compares an entry with its last copy, and marks it as met.
     pub fn find(&mut self, key: &[u8], value: &[u8]) -> Found<'_> {
         let place = match &self.places {
             Places::Array(places) => index(key).and_then(|index| places.get(index)).copied().unwrap_or(0) as usize,
@@ -75,7 +75,7 @@ impl Copied {
         }
     }
 
-    /// Notes what was copied.
+    /// Remembers a copied entry.
     pub fn insert(&mut self, key: &[u8], value: &[u8]) {
         let next = self.met.len() as u32;
         let mut nowhere = 0;
@@ -92,7 +92,7 @@ impl Copied {
         }
     }
 
-    /// Whether a map with room for so many entries takes this one after the others.
+    /// Whether a map of `max_entries` has room for this entry after those copied before.
     pub fn fits(&self, key: &[u8], max_entries: u32) -> bool {
         match &self.places {
             Places::Array(_) => index(key).is_some_and(|index| index < max_entries as usize),
@@ -100,14 +100,14 @@ impl Copied {
         }
     }
 
-    /// The entries that this pass has not met and that are gone indeed, with what was copied of
-    /// them. They are forgotten.
+    /// The entries that this pass has not met and that are really gone, with their copied values.
+    /// They are forgotten.
     pub fn take_gone(&mut self, old: &Bytes<'_>) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
         let Places::Hash(places) = &mut self.places else { return Ok(Vec::new()) };
         let mut gone = Vec::new();
         let mut value = vec![0; self.value];
         for (key, place) in places.iter().filter(|(_, place)| !self.met[**place as usize]) {
-            // A scan may miss what is moved meanwhile.
+            // A scan may miss an entry that moves meanwhile, so look it up.
             if !old.find(key, &mut value)? {
                 gone.push((key.clone(), self.values[*place as usize * self.value..][..self.value].to_vec()));
             }

@@ -34,7 +34,8 @@ fn slot_of_a_dsr_service_keeps_its_previous_owner_until_that_is_gone() {
         assert_eq!(now, expected);
     }
     assert!(fake.clocks.values().all(|clock| *clock == 10_010) && !fake.clocks.is_empty(), "{:?}", fake.clocks);
-    // Declared again while it drains, it has its index, and flows begun meanwhile are exceptions.
+    // Declared again while it drains, the backend keeps its index, and flows begun meanwhile are
+    // exceptions.
     converge(&mut fake, &all, &FlowUse::default(), NOW + 2 * SECOND, 1);
     for (before, now) in before.iter().zip(slots(&fake, "192.0.2.10:80")) {
         assert_eq!(now, if before.current() == gone { Slot::new(gone, gone, Slot::TRACKED) } else { *before });
@@ -147,7 +148,7 @@ fn service_that_begins_has_the_owners_of_the_whole_ring_at_once_and_tracks_what_
         plan.writes.iter().for_each(|write| fake.apply(write));
         plan
     };
-    // The verdict on the second is not there yet.
+    // The second backend has no verdict yet.
     let mut first_up = direct(&BOTH, OnDead::Next);
     first_up.backends[1].is_eligible = false;
     step(&mut fake, &mut memo, first_up);

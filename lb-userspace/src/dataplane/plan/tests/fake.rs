@@ -1,4 +1,4 @@
-//! Maps in memory: what stands in for the kernel's where a thousand random sequences are to run. It
+//! Maps in memory, in place of the kernel's, so that a thousand random sequences can run. It
 //! applies writes one by one, as `dataplane::maps` does.
 
 use std::{
@@ -22,7 +22,7 @@ use crate::{
     model::{MAX_RING_SIZE, Prefix},
 };
 
-/// Rings of the tests are shorter; damaged entries may claim more.
+/// The rings in the tests are shorter; damaged entries may claim to be longer.
 const READ_AT_MOST: u32 = 1000;
 
 #[derive(Default)]
@@ -154,7 +154,7 @@ impl Fake {
             .any(|service| at.checked_sub(service.ring_offset).is_some_and(|within| within < service.ring_len))
     }
 
-    /// What a SYN would meet right now: `reject`, or a backend whose entry is there and serves.
+    /// What a SYN would find right now: `reject`, or a backend whose entry exists and serves.
     pub fn assert_every_owner_serves(&self) {
         for (vip, service) in &self.services {
             for slot in self.ring(service).iter().filter(|slot| slot.current() != REJECT) {
@@ -164,8 +164,8 @@ impl Fake {
         }
     }
 
-    /// A flow that was there before its slot changed meets its backend, or none: never another one
-    /// that got the index.
+    /// A flow that began before its slot changed reaches its own backend, or none: never another
+    /// backend that was given the same index.
     pub fn assert_every_previous_is_known(&self) {
         for (vip, service) in &self.services {
             for slot in self.ring(service).iter().filter(|slot| slot.in_transition() && slot.previous() != REJECT) {
@@ -176,7 +176,7 @@ impl Fake {
         }
     }
 
-    /// As if every drain had begun long ago and lasted no time.
+    /// As if every drain had begun long ago and had a time-out of zero.
     pub fn make_all_drain_at_once(&mut self) {
         for backend in self.backends.values_mut() {
             backend.drain_timeout_ms = 0;
