@@ -5,12 +5,12 @@ pub mod incompatible;
 pub mod seed;
 
 use std::{
-    fmt,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     time::Duration,
 };
 
+use ipnet::IpNet;
 use lb_common::{
     hash::SEED_BYTES,
     limits::{MAX_ESTABLISHED, MAX_HALF_OPEN, MAX_SEEN},
@@ -71,24 +71,10 @@ pub struct Timeouts {
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Tunnel {
     /// Peers from which this node accepts encapsulated packets; empty: from nobody.
-    pub peers: Vec<Prefix>,
+    pub peers: Vec<IpNet>,
     /// Prefixes within which the outer source varies by flow, at most one of each family. Without a
     /// prefix, the outer source is the node's address towards the tunnel.
-    pub source: Vec<Prefix>,
-}
-
-/// The addresses whose first `len` bits are those of `address`; the other bits of `address` are
-/// zero.
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug)]
-pub struct Prefix {
-    pub address: IpAddr,
-    pub len: u8,
-}
-
-impl fmt::Display for Prefix {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}", self.address, self.len)
-    }
+    pub source: Vec<IpNet>,
 }
 
 /// Maximum number of exceptions of DSR services in each table of each family.

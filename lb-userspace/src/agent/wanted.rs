@@ -3,6 +3,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
+use ipnet::IpNet;
 use lb_common::{
     flow::Family,
     hash::HashKey,
@@ -15,7 +16,7 @@ use super::node::Node;
 use crate::{
     balance::{Declared, Ring, eligible::is_eligible},
     dataplane::plan::{Tunnel, Wanted, WantedBackend, WantedService},
-    model::{Config, Mode, Prefix, Service, SourceAddress, Timeouts, seed::Seed},
+    model::{Config, Mode, Service, SourceAddress, Timeouts, seed::Seed},
     overrides::{Overrides, effective},
     state::{AdminState, BackendId, Health},
 };
@@ -94,16 +95,16 @@ fn settings(desired: &Desired) -> Settings {
 }
 
 /// Mask of the bits after an IPv4 prefix, in network byte order; 0 for an IPv6 prefix.
-fn vary_v4(prefix: &Prefix) -> u32 {
-    let behind = u32::MAX.checked_shr(prefix.len.into()).unwrap_or(0);
-    if prefix.address.is_ipv4() { behind.to_be() } else { 0 }
+fn vary_v4(prefix: &IpNet) -> u32 {
+    let behind = u32::MAX.checked_shr(prefix.prefix_len().into()).unwrap_or(0);
+    if prefix.addr().is_ipv4() { behind.to_be() } else { 0 }
 }
 
 /// Mask of the bits after an IPv6 prefix within the last 32-bit word, in network byte order; 0 for
 /// an IPv4 prefix.
-fn vary_v6(prefix: &Prefix) -> u32 {
-    let behind = u32::MAX.checked_shr(u32::from(prefix.len.saturating_sub(96))).unwrap_or(0);
-    if prefix.address.is_ipv6() { behind.to_be() } else { 0 }
+fn vary_v6(prefix: &IpNet) -> u32 {
+    let behind = u32::MAX.checked_shr(u32::from(prefix.prefix_len().saturating_sub(96))).unwrap_or(0);
+    if prefix.addr().is_ipv6() { behind.to_be() } else { 0 }
 }
 
 fn wanted_service(
@@ -162,7 +163,7 @@ fn wanted_service(
 /// The tunnel to `to`. Its source comes from a configured prefix, or else is the address from which
 /// the node reaches the tunnel endpoint.
 fn tunnel(to: IpAddr, config: &Config, node: &Node) -> Tunnel {
-    let mut configured = config.node.tunnel.source.iter().map(|prefix| prefix.address);
+    let mut configured = config.node.tunnel.source.iter().map(|prefix| prefix.addr());
     let source = configured
         .find(|source| source.is_ipv4() == to.is_ipv4())
         .or_else(|| node.routes.get(&to).and_then(|route| route.source));

@@ -3,13 +3,14 @@
 
 use std::net::IpAddr;
 
+use ipnet::IpNet;
 use lb_common::limits::MAX_PEERS;
 
 use super::{
     address::{self, family},
     fields::Value,
 };
-use crate::model::{Prefix, Tunnel};
+use crate::model::Tunnel;
 
 pub const KEYS: [&str; 2] = ["peers", "source"];
 
@@ -20,10 +21,10 @@ pub fn read(value: &Value<'_>) -> Option<Tunnel> {
     Some(Tunnel { peers: peers?, source: source? })
 }
 
-fn peers(value: &Value<'_>) -> Option<Vec<Prefix>> {
+fn peers(value: &Value<'_>) -> Option<Vec<IpNet>> {
     let peers = prefixes(value)?;
     for v4 in [true, false] {
-        if peers.iter().filter(|peer| peer.address.is_ipv4() == v4).count() > MAX_PEERS as usize {
+        if peers.iter().filter(|peer| peer.addr().is_ipv4() == v4).count() > MAX_PEERS as usize {
             return value.problem(format!("can have at most {MAX_PEERS} prefixes of a family"));
         }
     }
@@ -31,20 +32,20 @@ fn peers(value: &Value<'_>) -> Option<Vec<Prefix>> {
 }
 
 /// Reads the source prefixes, at most one of each family.
-fn source(value: &Value<'_>) -> Option<Vec<Prefix>> {
+fn source(value: &Value<'_>) -> Option<Vec<IpNet>> {
     let sources = prefixes(value)?;
     for v4 in [true, false] {
-        let mut of_family = sources.iter().filter(|source| source.address.is_ipv4() == v4);
+        let mut of_family = sources.iter().filter(|source| source.addr().is_ipv4() == v4);
         if let (Some(one), Some(other)) = (of_family.next(), of_family.next()) {
-            return value.problem(format!("can have one {} prefix, has {one} and {other}", family(one.address)));
+            return value.problem(format!("can have one {} prefix, has {one} and {other}", family(one.addr())));
         }
     }
     Some(sources)
 }
 
-fn prefixes(value: &Value<'_>) -> Option<Vec<Prefix>> {
+fn prefixes(value: &Value<'_>) -> Option<Vec<IpNet>> {
     let items = value.items()?;
-    let mut prefixes: Vec<Prefix> = Vec::new();
+    let mut prefixes: Vec<IpNet> = Vec::new();
     for item in &items {
         match prefix(item) {
             Some(prefix) if prefixes.contains(&prefix) => {
@@ -58,31 +59,21 @@ fn prefixes(value: &Value<'_>) -> Option<Vec<Prefix>> {
 }
 
 /// `ADDRESS/LENGTH`, or an address alone.
-fn prefix(value: &Value<'_>) -> Option<Prefix> {
+fn prefix(value: &Value<'_>) -> Option<IpNet> {
     let text = value.text()?;
     let Some((address, len)) = text.split_once('/') else {
-        let address = address::read(value)?;
-        return Some(Prefix { address, len: if address.is_ipv4() { 32 } else { 128 } });
+        return address::read(value).map(IpNet::from);
     };
     let is_number = len.bytes().all(|byte| byte.is_ascii_digit());
     let (Ok(address), Some(len)) = (address.parse::<IpAddr>(), len.parse::<u8>().ok().filter(|_| is_number)) else {
         return value.problem(format!("must be an address or a prefix, as in 10.0.0.0/24 or fd00::/64, is {text}"));
     };
     let longest = if address.is_ipv4() { 32 } else { 128 };
-    if len == 0 || len > longest {
+    let Some(prefix) = IpNet::new(address, len).ok().filter(|_| len > 0) else {
         return value.problem(format!("an {} prefix has 1 to {longest} bits, not {len}", family(address)));
+    };
+    if prefix.trunc() != prefix {
+        return value.problem(format!("has bits set behind the prefix: write {}", prefix.trunc()));
     }
-    let whole = Prefix { address: first(address, len), len };
-    if whole.address != address {
-        return value.problem(format!("has bits set behind the prefix: write {whole}"));
-    }
-    Some(whole)
-}
-
-/// The first address with the same first `len` bits as `address`.
-fn first(address: IpAddr, len: u8) -> IpAddr {
-    match address {
-        IpAddr::V4(v4) => IpAddr::V4((v4.to_bits() & u32::MAX.checked_shl(32 - u32::from(len)).unwrap_or(0)).into()),
-        IpAddr::V6(v6) => IpAddr::V6((v6.to_bits() & u128::MAX.checked_shl(128 - u32::from(len)).unwrap_or(0)).into()),
-    }
+    Some(prefix)
 }

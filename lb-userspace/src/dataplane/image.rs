@@ -7,9 +7,8 @@ use std::{
     sync::Arc,
 };
 
+use ipnet::IpNet;
 use lb_common::{backend::Backend, service::Service, settings::Settings, slot::Slot};
-
-use crate::model::Prefix;
 
 /// The contents of every map that the agent writes.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -27,8 +26,8 @@ pub struct Image {
     pub backends: BTreeMap<u32, Backend>,
     /// By index in `SNAT_ADDRESSES`, without holes at the end.
     pub snat_addresses: Vec<Option<IpAddr>>,
-    /// Prefixes that may send encapsulated packets.
-    pub peers: BTreeSet<Prefix>,
+    /// IpNetes that may send encapsulated packets.
+    pub peers: BTreeSet<IpNet>,
     /// The interfaces to which XDP may redirect, by index.
     pub ways_out: BTreeMap<u32, u32>,
 }
@@ -108,10 +107,10 @@ pub enum Write {
         address: IpAddr,
     },
     Peer {
-        prefix: Prefix,
+        prefix: IpNet,
     },
     RemovePeer {
-        prefix: Prefix,
+        prefix: IpNet,
     },
     WayOut {
         ifindex: u32,

@@ -14,6 +14,7 @@ use aya::{
     Pod,
     maps::{Array, HashMap, LpmTrie, Map, MapData, MapError, PerCpuArray, PerCpuHashMap, PerCpuValues, lpm_trie},
 };
+use ipnet::IpNet;
 use lb_common::{
     backend::Backend,
     filter::{self, FILTER_WORDS},
@@ -31,7 +32,6 @@ use super::{
     rings::Rings,
     settle::syns::Syns,
 };
-use crate::model::Prefix;
 
 #[derive(Debug, thiserror::Error)]
 pub enum MapsError {
@@ -186,7 +186,7 @@ impl Maps {
                     gone(self.addresses_v6.remove(&v6_addr(*v6))).map_err(failed(map::ADDRESSES_V6, address))
                 }
             },
-            Write::Peer { prefix } => match prefix.address {
+            Write::Peer { prefix } => match prefix.addr() {
                 IpAddr::V4(v4) => {
                     self.peers_v4.insert(&peer(prefix, v4_addr(v4)), 1, 0).map_err(failed(map::PEERS_V4, prefix))
                 }
@@ -194,7 +194,7 @@ impl Maps {
                     self.peers_v6.insert(&peer(prefix, v6_addr(v6)), 1, 0).map_err(failed(map::PEERS_V6, prefix))
                 }
             },
-            Write::RemovePeer { prefix } => match prefix.address {
+            Write::RemovePeer { prefix } => match prefix.addr() {
                 IpAddr::V4(v4) => {
                     gone(self.peers_v4.remove(&peer(prefix, v4_addr(v4)))).map_err(failed(map::PEERS_V4, prefix))
                 }
@@ -296,15 +296,15 @@ impl Maps {
         Ok(v4.chain(v6.into_iter().map(|(address, bits)| (ip6(address), bits))).collect())
     }
 
-    fn read_peers(&self) -> Result<BTreeSet<Prefix>, MapsError> {
+    fn read_peers(&self) -> Result<BTreeSet<IpNet>, MapsError> {
         let mut peers = BTreeSet::new();
         for entry in self.peers_v4.iter() {
             let (key, _) = entry.map_err(unread(map::PEERS_V4))?;
-            peers.insert(Prefix { address: ip4(key.data()), len: key.prefix_len().min(32) as u8 });
+            peers.extend(IpNet::new(ip4(key.data()), key.prefix_len().min(32) as u8).ok());
         }
         for entry in self.peers_v6.iter() {
             let (key, _) = entry.map_err(unread(map::PEERS_V6))?;
-            peers.insert(Prefix { address: ip6(key.data()), len: key.prefix_len().min(128) as u8 });
+            peers.extend(IpNet::new(ip6(key.data()), key.prefix_len().min(128) as u8).ok());
         }
         Ok(peers)
     }
@@ -370,8 +370,8 @@ fn family_of_snat(index: u32, words: AnyAddr, backends: &BTreeMap<u32, Backend>)
     backends.values().find(names).and_then(|backend| Family::from_number(backend.family)).unwrap_or(Family::V4)
 }
 
-fn peer<A: Pod>(prefix: &Prefix, address: A) -> lpm_trie::Key<A> {
-    lpm_trie::Key::new(u32::from(prefix.len), address)
+fn peer<A: Pod>(prefix: &IpNet, address: A) -> lpm_trie::Key<A> {
+    lpm_trie::Key::new(u32::from(prefix.prefix_len()), address)
 }
 
 /// Waits until no program that saw the state before is still running. Blocks for tens of

@@ -18,6 +18,7 @@ use std::{
     time::Duration,
 };
 
+use ipnet::IpNet;
 use lb_common::{backend::Backend, flow::Family, service, settings};
 
 pub use self::{
@@ -27,7 +28,7 @@ pub use self::{
 use super::image::{Image, Write};
 use crate::{
     balance::Ring,
-    model::{Affinity, Mode, OnDead, Prefix},
+    model::{Affinity, Mode, OnDead},
     state::{AdminState, BackendId, Health},
 };
 
@@ -40,7 +41,7 @@ pub struct Wanted {
     pub services: Vec<WantedService>,
     pub node_addresses: BTreeSet<IpAddr>,
     /// Prefixes that may send encapsulated packets to those addresses.
-    pub peers: BTreeSet<Prefix>,
+    pub peers: BTreeSet<IpNet>,
     pub ways_out: BTreeMap<u32, u32>,
     /// When anything but health last changed in the wanted state; CLOCK_BOOTTIME.
     pub since_ns: u64,

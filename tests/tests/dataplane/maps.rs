@@ -1,6 +1,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use aya::maps::{Array, Map, MapData};
+use ipnet::IpNet;
 use lb_common::{
     backend::Backend,
     flow::any_addr,
@@ -12,15 +13,12 @@ use lb_common::{
     settings::{LAYOUT, Settings},
     slot::Slot,
 };
-use lb_userspace::{
-    dataplane::{
-        data_path::DataPath,
-        image::{Image, Write},
-        load::BpfLog,
-        maps::Maps,
-        rings::Rings,
-    },
-    model::Prefix,
+use lb_userspace::dataplane::{
+    data_path::DataPath,
+    image::{Image, Write},
+    load::BpfLog,
+    maps::Maps,
+    rings::Rings,
 };
 
 use crate::sandbox::sandbox;
@@ -64,8 +62,8 @@ fn backend(address: &str, snat_first: u16) -> Backend {
     }
 }
 
-fn peer(address: &str, len: u8) -> Prefix {
-    Prefix { address: address.parse().unwrap(), len }
+fn peer(address: &str, len: u8) -> IpNet {
+    IpNet::new(address.parse().unwrap(), len).unwrap()
 }
 
 #[test]

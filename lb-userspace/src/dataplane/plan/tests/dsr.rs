@@ -126,7 +126,7 @@ fn tunnel_that_moves_to_another_address_leaves_its_backend_the_same() {
 fn peers_may_send_packets_in_tunnels_to_every_address_of_the_node() {
     let mut fake = Fake::default();
     let mut none = wanted(Vec::new());
-    none.peers.insert(Prefix { address: "10.0.0.0".parse().unwrap(), len: 24 });
+    none.peers.insert("10.0.0.0/24".parse().unwrap());
     converge(&mut fake, &none, &FlowUse::default(), NOW, 1);
     let image = fake.image();
     assert_eq!(image.peers, none.peers);

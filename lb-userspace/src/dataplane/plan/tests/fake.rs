@@ -6,6 +6,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
+use ipnet::IpNet;
 use lb_common::{
     backend::Backend,
     limits::{MAX_BACKENDS, RING_ARENA_SLOTS},
@@ -19,7 +20,7 @@ use crate::{
         image::{Image, Write},
         settle::change::follow,
     },
-    model::{MAX_RING_SIZE, Prefix},
+    model::MAX_RING_SIZE,
 };
 
 /// The rings in the tests are shorter; damaged entries may claim to be longer.
@@ -34,7 +35,7 @@ pub struct Fake {
     pub backends: BTreeMap<u32, Backend>,
     pub snat: BTreeMap<u32, IpAddr>,
     pub ways_out: BTreeMap<u32, u32>,
-    pub peers: BTreeSet<Prefix>,
+    pub peers: BTreeSet<IpNet>,
     /// In tenths of seconds.
     pub clocks: BTreeMap<u32, u32>,
     /// Indexes that no fingerprint names.
