@@ -59,10 +59,18 @@ impl Agent {
     /// The same on another machine of the bed. `name`, which is also that of its directories, is
     /// its own.
     pub fn start_beside(bed: &Bed, netns: &Netns, name: &str, config: &AgentConfig) -> Result<Self> {
+        let mut agent = Self::launch_beside(bed, netns, name, config)?;
+        agent.wait_ready()?;
+        Ok(agent)
+    }
+
+    /// The same, but without waiting until the agent is ready.
+    pub fn launch_beside(bed: &Bed, netns: &Netns, name: &str, config: &AgentConfig) -> Result<Self> {
         let dir = bed.dir().join(name).join("agent");
         fs::create_dir_all(&dir).with_context(|| format!("can't make {}", dir.display()))?;
-        let agent = Self::new(netns, dir, bed.dir().join("bpf").join(name), config)?;
-        agent.started()
+        let mut agent = Self::new(netns, dir, bed.dir().join("bpf").join(name), config)?;
+        agent.launch()?;
+        Ok(agent)
     }
 
     fn new(netns: &Netns, dir: PathBuf, pin_dir: PathBuf, config: &AgentConfig) -> Result<Self> {

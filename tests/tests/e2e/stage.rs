@@ -31,10 +31,11 @@ impl Stage {
 }
 
 pub fn start_tunnel_ends(bed: &Bed) -> Result<Vec<Agent>> {
-    let numbered = (1..).zip(&bed.servers);
-    numbered
-        .map(|(number, netns)| {
-            Agent::start_beside(bed, netns, &format!("s{number}"), &AgentConfig::tunnel_end(bed, number))
-        })
-        .collect()
+    let launch = |(number, netns)| {
+        Agent::launch_beside(bed, netns, &format!("s{number}"), &AgentConfig::tunnel_end(bed, number))
+    };
+    let mut agents = (1..).zip(&bed.servers).map(launch).collect::<Result<Vec<_>>>()?;
+    // Together they become ready sooner than one after the other.
+    agents.iter_mut().try_for_each(Agent::wait_ready)?;
+    Ok(agents)
 }
