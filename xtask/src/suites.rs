@@ -124,15 +124,18 @@ impl Suite {
             Suite::Unit => &[&[]],
             // These tests mostly use CPU time, so they run one at a time.
             Suite::Packet => &[&["--test-threads=1"]],
-            // Most tests spend their time waiting, so several test beds run in parallel. The other
-            // tests then run one at a time.
+            // Most tests spend their time waiting, so several test beds run in parallel. Tests whose
+            // load fills the processors, or that judge times (`dead`, `traffic`), then run one at a
+            // time.
             Suite::E2e => &[
                 &[
                     "--test-threads=3",
                     "--skip=churn::",
+                    "--skip=dead::",
                     "--skip=deluge::",
                     "--skip=ecmp::",
                     "--skip=ipip::",
+                    "--skip=traffic::",
                     "--skip=upgrade::",
                     "--skip=volume::",
                 ],
@@ -140,12 +143,10 @@ impl Suite {
                     "--test-threads=1",
                     "--skip=agent::",
                     "--skip=bed::",
-                    "--skip=dead::",
                     "--skip=modes::",
                     "--skip=see::",
                     "--skip=stack::",
                     "--skip=supervised::",
-                    "--skip=traffic::",
                 ],
             ],
             // Each guest has one processor, and the tests print their steps as they run.

@@ -21,8 +21,8 @@ use crate::{
 /// Where the current contents of the maps are taken from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Read {
-    /// The contents written last: a change of health must not wait until all maps are read. If a
-    /// slot differs from them, the compare-and-swap leaves it unchanged.
+    /// The contents written last: a change of health must not wait until all maps are read. A slot
+    /// that has changed since is changed from its present contents: `dataplane::settle::change`.
     Cached,
     /// The maps themselves.
     Maps,

@@ -26,7 +26,7 @@ pub struct Image {
     pub backends: BTreeMap<u32, Backend>,
     /// By index in `SNAT_ADDRESSES`, without holes at the end.
     pub snat_addresses: Vec<Option<IpAddr>>,
-    /// IpNetes that may send encapsulated packets.
+    /// Prefixes whose addresses may send encapsulated packets.
     pub peers: BTreeSet<IpNet>,
     /// The interfaces to which XDP may redirect, by index.
     pub ways_out: BTreeMap<u32, u32>,
