@@ -124,9 +124,9 @@ impl Suite {
             Suite::Unit => &[&[]],
             // These tests mostly use CPU time, so they run one at a time.
             Suite::Packet => &[&["--test-threads=1"]],
-            // Most tests spend their time waiting, so several test beds run in parallel. Tests whose
-            // load fills the processors, or that judge times (`dead`, `traffic`), then run one at a
-            // time.
+            // Most tests spend their time waiting, so several test beds run in parallel. Tests
+            // whose load fills the processors, or that judge times (`dead`, `traffic`), then run
+            // one at a time.
             Suite::E2e => &[
                 &[
                     "--test-threads=3",
