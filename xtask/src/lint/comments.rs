@@ -1,29 +1,21 @@
 //! Checks the width of comments, which rustfmt does not.
 
-use std::{fs, process::Command};
+use std::fs;
 
 use anyhow::{Context, Result, ensure};
 
-use crate::exec;
+use crate::{exec, tree};
 
 /// The maximum width in columns, including indentation.
 const WIDTH: usize = 100;
 
-/// Fails and lists every comment line that is too wide, in all source files known to git.
+/// Fails and lists every comment line that is too wide, in all source files.
 pub fn check() -> Result<()> {
-    // Includes files that are not added to git yet.
-    let list = ["ls-files", "--cached", "--others", "--exclude-standard", "-z", "--", "*.rs"];
-    let listed = Command::new("git").args(list).current_dir(exec::root()).output().context("can't run git")?;
-    ensure!(listed.status.success(), "git ls-files: {}", String::from_utf8_lossy(&listed.stderr));
     let mut wide = Vec::new();
-    for name in String::from_utf8(listed.stdout)?.split('\0').filter(|name| !name.is_empty()) {
-        let path = exec::root().join(name);
-        // Deleted, but still in git's index.
-        if !path.exists() {
-            continue;
-        }
+    for file in tree::files()?.iter().filter(|file| file.extension().is_some_and(|extension| extension == "rs")) {
+        let path = exec::root().join(file);
         let text = fs::read_to_string(&path).with_context(|| format!("can't read {}", path.display()))?;
-        wide.extend(too_wide(&text).map(|line| format!("{name}:{line}")));
+        wide.extend(too_wide(&text).map(|line| format!("{}:{line}", file.display())));
     }
     ensure!(wide.is_empty(), "comments wider than {WIDTH} columns:\n  {}", wide.join("\n  "));
     Ok(())
