@@ -28,10 +28,12 @@ pub fn build_bench() -> Result<PathBuf> {
 }
 
 fn build_bin(tree: &Path, bin: &str, name: &str) -> Result<PathBuf> {
-    // All trees build into one directory, so that they share the dependencies.
-    run(setup::toolchain()?.cargo("build")?.current_dir(tree).args(["--bin", bin]))?;
+    // Cargo names what it builds by paths relative to the workspace, so two trees that build into
+    // one directory would take each other's crates for their own.
+    let directory = if tree == exec::root() { build_dir() } else { tree.join("target/ebpf-build") };
+    run(setup::toolchain()?.cargo_into("build", &directory)?.current_dir(tree).args(["--bin", bin]))?;
 
-    let built = build_dir().join(TARGET).join("release").join(bin);
+    let built = directory.join(TARGET).join("release").join(bin);
     let dir = tree.join("target/ebpf");
     let object = dir.join(name);
     let bytes = std::fs::read(&built).with_context(|| format!("can't read {}", built.display()))?;

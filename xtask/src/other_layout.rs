@@ -89,18 +89,17 @@ const EDITS: &[Edit] = &[
     edit(SERVICE, "size_of::<Stats>() == 48", "size_of::<Stats>() == 56"),
 ];
 
-/// Builds it, and keeps it as `weir-other-layout` beside the usual `weir`, which the next build of
-/// the workspace puts back in its place.
+/// Builds it, and keeps it as `weir-other-layout` beside the usual `weir`.
 pub fn build() -> Result<()> {
     let began = Instant::now();
     let tree = edited()?;
     ebpf::build_in(&tree)?;
-    // The tests are named so that dependencies get the features with which the suites are built.
-    let mut cargo = host_cargo(["build", "--workspace", "--bin", "weir", "--test", "admin"]);
-    exec::run(cargo.current_dir(&tree).env("CARGO_TARGET_DIR", exec::target()))?;
-    let dir = exec::target().join("debug");
-    let (built, kept) = (dir.join("weir"), dir.join("weir-other-layout"));
-    // A hard link to cargo's own file would change with the next build.
+    // A directory of its own: see `ebpf`.
+    let target = tree.join("target");
+    let mut cargo = host_cargo(["build", "-p", "lb-userspace", "--bin", "weir"]);
+    exec::run(cargo.current_dir(&tree).env("CARGO_TARGET_DIR", &target))?;
+    let (built, kept) = (target.join("debug/weir"), exec::target().join("debug/weir-other-layout"));
+    std::fs::create_dir_all(exec::target().join("debug"))?;
     std::fs::copy(&built, &kept).with_context(|| format!("can't copy {} to {}", built.display(), kept.display()))?;
     say("build", format_args!("{} in {:.0} s", kept.display(), began.elapsed().as_secs_f32()));
     Ok(())
