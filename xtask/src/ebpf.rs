@@ -28,8 +28,7 @@ pub fn build_bench() -> Result<PathBuf> {
 }
 
 fn build_bin(tree: &Path, bin: &str, name: &str) -> Result<PathBuf> {
-    // Cargo names what it builds by paths relative to the workspace, so two trees that build into
-    // one directory would take each other's crates for their own.
+    // A copy has a directory of its own, as `tree::host_cargo` has.
     let directory = if tree == exec::root() { build_dir() } else { tree.join("target/ebpf-build") };
     run(setup::toolchain()?.cargo_into("build", &directory)?.current_dir(tree).args(["--bin", bin]))?;
 

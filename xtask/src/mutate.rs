@@ -17,6 +17,7 @@ use crate::{
     ebpf,
     exec::{self, host_cargo, say},
     setup,
+    suites::build,
     toolchain::TARGET,
     tree,
 };
@@ -39,26 +40,15 @@ pub fn run_all(arguments: &Arguments) -> Result<()> {
         bail!("needs root: the model's suite loads BPF programs");
     }
     let object = ebpf::build()?;
-    let suite = build_suite(exec::root())?;
-    let tree = tree::copy("mutants")?;
-    // The build of lb-userspace looks for the object here.
-    let objects = tree.join("target/ebpf");
-    std::fs::create_dir_all(&objects)?;
-    std::fs::copy(&object, objects.join("weir.bpf.o"))?;
+    let suite = usual_suite()?;
     let mut survivors = Vec::new();
     for rule in chosen {
         let begun = Instant::now();
-        let path = tree.join(rule.file);
-        let original = std::fs::read_to_string(&path).with_context(|| format!("can't read {}", path.display()))?;
-        if original.matches(rule.from).count() != 1 {
-            bail!("{} has changed: what the rule \"{}\" replaces is not in it once", rule.file, rule.name);
-        }
-        write(&path, &original.replace(rule.from, rule.to))?;
-        let noticed = (|| match rule.file.starts_with("lb-ebpf/") {
+        let tree = tree::copy("mutants", &[rule.edit])?;
+        let noticed = match rule.edit.file.starts_with("lb-ebpf/") {
             true => is_noticed(&suite, &build_object(&tree)?, arguments.cases),
-            false => is_noticed(&build_suite(&tree)?, &object, arguments.cases),
-        })();
-        write(&path, &original)?;
+            false => is_noticed(&mutated_suite(&tree, &object)?, &object, arguments.cases),
+        };
         let verdict = match noticed? {
             Some(what) => what,
             None => {
@@ -66,7 +56,7 @@ pub fn run_all(arguments: &Arguments) -> Result<()> {
                 "NOT NOTICED".to_owned()
             }
         };
-        println!("| {} | `{}` | {verdict} |", rule.name, rule.file);
+        println!("| {} | `{}` | {verdict} |", rule.name, rule.edit.file);
         say("mutant", format_args!("{} ({:.0} s)", rule.name, begun.elapsed().as_secs_f32()));
     }
     if !survivors.is_empty() {
@@ -75,15 +65,26 @@ pub fn run_all(arguments: &Arguments) -> Result<()> {
     Ok(())
 }
 
-/// The model's suite of the sources in `dir`; dependencies are built once for both.
-fn build_suite(dir: &Path) -> Result<PathBuf> {
-    let mut cargo = host_cargo(["test", "-p", "weir-tests", "--test", "model", "--no-run"]);
-    cargo.current_dir(dir).env("CARGO_TARGET_DIR", exec::target());
-    let output = output(&mut cargo)?;
-    let line =
-        output.lines().find_map(|line| line.trim().strip_prefix("Executable ")).context("cargo names no suite")?;
-    let path = line.rsplit_once('(').and_then(|(_, path)| path.strip_suffix(')')).context("cargo names no suite")?;
-    Ok(dir.join(path))
+const SUITE: [&str; 5] = ["test", "-p", "weir-tests", "--test", "model"];
+
+/// The model's suite as the sources are, built once.
+fn usual_suite() -> Result<PathBuf> {
+    suite_of(&mut host_cargo(SUITE))
+}
+
+/// The model's suite of a copy of the sources.
+fn mutated_suite(tree: &Path, object: &Path) -> Result<PathBuf> {
+    // The build of lb-userspace looks for the object here.
+    let objects = tree.join("target/ebpf");
+    std::fs::create_dir_all(&objects)?;
+    std::fs::copy(object, objects.join("weir.bpf.o"))?;
+    suite_of(&mut tree::host_cargo(tree, SUITE))
+}
+
+fn suite_of(cargo: &mut Command) -> Result<PathBuf> {
+    let mut programs = build::programs(cargo.arg("--no-run"))?.into_iter();
+    let suite = programs.find(|program| program.is_integration && program.target == "model");
+    Ok(suite.context("cargo names no suite")?.path)
 }
 
 fn build_object(tree: &Path) -> Result<PathBuf> {
@@ -119,8 +120,4 @@ fn output(command: &mut Command) -> Result<String> {
         bail!("{} failed:\n{text}", exec::shown(command));
     }
     Ok(text)
-}
-
-fn write(path: &Path, text: &str) -> Result<()> {
-    std::fs::write(path, text).with_context(|| format!("can't write {}", path.display()))
 }

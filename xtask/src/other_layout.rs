@@ -2,22 +2,15 @@
 //! places, some are wider, and some are new. It is built from a copy of the sources in which the
 //! types are edited, so that the sources themselves know nothing of it.
 
-use std::{path::Path, time::Instant};
+use std::time::Instant;
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result};
 
 use crate::{
     ebpf,
-    exec::{self, host_cargo, say},
-    tree,
+    exec::{self, say},
+    tree::{self, Edit},
 };
-
-/// One edit of the copy: what `from` is in the file, which must have it once, becomes `to`.
-struct Edit {
-    file: &'static str,
-    from: &'static str,
-    to: &'static str,
-}
 
 const fn edit(file: &'static str, from: &'static str, to: &'static str) -> Edit {
     Edit { file, from, to }
@@ -92,52 +85,30 @@ const EDITS: &[Edit] = &[
 /// Builds it, and keeps it as `weir-other-layout` beside the usual `weir`.
 pub fn build() -> Result<()> {
     let began = Instant::now();
-    let tree = edited()?;
+    let tree = tree::copy("other-layout", EDITS)?;
     ebpf::build_in(&tree)?;
-    // A directory of its own: see `ebpf`.
-    let target = tree.join("target");
-    let mut cargo = host_cargo(["build", "-p", "lb-userspace", "--bin", "weir"]);
-    exec::run(cargo.current_dir(&tree).env("CARGO_TARGET_DIR", &target))?;
-    let (built, kept) = (target.join("debug/weir"), exec::target().join("debug/weir-other-layout"));
-    std::fs::create_dir_all(exec::target().join("debug"))?;
+    exec::run(&mut tree::host_cargo(&tree, ["build", "-p", "lb-userspace", "--bin", "weir"]))?;
+    let debug = exec::target().join("debug");
+    let (built, kept) = (tree.join("target/debug/weir"), debug.join("weir-other-layout"));
+    std::fs::create_dir_all(&debug)?;
     std::fs::copy(&built, &kept).with_context(|| format!("can't copy {} to {}", built.display(), kept.display()))?;
     say("build", format_args!("{} in {:.0} s", kept.display(), began.elapsed().as_secs_f32()));
     Ok(())
 }
 
-/// The copy, with its types edited. A file is written once, so that its time tells cargo whether it
-/// has changed.
-fn edited() -> Result<std::path::PathBuf> {
-    let files: std::collections::BTreeSet<&str> = EDITS.iter().map(|edit| edit.file).collect();
-    let tree = tree::copy_but("other-layout", &files)?;
-    for file in files {
-        tree::write(&tree.join(file), edited_text(exec::root(), file)?.as_bytes())?;
-    }
-    Ok(tree)
-}
-
-/// The text of a file under `root` after all its edits.
-fn edited_text(root: &Path, file: &str) -> Result<String> {
-    let path = root.join(file);
-    let mut text = std::fs::read_to_string(&path).with_context(|| format!("can't read {}", path.display()))?;
-    for Edit { from, to, .. } in EDITS.iter().filter(|edit| edit.file == file) {
-        ensure!(
-            text.matches(from).count() == 1,
-            "{file} has changed: an edit of xtask/src/other_layout.rs finds not once {from:?}"
-        );
-        text = text.replace(from, to);
-    }
-    Ok(text)
-}
-
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
+
     use super::*;
 
     #[test]
     fn every_edit_is_in_its_file_once() {
+        let mut texts = BTreeMap::new();
         for edit in EDITS {
-            edited_text(exec::root(), edit.file).unwrap();
+            let read = || std::fs::read_to_string(exec::root().join(edit.file)).unwrap();
+            let text = texts.entry(edit.file).or_insert_with(read);
+            *text = edit.apply(text).unwrap();
         }
     }
 }

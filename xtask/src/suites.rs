@@ -16,7 +16,7 @@ use crate::{
     guest, other_layout, setup,
 };
 
-mod build;
+pub mod build;
 mod harness;
 
 #[derive(Args)]

@@ -3,12 +3,13 @@
 //! Files are found without git: CI may have the sources without their repository.
 
 use std::{
-    collections::BTreeSet,
+    ffi::OsStr,
     fs,
     path::{Path, PathBuf},
+    process::Command,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 
 use crate::exec;
 
@@ -38,32 +39,60 @@ pub fn files() -> Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Copies every file, as it is now, into `target/NAME`. Files that have not changed keep their
-/// times, so that little is built again.
-pub fn copy(name: &str) -> Result<PathBuf> {
-    copy_but(name, &BTreeSet::new())
+/// One change to a copy: `from`, which the file must contain exactly once, becomes `to`.
+#[derive(Clone, Copy, Debug)]
+pub struct Edit {
+    /// Relative to the root of the repository.
+    pub file: &'static str,
+    pub from: &'static str,
+    pub to: &'static str,
 }
 
-/// The same without some files, named from the root, which are the caller's to write.
-pub fn copy_but(name: &str, left_out: &BTreeSet<&str>) -> Result<PathBuf> {
+impl Edit {
+    pub fn apply(&self, text: &str) -> Result<String> {
+        let Self { file, from, to } = self;
+        let found = text.matches(from).count();
+        ensure!(found == 1, "{file} has changed: it contains {found} times, and not once, {from:?}");
+        Ok(text.replace(from, to))
+    }
+}
+
+/// Copies every file, with these edits, into `target/NAME`. Files that have not changed since the
+/// last copy keep their times, so that little is built again.
+pub fn copy(name: &str, edits: &[Edit]) -> Result<PathBuf> {
     let tree = exec::root().join("target").join(name);
-    for file in files()? {
-        if file.to_str().is_none_or(|name| !left_out.contains(name)) {
-            let from = exec::root().join(&file);
-            let bytes = fs::read(&from).with_context(|| format!("can't read {}", from.display()))?;
-            write(&tree.join(&file), &bytes)?;
+    let files = files()?;
+    for Edit { file, .. } in edits {
+        ensure!(files.iter().any(|known| known == Path::new(file)), "there is no file {file} to edit");
+    }
+    for file in files {
+        let from = exec::root().join(&file);
+        let mut bytes = fs::read(&from).with_context(|| format!("can't read {}", from.display()))?;
+        for edit in edits.iter().filter(|edit| file == Path::new(edit.file)) {
+            let text = String::from_utf8(bytes).with_context(|| format!("{} is no UTF-8", from.display()))?;
+            bytes = edit.apply(&text)?.into_bytes();
         }
+        write(&tree.join(&file), &bytes)?;
     }
     Ok(tree)
 }
 
-/// Writes a file of a copy, unless it has these bytes already.
-pub fn write(path: &Path, bytes: &[u8]) -> Result<()> {
+/// Writes the file, unless it has these bytes already.
+fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     if fs::read(path).ok().as_deref() != Some(bytes) {
         fs::create_dir_all(path.parent().context("a file without a directory")?)?;
         fs::write(path, bytes).with_context(|| format!("can't write {}", path.display()))?;
     }
     Ok(())
+}
+
+/// Cargo for the host's part of a copy, with a target directory of the copy's own: cargo names what
+/// it builds by paths relative to the workspace, so in a shared directory it would take one tree's
+/// crates for the other's.
+pub fn host_cargo(tree: &Path, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
+    let mut cargo = exec::host_cargo(arguments);
+    cargo.current_dir(tree).env("CARGO_TARGET_DIR", tree.join("target"));
+    cargo
 }
 
 #[cfg(test)]
@@ -77,5 +106,14 @@ mod tests {
             assert!(files.contains(&PathBuf::from(name)), "{name}");
         }
         assert!(!files.iter().any(|file| file.starts_with("target") || file.starts_with(".git/")));
+    }
+
+    #[test]
+    fn edit_of_a_text_that_has_changed_is_refused() {
+        let edit = Edit { file: "a.rs", from: "one", to: "two" };
+        assert_eq!(edit.apply("zero one").unwrap(), "zero two");
+        for text in ["zero", "one one"] {
+            assert!(edit.apply(text).unwrap_err().to_string().contains("a.rs has changed"), "{text}");
+        }
     }
 }

@@ -3,17 +3,18 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    ffi::OsStr,
     fs,
     path::{Path, PathBuf},
 };
 
 use anyhow::{Context, Result, bail, ensure};
 use syn::{
-    Attribute, File, Item, ItemMod, ItemUse, Path as SynPath, UseTree,
+    Attribute, Item, ItemMod, ItemUse, Path as SynPath, UseTree,
     visit::{self, Visit},
 };
 
-use crate::exec;
+use crate::{exec, tree};
 
 const DOCUMENT: &str = "docs/architecture.md";
 const SOURCES: &str = "lb-userspace/src";
@@ -29,11 +30,12 @@ pub fn check() -> Result<()> {
     let allowed = table(&document)?;
     let mut used: BTreeMap<String, BTreeSet<String>> = BTreeMap::new();
     let mut wrong = Vec::new();
-    for (module, file) in files(&exec::root().join(SOURCES))? {
+    for (module, file) in sources()? {
         let Some(may_use) = allowed.get(&module) else {
             bail!("{DOCUMENT}, {HEADING:?} has no row for the module `{module}` ({})", file.display());
         };
-        let text = fs::read_to_string(&file).with_context(|| format!("can't read {}", file.display()))?;
+        let path = exec::root().join(&file);
+        let text = fs::read_to_string(&path).with_context(|| format!("can't read {}", path.display()))?;
         let uses = uses(&text).with_context(|| format!("can't parse {}", file.display()))?;
         for other in uses.into_iter().filter(|other| *other != module && allowed.contains_key(other)) {
             if !may_use.contains(&other) {
@@ -71,31 +73,20 @@ fn table(document: &str) -> Result<BTreeMap<String, BTreeSet<String>>> {
     Ok(rows)
 }
 
-/// Every source file except tests, with its top-level module.
-fn files(sources: &Path) -> Result<Vec<(String, PathBuf)>> {
-    let mut files = Vec::new();
-    let mut directories = vec![sources.to_owned()];
-    while let Some(directory) = directories.pop() {
-        for entry in fs::read_dir(&directory).with_context(|| format!("can't read {}", directory.display()))? {
-            let path = entry?.path();
-            let stem = path.file_stem().and_then(|stem| stem.to_str()).unwrap_or_default();
-            if stem == "tests" {
-                continue;
-            }
-            if path.is_dir() {
-                directories.push(path);
-            } else if path.extension().is_some_and(|extension| extension == "rs") {
-                let within = path.strip_prefix(sources).unwrap_or(&path);
-                let top = within.iter().next().and_then(|name| name.to_str()).unwrap_or_default();
-                let top = top.strip_suffix(".rs").unwrap_or(top);
-                if !ROOTS.contains(&top) {
-                    files.push((top.to_owned(), path.clone()));
-                }
-            }
+/// Every source file of lb-userspace except tests, relative to the root of the repository, with its
+/// top-level module.
+fn sources() -> Result<Vec<(String, PathBuf)>> {
+    let mut sources = Vec::new();
+    for file in tree::files()? {
+        let Ok(within) = file.strip_prefix(SOURCES) else { continue };
+        let is_test = within.with_extension("").iter().any(|name| name == "tests");
+        let is_source = within.extension().is_some_and(|extension| extension == "rs");
+        let top = within.iter().next().map(Path::new).and_then(Path::file_stem).and_then(OsStr::to_str);
+        if let Some(top) = top.filter(|top| is_source && !is_test && !ROOTS.contains(top)) {
+            sources.push((top.to_owned(), file));
         }
     }
-    files.sort();
-    Ok(files)
+    Ok(sources)
 }
 
 /// The top-level modules that a file's code names after `crate::`, except in its tests.
@@ -109,10 +100,6 @@ fn uses(text: &str) -> Result<BTreeSet<String>> {
 struct Found(BTreeSet<String>);
 
 impl<'ast> Visit<'ast> for Found {
-    fn visit_file(&mut self, file: &'ast File) {
-        visit::visit_file(self, file);
-    }
-
     fn visit_item(&mut self, item: &'ast Item) {
         let attributes: &[Attribute] = match item {
             Item::Fn(item) => &item.attrs,

@@ -34,14 +34,18 @@ impl Binary {
 /// Builds every test program in the workspace, and `weir` itself.
 pub fn tests() -> Result<Vec<Binary>> {
     let began = Instant::now();
-    let mut cargo = host_cargo(["test", "--workspace", "--no-run"]);
-    cargo.arg("--message-format=json-render-diagnostics");
-    let binaries = binaries(&output(&mut cargo)?)?;
-    if binaries.is_empty() {
-        bail!("{} names no program of tests", shown(&cargo));
-    }
+    let binaries = programs(&mut host_cargo(["test", "--workspace", "--no-run"]))?;
     let (count, took) = (binaries.len(), began.elapsed().as_secs_f32());
     say("build", format_args!("{count} programs of tests in {took:.0} s"));
+    Ok(binaries)
+}
+
+/// The test programs that a `cargo test --no-run` builds.
+pub fn programs(cargo: &mut Command) -> Result<Vec<Binary>> {
+    let binaries = binaries(&output(cargo.arg("--message-format=json-render-diagnostics"))?)?;
+    if binaries.is_empty() {
+        bail!("{} names no program of tests", shown(cargo));
+    }
     Ok(binaries)
 }
 
