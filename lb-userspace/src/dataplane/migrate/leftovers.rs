@@ -19,15 +19,15 @@ use aya::{
 
 use super::record::{LAYOUTS, Record};
 use crate::dataplane::{
-    bpffs::{NEW, names, new_path},
+    bpffs::{BpffsError, NEW, names, new_path},
     pins::Pin,
     programs,
 };
 
 #[derive(Debug, thiserror::Error)]
 pub enum LeftoverError {
-    #[error("cannot use the pin directory {}: {source}", .path.display())]
-    PinDir { path: PathBuf, source: io::Error },
+    #[error(transparent)]
+    Bpffs(#[from] BpffsError),
     #[error("cannot look at the pinned map {}: {source}", .path.display())]
     Pinned { path: PathBuf, source: MapError },
     #[error(
@@ -130,7 +130,7 @@ pub fn clear_marks(pin_dir: &Path) -> Result<(), LeftoverError> {
 /// Renames the new pin over the old one.
 pub fn settle(pin_dir: &Path, name: &str) -> Result<(), LeftoverError> {
     let path = new_path(&pin_dir.join(name));
-    fs::rename(&path, pin_dir.join(name)).map_err(|source| LeftoverError::PinDir { path, source })
+    fs::rename(&path, pin_dir.join(name)).map_err(unusable(path))
 }
 
 /// Removes the new pin; the old one stays.
@@ -142,7 +142,7 @@ pub fn abandon(pin_dir: &Path, name: &str) -> Result<(), LeftoverError> {
 pub fn remove(path: PathBuf) -> Result<(), LeftoverError> {
     match fs::remove_file(&path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-        result => result.map_err(|source| LeftoverError::PinDir { path, source }),
+        result => result.map_err(unusable(path)),
     }
 }
 
@@ -172,15 +172,21 @@ pub fn programs_in_use(pin_dir: &Path) -> Result<BTreeSet<u32>, LeftoverError> {
 }
 
 fn hooks(pin_dir: &Path) -> Result<Vec<Pin>, LeftoverError> {
-    let mut hooks = Pin::list(pin_dir).map_err(|source| LeftoverError::PinDir { path: pin_dir.to_owned(), source })?;
+    let mut hooks = Pin::list(pin_dir).map_err(unusable(pin_dir))?;
     hooks.retain(|pin| pin.kind.is_hook());
     Ok(hooks)
 }
 
 fn program_of(pin_dir: &Path, pin: Pin) -> Result<u32, LeftoverError> {
-    pin.program(pin_dir).map_err(|source| LeftoverError::PinDir { path: pin.path(pin_dir), source })
+    pin.program(pin_dir).map_err(unusable(pin.path(pin_dir)))
 }
 
 fn pinned(pin_dir: &Path) -> Result<Vec<String>, LeftoverError> {
-    names(pin_dir).map_err(|source| LeftoverError::PinDir { path: pin_dir.to_owned(), source })
+    names(pin_dir).map_err(unusable(pin_dir))
+}
+
+/// The error for a path of the pin directory.
+fn unusable(path: impl Into<PathBuf>) -> impl FnOnce(io::Error) -> LeftoverError {
+    let path = path.into();
+    move |source| BpffsError::PinDir { path, source }.into()
 }
