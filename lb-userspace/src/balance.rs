@@ -17,7 +17,7 @@ use self::declared::Keys;
 pub struct Ring {
     declared: Declared,
     keys: Vec<Keys>,
-    table: Vec<u32>,
+    table: Vec<u16>,
 }
 
 impl Ring {
@@ -41,7 +41,8 @@ impl Ring {
         let candidates = candidates::Candidates::new(&self.declared, &self.keys, is_eligible);
         let mut owners: Vec<Option<u32>> = vec![None; self.declared.ring_size as usize];
         for (slot, (to, owner)) in (0..).zip(owners.iter_mut().zip(&self.table)) {
-            *to = if eligible(*owner) { Some(*owner) } else { candidates.next(slot) };
+            let owner = u32::from(*owner);
+            *to = if eligible(owner) { Some(owner) } else { candidates.next(slot) };
         }
         owners
     }

@@ -16,7 +16,11 @@ use lb_common::{
     hash::{HashKey, slot_of},
     slot::Slot,
 };
-use lb_userspace::dataplane::{image::Image, maps::Maps, plan::address};
+use lb_userspace::dataplane::{
+    image::{Image, Slots},
+    maps::{Maps, MapsError},
+    plan::address,
+};
 
 /// Looks at the rings until it is stopped.
 pub struct SlotWatch {
@@ -59,21 +63,28 @@ impl Drop for SlotWatch {
 /// How many slots there are, of all VIPs of the pinned data path, and how many of them are in
 /// transition now.
 pub fn in_transition(pin_dir: &Path) -> Result<(usize, usize)> {
-    let image = read(pin_dir)?;
-    let slots = || image.rings.values().flat_map(|ring| ring.iter());
-    Ok((slots().count(), slots().filter(|slot| slot.in_transition()).count()))
+    let slots: Vec<Slot> = read(pin_dir)?.1.into_values().flatten().collect();
+    Ok((slots.len(), slots.iter().filter(|slot| slot.in_transition()).count()))
 }
 
 /// How many slots do not stand with one owner and without a flag.
 pub fn unsettled(pin_dir: &Path) -> Result<usize> {
-    let image = read(pin_dir)?;
-    Ok(image.rings.values().flat_map(|ring| ring.iter()).filter(|slot| !slot.is_settled()).count())
+    Ok(read(pin_dir)?.1.into_values().flatten().filter(|slot| !slot.is_settled()).count())
 }
 
-fn read(pin_dir: &Path) -> Result<Image> {
-    Maps::open(pin_dir)
-        .and_then(|maps| maps.read())
-        .with_context(|| format!("can't read the maps in {}", pin_dir.display()))
+/// The slots of each ring, by the ring's offset in the arena.
+type RingSlots = BTreeMap<u32, Vec<Slot>>;
+
+fn read(pin_dir: &Path) -> Result<(Image, RingSlots)> {
+    let look = || look(&Maps::open(pin_dir)?);
+    look().with_context(|| format!("can't read the maps in {}", pin_dir.display()))
+}
+
+fn look(maps: &Maps) -> Result<(Image, RingSlots), MapsError> {
+    let image = maps.read()?;
+    let ranges = image.ranges();
+    let rings = ranges.into_iter().map(|(offset, len)| (offset, maps.slots().range(offset, len))).collect();
+    Ok((image, rings))
 }
 
 /// What was seen of the rings.
@@ -158,11 +169,11 @@ impl SlotHistory {
         )
     }
 
-    fn take(&mut self, image: &Image, now: Instant) {
+    fn take(&mut self, image: &Image, rings: &RingSlots, now: Instant) {
         self.key = image.settings.map(|settings| settings.hash_key);
         self.rings =
             image.services.iter().map(|(vip, service)| (*vip, (service.ring_offset, service.ring_len))).collect();
-        let places = image.rings.iter().flat_map(|(offset, ring)| (*offset..).zip(ring.iter().copied()));
+        let places = rings.iter().flat_map(|(offset, ring)| (*offset..).zip(ring.iter().copied()));
         let (mut slots, mut in_transition, before_this) = (0, 0, self.settlings);
         for (place, slot) in places {
             slots += 1;
@@ -185,7 +196,8 @@ fn watch(pin_dir: &Path, stopped: &mpsc::Receiver<()>) -> Result<SlotHistory> {
     let maps = Maps::open(pin_dir).with_context(|| format!("can't open the maps in {}", pin_dir.display()))?;
     let mut history = SlotHistory::default();
     loop {
-        history.take(&maps.read().context("can't read the maps")?, Instant::now());
+        let (image, rings) = look(&maps).context("can't read the maps")?;
+        history.take(&image, &rings, Instant::now());
         match stopped.recv_timeout(SAMPLE) {
             Err(mpsc::RecvTimeoutError::Timeout) => {}
             // One look more than needed.
@@ -196,8 +208,6 @@ fn watch(pin_dir: &Path, stopped: &mpsc::Receiver<()>) -> Result<SlotHistory> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use lb_common::{backend::Backend, flow::any_addr};
 
     use super::*;
@@ -215,9 +225,9 @@ mod tests {
             image.backends.insert(index, entry);
         }
         let start = Instant::now();
-        let mut look = |history: &mut SlotHistory, slot: Slot, second: u64| {
-            image.rings.insert(7, Arc::from([slot]));
-            history.take(&image, start + Duration::from_secs(second));
+        let look = |history: &mut SlotHistory, slot: Slot, second: u64| {
+            let rings = RingSlots::from([(7, vec![slot])]);
+            history.take(&image, &rings, start + Duration::from_secs(second));
             history.key = Some(HashKey::from_seed([1; 16]));
             history.rings.insert(vip, (7, 1));
         };

@@ -194,7 +194,7 @@ impl Agent {
         let image = self.maps.read().map_err(failed)?;
         let wanted = self.wanted();
         let in_use = self.census.borrow().in_use();
-        let plan = plan(&wanted, &image, &in_use, boottime_ns())
+        let plan = plan(&wanted, &image, self.maps.slots(), &in_use, boottime_ns())
             .map_err(|error| ApiError { code: ErrorCode::Failed, message: error.to_string() })?;
         Ok(diff(&image, &plan))
     }

@@ -262,7 +262,7 @@ impl Agent {
     fn recover(&mut self) {
         match self.maps.read().and_then(|image| self.maps.fit_shortcuts(&image).map(|()| image)) {
             Ok(image) => {
-                let recovered = recover(&self.wanted(), &image);
+                let recovered = recover(&self.wanted(), &image, self.maps.slots());
                 let known = recovered.health.values().filter(|(health, _)| *health != Health::Unknown).count();
                 if !image.services.is_empty() {
                     info!(

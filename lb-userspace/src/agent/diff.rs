@@ -1,6 +1,6 @@
 //! The differences between the maps and the desired state, in readable form.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{backend::Backend, limits::map, service::Service, slot::Slot};
 
@@ -16,6 +16,7 @@ use crate::{
 /// One line for each write that is needed, but only one line for all slots of a ring.
 pub fn diff(programmed: &Image, plan: &Plan) -> Vec<DiffView> {
     let mut views = Vec::new();
+    let rings: BTreeSet<u32> = plan.target.ranges().into_iter().map(|(offset, _)| offset).collect();
     let mut slots: BTreeMap<u32, (usize, String, String)> = BTreeMap::new();
     for write in &plan.writes {
         let view = |key: String, desired: String, programmed: String| DiffView {
@@ -30,7 +31,7 @@ pub fn diff(programmed: &Image, plan: &Plan) -> Vec<DiffView> {
             | Write::ClearBackendStats { .. }
             | Write::ClearServiceStats { .. } => {}
             Write::Slot { at, from, to, .. } => {
-                let ring = plan.target.rings.range(..=at).next_back().map_or(0, |(offset, _)| *offset);
+                let ring = rings.range(..=at).next_back().copied().unwrap_or(0);
                 let name = |slot: &Slot, image: &Image| owner(slot.current(), image);
                 let entry = slots.entry(ring).or_insert_with(|| (0, name(to, &plan.target), name(from, programmed)));
                 entry.0 += 1;

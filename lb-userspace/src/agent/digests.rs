@@ -1,7 +1,7 @@
 //! Views of whole rings; made on request, and cached until a slot changes.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, HashMap},
     net::{IpAddr, SocketAddr},
 };
 
@@ -10,7 +10,7 @@ use lb_common::flow::Family;
 use crate::{
     balance::digest::digest,
     dataplane::{
-        image::Image,
+        image::{Image, Slots},
         plan::{Wanted, address},
     },
 };
@@ -33,12 +33,19 @@ impl Digests {
 
     /// The view of each VIP's ring, and each backend's share of its family's slots, by backend
     /// index.
-    pub fn of(&mut self, wanted: &Wanted, image: &Image) -> &(BTreeMap<SocketAddr, RingView>, BTreeMap<u32, f64>) {
-        self.0.get_or_insert_with(|| make(wanted, image))
+    pub fn of(
+        &mut self,
+        wanted: &Wanted,
+        image: &Image,
+        slots: &dyn Slots,
+    ) -> &(BTreeMap<SocketAddr, RingView>, BTreeMap<u32, f64>) {
+        self.0.get_or_insert_with(|| make(wanted, image, slots))
     }
 }
 
-fn make(wanted: &Wanted, image: &Image) -> (BTreeMap<SocketAddr, RingView>, BTreeMap<u32, f64>) {
+fn make(wanted: &Wanted, image: &Image, slots: &dyn Slots) -> (BTreeMap<SocketAddr, RingView>, BTreeMap<u32, f64>) {
+    let addresses: HashMap<u32, SocketAddr> =
+        image.backends.iter().filter_map(|(index, backend)| Some((*index, address(backend)?))).collect();
     let mut views = BTreeMap::new();
     let mut shares: BTreeMap<u32, f64> = BTreeMap::new();
     for service in &wanted.services {
@@ -50,9 +57,8 @@ fn make(wanted: &Wanted, image: &Image) -> (BTreeMap<SocketAddr, RingView>, BTre
                 .map(|vip| SocketAddr::new(*vip, service.port))
                 .collect();
             let entry = of_family.first().and_then(|vip| image.services.get(vip));
-            let Some(slots) = entry.and_then(|entry| image.rings.get(&entry.ring_offset)) else { continue };
-            let addresses: BTreeMap<u32, SocketAddr> =
-                image.backends.iter().filter_map(|(index, backend)| Some((*index, address(backend)?))).collect();
+            let Some(entry) = entry else { continue };
+            let slots = slots.range(entry.ring_offset, entry.ring_len);
             let owners = slots.iter().map(|slot| addresses.get(&slot.current()).copied());
             let view = RingView {
                 digest: digest(ring.declared(), *family, owners),

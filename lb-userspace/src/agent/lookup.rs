@@ -19,7 +19,7 @@ use self::rules::{Outcome, Rules};
 use super::trace::slot_state;
 use crate::{
     dataplane::{
-        image::Image,
+        image::{Image, Slots},
         plan::address,
         tables::{
             exceptions::Found,
@@ -43,7 +43,13 @@ pub struct Known {
 }
 
 /// `name` returns the name of a service by its id. The caller fills in the view's `entries`.
-pub fn lookup(image: &Image, known: &Known, query: &LookupQuery, name: impl Fn(u32) -> Option<String>) -> LookupView {
+pub fn lookup(
+    image: &Image,
+    slots: &dyn Slots,
+    known: &Known,
+    query: &LookupQuery,
+    name: impl Fn(u32) -> Option<String>,
+) -> LookupView {
     let LookupQuery { client, vip, .. } = *query;
     let view = LookupView {
         client,
@@ -69,8 +75,8 @@ pub fn lookup(image: &Image, known: &Known, query: &LookupQuery, name: impl Fn(u
     };
     let view = LookupView { service: name(service.id), mode: Some(mode(service).to_owned()), ..view };
     let place = image.settings.as_ref().and_then(|settings| locate(&settings.hash_key, service, client, vip));
-    let slots = image.rings.get(&service.ring_offset);
-    let found = place.and_then(|place| Some((place, *slots?.get(place.slot as usize)?)));
+    let slot_at = |number: u32| slots.range(service.ring_offset.checked_add(number)?, 1).first().copied();
+    let found = place.and_then(|place| Some((place, slot_at(place.slot)?)));
     let Some((place, slot)) = found else {
         return unserved(
             view,

@@ -82,7 +82,7 @@ impl Agent {
             }
         };
         let flows = Flows { image, names: self.names.clone(), now_ns: boottime_ns() };
-        let pin_dir = self.options.pin_dir.clone();
+        let (pin_dir, slots) = (self.options.pin_dir.clone(), self.maps.shared_slots());
         spawn_blocking(move || {
             let LookupQuery { client, vip, .. } = query;
             let look = || -> Result<LookupView, MapsError> {
@@ -91,7 +91,7 @@ impl Agent {
                 let exceptions = tables.lookup(client, vip)?;
                 let syn = lookup::syn_place(&flows.image, client, vip).map(|place| tables.syn(place)).transpose()?;
                 let known = lookup::Known { flow, exceptions, syn };
-                let mut view = lookup(&flows.image, &known, &query, |id| flows.names.get(&id).cloned());
+                let mut view = lookup(&flows.image, &*slots, &known, &query, |id| flows.names.get(&id).cloned());
                 view.entries = known.flow.iter().map(|flow| flows.nat(flow)).collect();
                 let entries = exceptions.entries().map(|(kind, entry)| RawException { client, vip, kind, entry });
                 view.entries.extend(entries.filter_map(|exception| flows.exception(&exception)));

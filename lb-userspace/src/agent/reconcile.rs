@@ -1,6 +1,9 @@
 //! Brings the maps to the desired state, and tries again when the kernel refuses.
 
-use std::time::{Duration, Instant};
+use std::{
+    collections::BTreeSet,
+    time::{Duration, Instant},
+};
 
 use lb_common::service::address::SNAT;
 use tokio::task::block_in_place;
@@ -21,8 +24,8 @@ use crate::{
 /// Where the current contents of the maps are taken from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Read {
-    /// The contents written last: a change of health must not wait until all maps are read. A slot
-    /// that has changed since is changed from its present contents: `dataplane::settle::change`.
+    /// The contents written last: a change of health must not wait until all maps are read. Slots
+    /// are read in any case.
     Cached,
     /// The maps themselves.
     Maps,
@@ -36,6 +39,10 @@ pub enum ReconcileError {
     Maps(#[from] MapsError),
 }
 
+/// How many slots an audit compares at least; it goes on where the last one ended.
+const AUDITED_SLOTS: usize = 1 << 20;
+/// After so many audits every slot has been compared, however many there are.
+const AUDITS_PER_ROUND: usize = 12;
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(30);
 
@@ -73,52 +80,31 @@ impl Agent {
     fn write(&mut self, read: Read) -> Result<usize, ReconcileError> {
         let image = match (self.programmed.take(), read) {
             (Some(image), Read::Cached) => image,
-            (known, _) => {
-                let image = self.maps.read()?;
-                self.maps.fit_shortcuts(&image)?;
-                match known {
-                    // Keep the known image, which shares its rings with the previous plan.
-                    Some(known) if known == image => known,
-                    Some(known) => {
-                        self.digests.clear();
-                        let differences = differences(&known, &image);
-                        if differences > 0 {
-                            warn!(differences, "somebody else has changed the maps: putting them right");
-                        }
-                        image
-                    }
-                    None => image,
-                }
-            }
+            (known, _) => self.audited(known.as_ref())?,
         };
         let wanted = self.wanted();
         let in_use = self.census.borrow().in_use();
         self.memo.warming_up = self.warmup.admit(&self.desired, &image, Instant::now());
-        let plan = plan_again(&wanted, &image, &in_use, boottime_ns(), &mut self.memo);
+        let plan = plan_again(&wanted, &image, self.maps.slots(), &in_use, boottime_ns(), &mut self.memo);
         let mut plan = match plan {
             Ok(plan) => plan,
             Err(error) => {
+                // What the memo has decided by now was not written.
+                self.memo.forget();
                 self.programmed = Some(image);
                 return Err(error.into());
             }
         };
-        let mut others = Vec::new();
-        for write in &plan.writes {
-            match (self.maps.apply(write), write) {
-                (Ok(None), _) => {}
-                (Ok(Some(slot)), Write::Slot { at, .. }) => others.push((*at, slot)),
-                (Ok(Some(slot)), write) => debug!(?slot, ?write, "a slot that was not asked for"),
-                (Err(error), _) => {
-                    // The next attempt reads the maps again, including what was written so far.
-                    self.count(&error);
-                    return Err(error.into());
-                }
+        let writes = std::mem::take(&mut plan.writes);
+        for write in &writes {
+            if let Err(error) = self.maps.apply(write) {
+                // The next attempt reads the maps again, including what was written so far.
+                self.memo.forget();
+                self.count(&error);
+                return Err(error.into());
             }
         }
-        // Slots that have started to settle, or have settled, in the meantime: the next plan must
-        // start from their actual values.
-        plan.target.set_slots(&others);
-        let writes = plan.writes.len();
+        let writes = writes.len();
         if writes > 0 {
             self.digests.clear();
         }
@@ -131,6 +117,23 @@ impl Agent {
         self.warmup.expire(&self.desired, &self.health, Instant::now());
         self.remember(plan);
         Ok(writes)
+    }
+
+    /// The contents of the maps, of which some slots are compared with what was decided. `known` is
+    /// what the maps held last.
+    fn audited(&mut self, known: Option<&Image>) -> Result<Image, ReconcileError> {
+        let image = self.maps.read()?;
+        self.maps.fit_shortcuts(&image)?;
+        let budget = AUDITED_SLOTS.max(slots_of(&image) / AUDITS_PER_ROUND);
+        let audit = self.memo.audit(self.maps.slots(), budget);
+        let differences = audit.wrong_owners + known.map_or(0, |known| differences(known, &image));
+        if audit.rings > 0 || known != Some(&image) {
+            self.digests.clear();
+        }
+        if differences > 0 {
+            warn!(differences, "somebody else has changed the maps: putting them right");
+        }
+        Ok(image)
     }
 
     fn remember(&mut self, plan: Plan) {
@@ -166,7 +169,8 @@ impl Agent {
 
     fn say_who_is_gone(&mut self, before: &[Leaving]) {
         let after = &self.plan.leaving;
-        for gone in before.iter().filter(|one| !after.iter().any(|other| other.index == one.index)) {
+        let stay: BTreeSet<u32> = after.iter().map(|one| one.index).collect();
+        for gone in before.iter().filter(|one| !stay.contains(&one.index)) {
             let is_back = self.plan.backends.values().any(|index| *index == gone.index);
             if !is_back {
                 let service = self.service_name(gone.service);
@@ -179,12 +183,15 @@ impl Agent {
             self.forget_overrides();
         }
         let plan = &self.plan;
-        let is_used = |id: &u32| {
-            plan.services.values().any(|used| used == id)
-                || plan.leaving.iter().any(|one| one.service == *id)
-                || plan.target.services.values().any(|service| service.id == *id)
-        };
-        self.names.retain(|id, _| is_used(id));
+        let leaving = plan.leaving.iter().map(|one| one.service);
+        let used: BTreeSet<u32> = plan
+            .services
+            .values()
+            .copied()
+            .chain(leaving)
+            .chain(plan.target.services.values().map(|service| service.id))
+            .collect();
+        self.names.retain(|id, _| used.contains(id));
     }
 
     pub(super) fn forget_overrides(&mut self) {
@@ -233,27 +240,20 @@ impl Agent {
     }
 }
 
-/// How many writes it would take to turn one image into the other. Settling of a slot is no
-/// difference: a task of the agent does it.
+/// How many kinds of entries differ.
 fn differences(known: &Image, found: &Image) -> usize {
-    let slots = known.rings.iter().map(|(offset, slots)| {
-        let found = found.rings.get(offset);
-        slots
-            .iter()
-            .zip(found.into_iter().flat_map(|found| found.iter()))
-            .filter(|(a, b)| a.current() != b.current())
-            .count()
-            + usize::from(found.is_none())
-    });
     let count = |differs: bool| usize::from(differs);
-    slots.sum::<usize>()
-        + count(known.settings != found.settings)
+    count(known.settings != found.settings)
         + count(known.addresses != found.addresses)
         + count(known.services != found.services)
         + count(known.backends != found.backends)
         + count(known.snat_addresses != found.snat_addresses)
         + count(known.ways_out != found.ways_out)
         + count(known.peers != found.peers)
+}
+
+fn slots_of(image: &Image) -> usize {
+    image.ranges().into_iter().map(|(_, len)| len as usize).sum()
 }
 
 /// The map that a write goes to, by name. A function so that these names are in one place.

@@ -13,7 +13,7 @@ use super::{
 };
 use crate::{
     clock::{boottime_ns, unix_now},
-    dataplane::plan::plan,
+    dataplane::plan::plan_again,
     model::{Config, incompatible, seed::Seed},
     source::file::Loaded,
     state::{BackendId, Health},
@@ -114,7 +114,8 @@ impl Agent {
         // A configuration that does not fit into the maps is refused like any other mistake.
         if let Some(image) = &self.programmed {
             let wanted = wanted(&desired, &health, &self.node.borrow(), &mut self.rings);
-            plan(&wanted, image, &self.census.borrow().in_use(), desired.since_ns)
+            let in_use = self.census.borrow().in_use();
+            plan_again(&wanted, image, self.maps.slots(), &in_use, desired.since_ns, &mut self.memo.clone())
                 .map_err(|error| vec![error.to_string()])?;
         }
         let message = summary(&running, config);

@@ -33,7 +33,7 @@ impl Agent {
     }
 
     fn service_views(&mut self, wanted: &Wanted, sample: Option<&Sample>) -> Vec<ServiceView> {
-        let rings = self.digests.of(wanted, &self.plan.target).0.clone();
+        let rings = self.digests.of(wanted, &self.plan.target, self.maps.slots()).0.clone();
         let config = self.desired.config.clone();
         let census = self.census.borrow();
         let settled = self.settled.borrow();

@@ -1,7 +1,11 @@
 //! A pure function from the configuration, the overrides, the health and the node to the desired
 //! contents of the maps.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+    sync::Arc,
+};
 
 use ipnet::IpNet;
 use lb_common::{
@@ -52,7 +56,8 @@ impl Rings {
     }
 
     fn retain(&mut self, config: &Config) {
-        self.0.retain(|(name, _), _| config.services.iter().any(|service| service.name == *name));
+        let services: BTreeSet<&str> = config.services.iter().map(|service| service.name.as_str()).collect();
+        self.0.retain(|(name, _), _| services.contains(name.as_str()));
     }
 }
 

@@ -4,15 +4,16 @@ use std::{cmp::Ordering, collections::BinaryHeap};
 
 use super::declared::{Declared, Keys};
 
-/// The owner of each slot, as an index into the declared backends; empty if none has a weight.
+/// The owner of each slot, as an index into the declared backends; empty if none has a weight. A
+/// ring has room for far fewer backends than 16 bits count, and there are many rings.
 ///
 /// As in the paper, backends take turns, and at its turn a backend takes the next free slot of its
 /// permutation. With weights, a backend's k-th turn comes at the time (2k − 1) / weight. This makes
 /// the number of turns as proportional to the weight as whole numbers allow (Webster's method).
-pub fn table(declared: &Declared, keys: &[Keys]) -> Vec<u32> {
-    const FREE: u32 = u32::MAX;
+pub fn table(declared: &Declared, keys: &[Keys]) -> Vec<u16> {
+    const FREE: u16 = u16::MAX;
     let size = u64::from(declared.ring_size);
-    let mut turns: BinaryHeap<Turn> = (0..)
+    let mut turns: BinaryHeap<Turn> = (0..FREE)
         .zip(declared.backends.iter().zip(keys))
         .filter(|(_, ((_, weight), _))| *weight > 0)
         .map(|(backend, ((_, weight), keys))| Turn {
@@ -51,7 +52,7 @@ struct Turn {
     /// 2k − 1 for the k-th turn.
     number: u64,
     weight: u64,
-    backend: u32,
+    backend: u16,
     /// The slot that the backend tries first.
     at: u64,
     skip: u64,

@@ -77,13 +77,11 @@ impl Numbers {
         Self { taken: services.chain(in_use.iter().copied()).collect(), next: 0, end: SERVICE_STATS_LEN }
     }
 
-    /// Indexes of `BACKENDS` that are not in use and not named by any slot or flow. A grace period
-    /// must pass before they are written.
-    pub fn backends(image: &Image, in_use: &BTreeSet<u32>) -> Self {
+    /// Indexes of `BACKENDS` that are not in use and not named by any slot (`named`) or flow
+    /// (`in_use`). A grace period must pass before they are written.
+    pub fn backends(image: &Image, named: &BTreeSet<u32>, in_use: &BTreeSet<u32>) -> Self {
         let entries = image.backends.iter().filter(|(_, backend)| backend.family != 0).map(|(index, _)| *index);
-        let slots =
-            image.rings.values().flat_map(|slots| slots.iter()).flat_map(|slot| [slot.current(), slot.previous()]);
-        let taken = entries.chain(slots).chain(in_use.iter().copied()).collect();
+        let taken = entries.chain(named.iter().copied()).chain(in_use.iter().copied()).collect();
         Self { taken, next: REJECT + 1, end: MAX_BACKENDS }
     }
 
@@ -100,7 +98,7 @@ impl Numbers {
 
 #[cfg(test)]
 mod tests {
-    use lb_common::{backend::Backend, slot::Slot};
+    use lb_common::backend::Backend;
     use proptest::prelude::*;
 
     use super::*;
@@ -131,8 +129,7 @@ mod tests {
         let mut image = Image::default();
         image.backends.insert(1, Backend { family: 4, ..Backend::FREE });
         image.backends.insert(2, Backend { generation: 7, ..Backend::FREE });
-        image.rings.insert(0, [Slot::settled(3), Slot::new(1, 4, 0)].into());
-        let mut numbers = Numbers::backends(&image, &BTreeSet::from([5]));
+        let mut numbers = Numbers::backends(&image, &BTreeSet::from([1, 3, 4]), &BTreeSet::from([5]));
         assert_eq!([numbers.allocate(), numbers.allocate()], [Some(2), Some(6)]);
     }
 }

@@ -1,16 +1,17 @@
-//! The contents of the maps as plain values, and the writes that change them. Reconcile compares
-//! two images; only `maps` touches the kernel.
+//! The contents of the maps as plain values, except the slots, which are read where they are; and
+//! the writes that change them. Reconcile compares two images; only `maps` touches the kernel.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
-    sync::Arc,
 };
 
 use ipnet::IpNet;
 use lb_common::{backend::Backend, service::Service, settings::Settings, slot::Slot};
 
-/// The contents of every map that the agent writes.
+use crate::model::MAX_RING_SIZE;
+
+/// The contents of every map that the agent writes, except the slots of the rings: see [`Slots`].
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Image {
     /// `None` before the first write.
@@ -19,9 +20,6 @@ pub struct Image {
     pub addresses: BTreeMap<IpAddr, u32>,
     /// By VIP and port.
     pub services: BTreeMap<SocketAddr, Service>,
-    /// The slots of each range that a service names, by the range's offset in the arena. They are
-    /// shared, because most of them don't change.
-    pub rings: BTreeMap<u32, Arc<[Slot]>>,
     /// By index; free entries (family 0) whose generation is 0 are left out.
     pub backends: BTreeMap<u32, Backend>,
     /// By index in `SNAT_ADDRESSES`, without holes at the end.
@@ -33,24 +31,19 @@ pub struct Image {
 }
 
 impl Image {
-    /// Updates slots to the values that they hold.
-    pub fn set_slots(&mut self, slots: &[(u32, Slot)]) {
-        for (offset, ring) in &mut self.rings {
-            let of_ring = |at: u32| at.checked_sub(*offset).map(|at| at as usize).filter(|at| *at < ring.len());
-            let changes: Vec<(usize, Slot)> =
-                slots.iter().filter_map(|(at, slot)| Some((of_ring(*at)?, *slot))).collect();
-            if changes.is_empty() {
-                continue;
-            }
-            let mut changed = ring.to_vec();
-            for (at, slot) in changes {
-                if let Some(place) = changed.get_mut(at) {
-                    *place = slot;
-                }
-            }
-            *ring = changed.into();
-        }
+    /// The ranges of the arena that services name, as offset and length; also those that only a
+    /// damaged entry can name, unless they are longer than any ring.
+    pub fn ranges(&self) -> BTreeSet<(u32, u32)> {
+        let ranges = self.services.values().map(|service| (service.ring_offset, service.ring_len));
+        ranges.filter(|(_, len)| *len <= MAX_RING_SIZE).collect()
     }
+}
+
+/// The slots of all rings as they are now. There may be millions of them, and programs and the
+/// settle task change them at any time, so they are read from the arena and not copied.
+pub trait Slots {
+    /// The slots from `offset` on; fewer than `len` if the arena ends first.
+    fn range(&self, offset: u32, len: u32) -> Vec<Slot>;
 }
 
 /// One write. Writes must be applied in the order in which reconcile gives them.

@@ -7,6 +7,7 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 
@@ -22,7 +23,6 @@ use lb_common::{
     limits::{RING_ARENA_SLOTS, map},
     service::{Refusal, Service, Stats, TCP, VipKey},
     settings::Settings,
-    slot::Slot,
     verdict::Reason,
 };
 
@@ -58,7 +58,7 @@ pub struct Maps {
     services_v4: HashMap<MapData, VipKey<V4Addr>, Service>,
     services_v6: HashMap<MapData, VipKey<V6Addr>, Service>,
     services_epoch: Array<MapData, u64>,
-    rings: Rings,
+    rings: Arc<Rings>,
     backends: Array<MapData, Backend>,
     snat_addresses: Array<MapData, AnyAddr>,
     service_stats: PerCpuArray<MapData, Stats>,
@@ -85,7 +85,8 @@ impl Maps {
             services_v6: open(pin_dir, map::SERVICES_V6)?,
             services_epoch: open(pin_dir, map::SERVICES_EPOCH)?,
             rings: Rings::open(pin_dir)
-                .map_err(|source| MapsError::Arena { path: pin_dir.join(map::RINGS), source })?,
+                .map_err(|source| MapsError::Arena { path: pin_dir.join(map::RINGS), source })?
+                .into(),
             backends: open(pin_dir, map::BACKENDS)?,
             snat_addresses: open(pin_dir, map::SNAT_ADDRESSES)?,
             service_stats: open(pin_dir, map::SERVICE_STATS)?,
@@ -99,18 +100,23 @@ impl Maps {
         })
     }
 
+    /// The slots, as the programs see them.
+    pub fn slots(&self) -> &Rings {
+        &self.rings
+    }
+
+    /// The same, for readers that outlive a borrow of this value.
+    pub fn shared_slots(&self) -> Arc<Rings> {
+        self.rings.clone()
+    }
+
     /// Reads the current contents of the maps, including changes made by others.
     pub fn read(&self) -> Result<Image, MapsError> {
         let services = self.read_services()?;
         let backends = self.read_backends()?;
-        let rings = services
-            .values()
-            .map(|service| (service.ring_offset, self.rings.read(service.ring_offset, service.ring_len).into()))
-            .collect();
         Ok(Image {
             settings: self.read_settings()?,
             addresses: self.read_addresses()?,
-            rings,
             snat_addresses: self.read_snat_addresses(&backends)?,
             services,
             backends,
@@ -119,19 +125,12 @@ impl Maps {
         })
     }
 
-    /// Applies one write. Returns the slot's resulting value if it differs from the written one,
-    /// because the slot had changed meanwhile.
-    pub fn apply(&mut self, write: &Write) -> Result<Option<Slot>, MapsError> {
-        if let Write::Slot { at, from, to, now_ds } = write {
-            let changed = self.rings.change(*at, *from, *to, *now_ds).ok_or(MapsError::NoSuchSlot { at: *at })?;
-            return Ok((changed != *to).then_some(changed));
-        }
-        self.put(write).map(|()| None)
-    }
-
-    fn put(&mut self, write: &Write) -> Result<(), MapsError> {
+    /// Applies one write.
+    pub fn apply(&mut self, write: &Write) -> Result<(), MapsError> {
         match write {
-            Write::Slot { .. } => Ok(()),
+            Write::Slot { at, from, to, now_ds } => {
+                self.rings.change(*at, *from, *to, *now_ds).map(drop).ok_or(MapsError::NoSuchSlot { at: *at })
+            }
             Write::Settings(settings) => {
                 self.settings.set(0, settings, 0).map_err(failed(map::SETTINGS, "the settings"))
             }

@@ -23,9 +23,9 @@ use lb_common::{backend::Backend, flow::Family, service, settings};
 
 pub use self::{
     recover::{Recovered, recover},
-    services::Memo,
+    services::{Audit, Memo},
 };
-use super::image::{Image, Write};
+use super::image::{Image, Slots, Write};
 use crate::{
     balance::Ring,
     model::{Affinity, Mode, OnDead},
@@ -164,30 +164,45 @@ pub enum PlanError {
 
 /// The writes that make the maps hold what is wanted, from any state of the maps, even one edited
 /// by hand. No writes if everything is right already.
-pub fn plan(wanted: &Wanted, programmed: &Image, in_use: &FlowUse, now_ns: u64) -> Result<Plan, PlanError> {
-    plan_again(wanted, programmed, in_use, now_ns, &mut Memo::default())
+pub fn plan(
+    wanted: &Wanted,
+    programmed: &Image,
+    slots: &dyn Slots,
+    in_use: &FlowUse,
+    now_ns: u64,
+) -> Result<Plan, PlanError> {
+    plan_again(wanted, programmed, slots, in_use, now_ns, &mut Memo::default())
 }
 
-/// Like [`plan`], but uses what `memo` remembers of the previous plan to skip unchanged rings.
+/// Like [`plan`], but uses what `memo` remembers of the previous plan to skip unchanged rings. The
+/// writes of that plan must have been applied.
 pub fn plan_again(
     wanted: &Wanted,
     programmed: &Image,
+    slots: &dyn Slots,
     in_use: &FlowUse,
     now_ns: u64,
     memo: &mut Memo,
 ) -> Result<Plan, PlanError> {
     let mut plan = Plan { services: ids::assign(wanted, programmed), ..Plan::default() };
-    backends::plan_backends(wanted, programmed, in_use, now_ns, &mut plan)?;
-    services::plan_services(wanted, programmed, in_use, now_ns, memo, &mut plan)?;
+    let named = || services::named(memo.unknown(programmed), slots, |slot| [slot.current(), slot.previous()]);
+    let placed = backends::plan_backends(wanted, programmed, named, in_use, now_ns, &mut plan)?;
+    let slots = services::plan_services(wanted, programmed, slots, &placed, in_use, now_ns, memo, &mut plan)?;
     plan.target.addresses = addresses(wanted, programmed, in_use, &plan.target);
     plan.target.settings = Some(settings(wanted, &plan.target));
     plan.target.ways_out = wanted.ways_out.clone();
     plan.target.peers = wanted.peers.clone();
-    plan.writes = writes::writes(programmed, &plan.target, now_ns);
+    plan.writes = writes::writes(programmed, &plan.target, slots);
     Ok(plan)
 }
 
 impl Plan {
+    /// The wanted services by id.
+    fn by_id<'a>(&self, wanted: &'a Wanted) -> BTreeMap<u32, &'a WantedService> {
+        let id = |service: &WantedService| self.services.get(&service.name).copied();
+        wanted.services.iter().filter_map(|service| Some((id(service)?, service))).collect()
+    }
+
     /// Notes that something ends at `at_ns`.
     fn ends(&mut self, at_ns: u64) {
         self.next_ns = Some(self.next_ns.map_or(at_ns, |next| next.min(at_ns)));

@@ -6,7 +6,7 @@ use std::{io, path::Path, sync::atomic::Ordering};
 use aya::maps::MapData;
 use lb_common::{limits::map, slot::Slot};
 
-use super::{raw::Words, settle::change::follow};
+use super::{image::Slots, raw::Words, settle::change::follow};
 
 pub struct Rings {
     slots: Words,
@@ -67,12 +67,6 @@ impl Rings {
         self.len() == 0
     }
 
-    /// The slots from `offset` on; fewer than `len` if the arena ends first.
-    pub fn read(&self, offset: u32, len: u32) -> Vec<Slot> {
-        let words = self.slots.as_slice().iter().skip(offset as usize).take(len as usize);
-        words.map(|word| Slot(word.load(Ordering::Relaxed))).collect()
-    }
-
     /// Fills the range from `offset` on, which no service may name; returns false if the range goes
     /// beyond the arena.
     pub fn fill(&self, offset: u32, slots: &[Slot]) -> bool {
@@ -88,5 +82,12 @@ impl Rings {
     pub fn compare_exchange(&self, at: u32, from: Slot, to: Slot) -> Result<(), Slot> {
         let Some(word) = self.slots.as_slice().get(at as usize) else { return Err(from) };
         word.compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Acquire).map(|_| ()).map_err(Slot)
+    }
+}
+
+impl Slots for Rings {
+    fn range(&self, offset: u32, len: u32) -> Vec<Slot> {
+        let words = self.slots.as_slice().iter().skip(offset as usize).take(len as usize);
+        words.map(|word| Slot(word.load(Ordering::Acquire))).collect()
     }
 }

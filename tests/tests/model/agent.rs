@@ -100,14 +100,11 @@ impl Agent {
 
     pub fn reconcile(&mut self, world: &World, now_ns: u64) {
         let wanted = self.wanted(world, now_ns);
-        let mut plan = plan_again(&wanted, &self.programmed, &FlowUse::default(), now_ns, &mut self.memo).unwrap();
-        let mut others = Vec::new();
+        let slots = self.maps.slots();
+        let plan = plan_again(&wanted, &self.programmed, slots, &FlowUse::default(), now_ns, &mut self.memo).unwrap();
         for write in plan.writes.iter().filter(|write| self.shape.waits || **write != Write::GracePeriod) {
-            if let (Some(slot), Write::Slot { at, .. }) = (self.maps.apply(write).unwrap(), write) {
-                others.push((*at, slot));
-            }
+            self.maps.apply(write).unwrap();
         }
-        plan.target.set_slots(&others);
         self.scope = Some(Scope::of(&wanted, &plan));
         self.programmed = plan.target;
     }

@@ -214,7 +214,7 @@ impl System for Kernel {
     }
 
     fn explain(&mut self, flow: u8) -> String {
-        let at = self.agent.programmed.rings.keys().next().copied().unwrap_or(0) + u32::from(flow % SLOTS);
+        let at = self.agent.programmed.ranges().first().map_or(0, |(offset, _)| *offset) + u32::from(flow % SLOTS);
         let slot = Slot(self.rings.get(&at, 0).unwrap());
         let clock = self.clocks.get(&at, 0).unwrap();
         let syn = Syn(self.syns.get(&self.tables.syn_place(flow), 0).unwrap());

@@ -66,15 +66,13 @@ fn no_service_is_remembered_for_longer_than_its_ring_is_there() {
             });
             let begun = Instant::now();
             while begun.elapsed() < Duration::from_secs(seconds) && !sender.is_finished() {
-                let before = agent.programmed.rings.clone();
+                let before = agent.programmed.ranges();
                 agent.set_slots([13, 17, 29, 101][changes % 4]);
                 agent.reconcile(&world, boottime_ns());
                 agent.maps.apply(&Write::GracePeriod).unwrap();
-                let used = agent.programmed.rings.clone();
-                let range = |offset: u32, len: usize| offset..offset + len as u32;
-                let is_used = |at: u32| used.iter().any(|(offset, ring)| range(*offset, ring.len()).contains(&at));
-                let freed =
-                    before.iter().flat_map(|(offset, ring)| range(*offset, ring.len())).filter(|at| !is_used(*at));
+                let used = agent.programmed.ranges();
+                let is_used = |at: u32| used.iter().any(|(offset, len)| (*offset..offset + len).contains(&at));
+                let freed = before.iter().flat_map(|(offset, len)| *offset..offset + len).filter(|at| !is_used(*at));
                 for at in freed {
                     agent.maps.apply(&Write::Ring { offset: at, slots: vec![Slot::settled(REJECT)] }).unwrap();
                 }

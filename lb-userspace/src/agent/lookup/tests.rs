@@ -10,7 +10,22 @@ use crate::dataplane::tables::nat::FlowState;
 
 const RING: u32 = 31;
 
-/// Slot n belongs to backend 1 + n % 2; slot 0 rejects.
+/// The ring, at offset 7. In `nat`, slot n belongs to backend 1 + n % 2, and slot 0 rejects. In DSR
+/// modes, every slot has changed from backend 1 to backend 2.
+struct Arena<'a>(&'a Image);
+
+impl Slots for Arena<'_> {
+    fn range(&self, offset: u32, len: u32) -> Vec<Slot> {
+        let is_nat = self.0.services.values().all(|service| service.mode == MODE_NAT);
+        let slot = |number: u32| match number {
+            _ if !is_nat => Slot::settled(1).changed(2),
+            0 => Slot::settled(REJECT),
+            _ => Slot::settled(1 + number % 2),
+        };
+        (offset - 7..RING.min(offset - 7 + len)).map(slot).collect()
+    }
+}
+
 fn image() -> Image {
     let mut image = Image::default();
     let vip: SocketAddr = "192.0.2.10:80".parse().unwrap();
@@ -35,8 +50,6 @@ fn image() -> Image {
         draining_since_ns: 0,
     };
     image.services.insert(vip, service);
-    let owner = |slot: u32| if slot == 0 { REJECT } else { 1 + slot % 2 };
-    image.rings.insert(7, (0..RING).map(|slot| Slot::settled(owner(slot))).collect());
     for index in [1, 2] {
         let address = any_addr(format!("10.2.0.{index}").parse().unwrap());
         let entry = Backend {
@@ -57,7 +70,7 @@ fn image() -> Image {
 fn look(image: &Image, client: &str, vip: &str, flow: Option<&RawFlow>) -> LookupView {
     let query = LookupQuery { client: client.parse().unwrap(), vip: vip.parse().unwrap(), sequence: None };
     let known = Known { flow: flow.cloned(), ..Known::default() };
-    lookup(image, &known, &query, |_| Some("web".to_owned()))
+    lookup(image, &Arena(image), &known, &query, |_| Some("web".to_owned()))
 }
 
 #[test]
@@ -110,11 +123,9 @@ fn what_is_not_served_is_said() {
     assert_eq!(look(&image, "198.51.100.7:1", "192.0.2.11:80", None).why, "not a vip");
 }
 
-/// Every slot has changed from backend 1 to backend 2.
 fn in_transition() -> Image {
     let mut image = image();
     image.services.values_mut().for_each(|service| service.mode = MODE_DSR_L2);
-    image.rings.insert(7, vec![Slot::settled(1).changed(2); RING as usize].into());
     image
 }
 
@@ -142,6 +153,6 @@ fn sequence_number_finds_the_syn_that_was_sent_before() {
     let place = locate(&image.settings.unwrap().hash_key, &image.services[&vip], client, vip).unwrap();
     assert_eq!(syn_place(&image, client, vip), Some(Syn::place(place.hash)));
     let known = Known { syn: Some(Syn::new(Syn::fingerprint(place.hash, 99), 1)), ..Known::default() };
-    let why = |sequence| lookup(&image, &known, &LookupQuery { client, vip, sequence }, |_| None).why;
+    let why = |sequence| lookup(&image, &Arena(&image), &known, &LookupQuery { client, vip, sequence }, |_| None).why;
     assert_eq!([why(None), why(Some(98)), why(Some(99))], ["current", "current", "syn-again"]);
 }

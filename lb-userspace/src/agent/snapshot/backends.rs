@@ -18,7 +18,7 @@ use crate::{
 
 impl Agent {
     pub(super) fn backend_views(&mut self, wanted: &Wanted, sample: Option<&Sample>) -> Vec<BackendView> {
-        let shares = self.digests.of(wanted, &self.plan.target).1.clone();
+        let shares = self.digests.of(wanted, &self.plan.target, self.maps.slots()).1.clone();
         let health = self.views.all();
         let config = self.desired.config.clone();
         let mut views = Vec::new();

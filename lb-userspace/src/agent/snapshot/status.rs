@@ -119,7 +119,7 @@ impl Agent {
         let of_family =
             |family: Family| target.services.keys().filter(|vip| Family::of(&vip.ip()) == family).count() as u64;
         let addresses = |family: Family| target.addresses.keys().filter(|ip| Family::of(ip) == family).count() as u64;
-        let slots: usize = target.rings.values().map(|slots| slots.len()).sum();
+        let slots: usize = target.ranges().into_iter().map(|(_, len)| len as usize).sum();
         let backends = target.backends.values().filter(|backend| backend.family != 0).count();
         let mut views = vec![
             view(map::SERVICES_V4, of_family(Family::V4), u64::from(MAX_VIP_PORTS)),

@@ -1,6 +1,9 @@
 //! Plans the entries of `BACKENDS`: wanted backends, draining ones, and those that are gone.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use lb_common::{
     backend::{self, Backend},
@@ -17,13 +20,18 @@ use crate::{
     state::{AdminState, BackendId, Health},
 };
 
+/// The indexes of each service's backends, in their order, by the service's id.
+pub type Placed = BTreeMap<u32, Vec<u32>>;
+
+/// `named` finds the indexes that slots name.
 pub fn plan_backends(
     wanted: &Wanted,
     programmed: &Image,
+    named: impl Fn() -> BTreeSet<u32>,
     in_use: &FlowUse,
     now_ns: u64,
     plan: &mut Plan,
-) -> Result<(), PlanError> {
+) -> Result<Placed, PlanError> {
     let mut unclaimed: BTreeMap<u32, &Backend> = programmed
         .backends
         .iter()
@@ -35,10 +43,11 @@ pub fn plan_backends(
         by_service.entry(backend.service).or_default().push(*index);
     }
 
-    // Made only when needed: it scans every slot, and a change of health needs no new index.
+    // Made only when needed: it may scan every slot, and a change of health needs no new index.
     let mut numbers: Option<Numbers> = None;
     let mut blocks = snat::Blocks::of(programmed);
     let mut placed = Vec::new();
+    let mut indexes = Placed::new();
     for service in &wanted.services {
         let Some(id) = plan.services.get(&service.name).copied() else { continue };
         for wanted in &service.backends {
@@ -50,24 +59,21 @@ pub fn plan_backends(
             let index = match before {
                 Some((index, _)) => index,
                 None => numbers
-                    .get_or_insert_with(|| Numbers::backends(programmed, &in_use.backends))
+                    .get_or_insert_with(|| Numbers::backends(programmed, &named(), &in_use.backends))
                     .allocate()
                     .ok_or_else(|| PlanError::Backends { backend: name.clone() })?,
             };
             unclaimed.remove(&index);
             plan.backends.insert(name, index);
+            indexes.entry(id).or_default().push(index);
             placed.push((index, id, service, wanted, before.map(|(_, backend)| backend)));
         }
     }
     // Draining backends keep the SNAT addresses that their flows use; wanted backends choose from
     // the rest.
+    let by_id = plan.by_id(wanted);
     for (index, backend) in unclaimed {
-        let service = plan
-            .services
-            .iter()
-            .find(|(_, id)| **id == backend.service)
-            .and_then(|(name, _)| wanted.services.iter().find(|service| service.name == *name));
-        let entry = leave(index, backend, service, in_use, now_ns, plan);
+        let entry = leave(index, backend, by_id.get(&backend.service).copied(), in_use, now_ns, plan);
         if entry.family != 0 {
             blocks.keep(programmed, &entry);
         }
@@ -92,7 +98,7 @@ pub fn plan_backends(
         }
     }
     plan.target.snat_addresses = blocks.into_addresses();
-    Ok(())
+    Ok(indexes)
 }
 
 /// Whether the entry is that of the wanted backend. Another mode, or another rule for the source

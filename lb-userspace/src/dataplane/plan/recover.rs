@@ -1,10 +1,10 @@
 //! What a restarted agent recovers from the maps.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use lb_common::backend::{self, Backend};
 
-use super::{Image, Wanted, address, backends::is_same, ids};
+use super::{Image, Slots, Wanted, address, backends::is_same, ids, services::named};
 use crate::state::{BackendId, Health};
 
 /// What the maps hold about the wanted backends.
@@ -19,14 +19,13 @@ pub struct Recovered {
 ///
 /// A backend without probes that owned slots was assumed up. It still counts as up if probes have
 /// been configured meanwhile; otherwise its service would reject until the first probe is answered.
-pub fn recover(wanted: &Wanted, programmed: &Image) -> Recovered {
+pub fn recover(wanted: &Wanted, programmed: &Image, slots: &dyn Slots) -> Recovered {
     let ids = ids::assign(wanted, programmed);
     let mut entries: BTreeMap<u32, Vec<(u32, &Backend)>> = BTreeMap::new();
     for (index, backend) in programmed.backends.iter().filter(|(_, backend)| address(backend).is_some()) {
         entries.entry(backend.service).or_default().push((*index, backend));
     }
-    let owners: BTreeSet<u32> =
-        programmed.rings.values().flat_map(|slots| slots.iter()).map(|slot| slot.current()).collect();
+    let owners = named(programmed.ranges(), slots, |slot| [slot.current()]);
     let mut recovered = Recovered::default();
     for service in &wanted.services {
         let of_service = ids.get(&service.name).and_then(|id| entries.get(id));

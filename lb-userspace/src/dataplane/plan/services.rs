@@ -14,53 +14,61 @@ use lb_common::{
     slot::{REJECT, Slot},
 };
 
-use super::{FlowUse, Image, Plan, PlanError, Wanted, WantedService, mode_number, nanoseconds};
+use super::{
+    FlowUse, Image, Plan, PlanError, Slots, Wanted, WantedService, Write, backends::Placed, mode_number, nanoseconds,
+};
 use crate::{
     balance::Ring,
-    dataplane::arena::{Numbers, Ranges, SERVICE_STATS_LEN, overlap},
+    dataplane::{
+        arena::{Numbers, Ranges, SERVICE_STATS_LEN, overlap},
+        settle::clock::deciseconds,
+    },
     model::Affinity,
-    state::BackendId,
 };
 
 /// The length of the ring of a VIP that is no longer declared: one rejecting slot, shared by all
 /// such VIPs.
 const REJECTING: u32 = 1;
 
+/// Returns the writes of the slots. `placed` has the indexes of each service's backends.
+#[expect(clippy::too_many_arguments, reason = "the inputs of a plan, and its memory")]
 pub fn plan_services(
     wanted: &Wanted,
     programmed: &Image,
+    slots: &dyn Slots,
+    placed: &Placed,
     in_use: &FlowUse,
     now_ns: u64,
     memo: &mut Memo,
     plan: &mut Plan,
-) -> Result<(), PlanError> {
+) -> Result<Vec<Write>, PlanError> {
     let leaving = leaving(wanted, programmed, in_use, now_ns, plan);
     let mut ranges = Ranges::of(programmed);
     let mut kept = kept_ranges(wanted, programmed, plan);
     let mut stats = Stats::new(programmed, in_use);
+    let mut writes = Vec::new();
+    let running = programmed.ranges();
+    let flows = with_flows(plan);
     memo.retain(plan);
     for service in &wanted.services {
         let Some(id) = plan.services.get(&service.name).copied() else { continue };
+        let of_service = placed.get(&id).map(Vec::as_slice).unwrap_or_default();
         for (family, ring) in &service.rings {
-            let indexes = indexes(service, ring, plan);
             let len = ring.declared().ring_size;
             let offset = match kept.remove(&(id, *family)) {
                 Some(offset) => offset,
                 None => ranges.allocate(len).ok_or_else(|| PlanError::Rings { service: service.name.clone(), len })?,
             };
-            let vips: Vec<SocketAddr> = service
-                .vips
-                .iter()
-                .filter(|vip| Family::of(vip) == *family)
-                .map(|vip| SocketAddr::new(*vip, service.port))
-                .collect();
-            let is_running =
-                programmed.services.values().any(|before| (before.ring_offset, before.ring_len) == (offset, len));
-            let before = programmed.rings.get(&offset).filter(|_| is_running);
-            let change = RingChange::of(service, id, plan, memo);
-            let slots = memo.slots((id, *family), ring, indexes, change, before);
-            plan.target.rings.insert(offset, slots);
-            for vip in vips {
+            let decided = Decided {
+                ring: ring.clone(),
+                offset,
+                indexes: indexes(service, ring, of_service),
+                change: RingChange::of(service, flows.get(&id), memo),
+            };
+            let is_running = running.contains(&(offset, len));
+            writes.extend(memo.decide((id, *family), decided, slots, is_running, now_ns));
+            for vip in service.vips.iter().filter(|vip| Family::of(vip) == *family) {
+                let vip = SocketAddr::new(*vip, service.port);
                 let stats = stats
                     .assign(vip, programmed)
                     .ok_or_else(|| PlanError::Stats { service: service.name.clone(), vip })?;
@@ -82,16 +90,21 @@ pub fn plan_services(
         }
     }
     if leaving.is_empty() {
-        return Ok(());
+        return Ok(writes);
     }
-    let offset = match kept_rejecting(programmed, plan) {
-        Some(offset) => offset,
+    let (offset, before) = match kept_rejecting(programmed, plan) {
+        Some(offset) => (offset, slots.range(offset, REJECTING)),
         None => {
             let full = || PlanError::Rings { service: "(those that left)".to_owned(), len: REJECTING };
-            ranges.allocate(REJECTING).ok_or_else(full)?
+            (ranges.allocate(REJECTING).ok_or_else(full)?, Vec::new())
         }
     };
-    plan.target.rings.insert(offset, [Slot::settled(REJECT); REJECTING as usize].into());
+    let to = Slot::settled(REJECT);
+    match before.first() {
+        Some(from) if *from == to => {}
+        Some(from) => writes.push(Write::Slot { at: offset, from: *from, to, now_ds: deciseconds(now_ns) }),
+        None => writes.push(Write::Ring { offset, slots: vec![to; REJECTING as usize] }),
+    }
     for (vip, before, since_ns) in leaving {
         let Some(stats) = stats.assign(vip, programmed) else { continue };
         let entry = Service {
@@ -104,7 +117,40 @@ pub fn plan_services(
         };
         plan.target.services.insert(vip, entry);
     }
-    Ok(())
+    Ok(writes)
+}
+
+/// The indexes that slots of these ranges name; `owners` gives the indexes of a slot.
+pub fn named<const N: usize>(
+    ranges: impl IntoIterator<Item = (u32, u32)>,
+    slots: &dyn Slots,
+    owners: impl Fn(Slot) -> [u32; N],
+) -> BTreeSet<u32> {
+    // A flag for each index: rings may have millions of slots, and few owners.
+    let mut is_named: Vec<bool> = Vec::new();
+    for (offset, len) in ranges {
+        for owner in slots.range(offset, len).into_iter().flat_map(&owners) {
+            let owner = owner as usize;
+            if owner >= is_named.len() {
+                is_named.resize(owner + 1, false);
+            }
+            if let Some(is_named) = is_named.get_mut(owner) {
+                *is_named = true;
+            }
+        }
+    }
+    (0..).zip(is_named).filter(|(_, is_named)| *is_named).map(|(index, _)| index).collect()
+}
+
+/// The indexes of backends whose flows are not over, by the id of their service.
+fn with_flows(plan: &Plan) -> BTreeMap<u32, BTreeSet<u32>> {
+    let mut flows: BTreeMap<u32, BTreeSet<u32>> = BTreeMap::new();
+    for (index, backend) in &plan.target.backends {
+        if backend.family != 0 && !plan.over.contains(index) {
+            flows.entry(backend.service).or_default().insert(*index);
+        }
+    }
+    flows
 }
 
 /// How the slots of a ring change owner.
@@ -122,19 +168,14 @@ enum RingChange {
 }
 
 impl RingChange {
-    fn of(service: &WantedService, id: u32, plan: &Plan, memo: &Memo) -> Self {
+    fn of(service: &WantedService, with_flows: Option<&BTreeSet<u32>>, memo: &Memo) -> Self {
         if !service.mode.is_dsr() {
             return RingChange::AtOnce;
         }
         if memo.warming_up.contains(&service.name) {
             return RingChange::Begins;
         }
-        let keep = plan
-            .target
-            .backends
-            .iter()
-            .filter(|(index, backend)| backend.service == id && backend.family != 0 && !plan.over.contains(index));
-        RingChange::Transition(keep.map(|(index, _)| *index).collect())
+        RingChange::Transition(with_flows.cloned().unwrap_or_default())
     }
 
     /// The next value of a slot of a running ring whose owner becomes `owner`.
@@ -161,73 +202,151 @@ impl RingChange {
     }
 }
 
-/// The last decided slots of each ring, and the inputs of the decision.
-#[derive(Default, Debug)]
+/// What each ring was decided from. The writes of the last plan have been applied, so a ring that is
+/// decided from the same again has no slot to write.
+#[derive(Clone, Default, Debug)]
 pub struct Memo {
     rings: BTreeMap<(u32, Family), Decided>,
     /// The names of services that have started and whose backends do not all have a verdict yet.
     pub warming_up: BTreeSet<String>,
+    /// The ring with which the next audit begins.
+    next: Option<(u32, Family)>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Decided {
     ring: Arc<Ring>,
+    offset: u32,
+    /// The index of each declared backend; `None` if it is not eligible.
     indexes: Vec<Option<u32>>,
     change: RingChange,
-    slots: Arc<[Slot]>,
+}
+
+impl PartialEq for Decided {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.ring, &other.ring)
+            && (self.offset, &self.indexes, &self.change) == (other.offset, &other.indexes, &other.change)
+    }
+}
+
+impl Decided {
+    fn len(&self) -> u32 {
+        self.ring.declared().ring_size
+    }
+
+    /// The owner of each slot, as an index of `BACKENDS`.
+    fn owners(&self) -> impl Iterator<Item = u32> {
+        let is_eligible: Vec<bool> = self.indexes.iter().map(Option::is_some).collect();
+        let index = |owner: Option<u32>| {
+            owner.and_then(|owner| self.indexes.get(owner as usize).copied().flatten()).unwrap_or(REJECT)
+        };
+        self.ring.owners(&is_eligible).into_iter().map(index)
+    }
+
+    /// The slots that are not as they should be: position, value, and what it should be.
+    fn differences(&self, slots: &dyn Slots) -> impl Iterator<Item = (u32, Slot, Slot)> {
+        let before = slots.range(self.offset, self.len());
+        let next = (self.offset..).zip(before.into_iter().zip(self.owners()));
+        next.map(|(at, (slot, owner))| (at, slot, self.change.next(slot, owner))).filter(|(_, slot, next)| slot != next)
+    }
 }
 
 impl Memo {
-    /// The slots of a ring. `indexes` has the index of each declared backend, `None` if it is not
-    /// eligible. `before` is the current slots, if a service uses them.
-    fn slots(
+    /// The writes that a ring needs; `is_running` if a service uses its range already.
+    fn decide(
         &mut self,
         key: (u32, Family),
-        ring: &Arc<Ring>,
-        indexes: Vec<Option<u32>>,
-        change: RingChange,
-        before: Option<&Arc<[Slot]>>,
-    ) -> Arc<[Slot]> {
-        if let (Some(decided), Some(before)) = (self.rings.get(&key), before)
-            && Arc::ptr_eq(&decided.slots, before)
-            && Arc::ptr_eq(&decided.ring, ring)
-            && decided.indexes == indexes
-            && decided.change == change
-        {
-            return before.clone();
+        decided: Decided,
+        slots: &dyn Slots,
+        is_running: bool,
+        now_ns: u64,
+    ) -> Vec<Write> {
+        if is_running && self.rings.get(&key) == Some(&decided) {
+            return Vec::new();
         }
-        let owners = owners(ring, &indexes);
-        let slots: Arc<[Slot]> = match before {
-            Some(before) => before.iter().zip(owners).map(|(slot, owner)| change.next(*slot, owner)).collect(),
-            None => owners.map(|owner| change.first(owner)).collect(),
+        let writes = if is_running {
+            let now_ds = deciseconds(now_ns);
+            decided.differences(slots).map(|(at, from, to)| Write::Slot { at, from, to, now_ds }).collect()
+        } else {
+            let slots = decided.owners().map(|owner| decided.change.first(owner)).collect();
+            vec![Write::Ring { offset: decided.offset, slots }]
         };
-        self.rings.insert(key, Decided { ring: ring.clone(), indexes, change, slots: slots.clone() });
-        slots
+        self.rings.insert(key, decided);
+        writes
     }
 
     /// Forgets the rings of services that are no longer wanted.
     fn retain(&mut self, plan: &Plan) {
-        self.rings.retain(|(id, _), _| plan.services.values().any(|wanted| wanted == id));
+        let wanted: BTreeSet<u32> = plan.services.values().copied().collect();
+        self.rings.retain(|(id, _), _| wanted.contains(id));
+    }
+
+    /// Forgets every decision: the slots may hold anything.
+    pub fn forget(&mut self) {
+        self.rings.clear();
+    }
+
+    /// The ranges of `programmed` whose slots may name any index. The others name backends that
+    /// have an entry.
+    pub(super) fn unknown(&self, programmed: &Image) -> BTreeSet<(u32, u32)> {
+        let mut ranges = programmed.ranges();
+        for decided in self.rings.values() {
+            ranges.remove(&(decided.offset, decided.len()));
+        }
+        ranges
+    }
+
+    /// Compares the next rings with their slots, `budget` slots or a little more at most, and
+    /// forgets the rings that differ, so that the next plan puts them right. Returns how many slots
+    /// have a wrong owner.
+    pub fn audit(&mut self, slots: &dyn Slots, budget: usize) -> Audit {
+        let mut audit = Audit::default();
+        let mut seen = 0;
+        let begin = self.next.take();
+        let keys: Vec<(u32, Family)> = match begin {
+            Some(begin) => self.rings.range(begin..).chain(self.rings.range(..begin)).map(|(key, _)| *key).collect(),
+            None => self.rings.keys().copied().collect(),
+        };
+        for key in keys {
+            if seen >= budget {
+                self.next = Some(key);
+                break;
+            }
+            let Some(decided) = self.rings.get(&key) else { continue };
+            seen += decided.len() as usize;
+            let (mut differs, mut wrong) = (false, 0);
+            for (_, slot, next) in decided.differences(slots) {
+                differs = true;
+                wrong += usize::from(slot.current() != next.current());
+            }
+            audit.wrong_owners += wrong;
+            if differs {
+                audit.rings += 1;
+                self.rings.remove(&key);
+            }
+        }
+        audit
     }
 }
 
-/// The index of each declared backend; `None` if it is not eligible.
-fn indexes(service: &WantedService, ring: &Ring, plan: &Plan) -> Vec<Option<u32>> {
-    let index = |address: &SocketAddr| {
-        let at = service.backends.binary_search_by_key(address, |backend| backend.address).ok()?;
-        let backend = service.backends.get(at).filter(|backend| backend.is_eligible)?;
-        let id = BackendId { service: service.name.clone(), address: backend.address };
-        plan.backends.get(&id).copied()
-    };
-    ring.declared().backends.iter().map(|(address, _)| index(address)).collect()
+/// What an audit of slots has found.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Audit {
+    /// Slots whose owner is another one than was decided.
+    pub wrong_owners: usize,
+    /// Rings with a slot that is not as it should be.
+    pub rings: usize,
 }
 
-/// The owner of each slot, as an index of `BACKENDS`.
-fn owners(ring: &Ring, indexes: &[Option<u32>]) -> impl Iterator<Item = u32> {
-    let is_eligible: Vec<bool> = indexes.iter().map(Option::is_some).collect();
-    let index =
-        |owner: Option<u32>| owner.and_then(|owner| indexes.get(owner as usize).copied().flatten()).unwrap_or(REJECT);
-    ring.owners(&is_eligible).into_iter().map(index)
+/// The index of each declared backend; `None` if it is not eligible. `placed` has the indexes of
+/// the service's backends, in their order.
+fn indexes(service: &WantedService, ring: &Ring, placed: &[u32]) -> Vec<Option<u32>> {
+    let index = |address: &SocketAddr| {
+        let at = service.backends.binary_search_by_key(address, |backend| backend.address).ok()?;
+        service.backends.get(at).filter(|backend| backend.is_eligible)?;
+        placed.get(at).copied()
+    };
+    ring.declared().backends.iter().map(|(address, _)| index(address)).collect()
 }
 
 /// The ranges that wanted services keep, by service id and family. A service whose mode or ring
@@ -245,33 +364,41 @@ fn kept_ranges(wanted: &Wanted, programmed: &Image, plan: &Plan) -> BTreeMap<(u3
                 && before.mode == mode_number(service.mode)
                 && before.ring_len == ring.declared().ring_size
                 && before.draining_since_ns == 0
-                && is_whole(programmed, before);
+                && is_whole(before);
             if is_right {
                 kept.entry((id, family)).or_insert((before.ring_offset, before.ring_len));
             }
         }
     }
-    let is_alone = |one: &(u32, Family), range: (u32, u32)| {
-        kept.iter().all(|(other, taken)| other == one || !overlap(range, *taken))
-    };
-    kept.iter().filter(|(one, range)| is_alone(one, **range)).map(|(one, (offset, _))| (*one, *offset)).collect()
+    // In the order of their offsets, a range is alone if it begins after all before it, and ends
+    // before the next one.
+    let mut sorted: Vec<((u32, u32), (u32, Family))> = kept.into_iter().map(|(one, range)| (range, one)).collect();
+    sorted.sort_unstable();
+    let mut alone = BTreeMap::new();
+    let mut end_before = 0;
+    for (at, ((offset, len), one)) in sorted.iter().enumerate() {
+        let end = offset + len;
+        let is_before_next = sorted.get(at + 1).is_none_or(|((next, _), _)| end <= *next);
+        if end_before <= *offset && is_before_next {
+            alone.insert(*one, *offset);
+        }
+        end_before = end_before.max(end);
+    }
+    alone
 }
 
 fn kept_rejecting(programmed: &Image, plan: &Plan) -> Option<u32> {
     programmed
         .services
         .values()
-        .filter(|service| service.ring_len == REJECTING && is_whole(programmed, service))
+        .filter(|service| service.ring_len == REJECTING && is_whole(service))
         .map(|service| service.ring_offset)
-        .find(|offset| {
-            plan.target.rings.iter().all(|(other, slots)| !overlap((*offset, REJECTING), (*other, slots.len() as u32)))
-        })
+        .find(|offset| plan.target.ranges().into_iter().all(|other| !overlap((*offset, REJECTING), other)))
 }
 
-/// Whether all slots of the service are in the arena and were read.
-fn is_whole(programmed: &Image, service: &Service) -> bool {
+/// Whether all slots of the service are in the arena.
+fn is_whole(service: &Service) -> bool {
     service.ring_offset.checked_add(service.ring_len).is_some_and(|end| end <= RING_ARENA_SLOTS)
-        && programmed.rings.get(&service.ring_offset).is_some_and(|slots| slots.len() == service.ring_len as usize)
 }
 
 /// The programmed VIPs that are no longer wanted but let their flows end, and since when. New
@@ -288,6 +415,7 @@ fn leaving(
         .iter()
         .flat_map(|service| service.vips.iter().map(|vip| SocketAddr::new(*vip, service.port)))
         .collect();
+    let by_id = plan.by_id(wanted);
     let mut leaving = Vec::new();
     for (vip, before) in programmed.services.iter().filter(|(vip, _)| !wanted_vips.contains(vip)) {
         // In DSR mode there are no flow entries by which a flow could continue.
@@ -298,8 +426,7 @@ fn leaving(
             since_ns @ 1.. if since_ns <= now_ns => since_ns,
             _ => now_ns,
         };
-        let service = wanted.services.iter().find(|service| plan.services.get(&service.name) == Some(&before.id));
-        let until_ns = match service {
+        let until_ns = match by_id.get(&before.id) {
             Some(service) => Some(since_ns.saturating_add(nanoseconds(service.drain_timeout))),
             // The service is gone too: as long as its backends drain.
             None => plan.leaving.iter().filter(|one| one.service == before.id).map(|one| one.until_ns).max(),

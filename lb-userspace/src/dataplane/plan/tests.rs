@@ -7,7 +7,7 @@ use lb_common::{
     nat::NatTimeouts,
     ports::PortPool,
     service::Service,
-    slot::Slot,
+    slot::{REJECT, Slot},
 };
 use proptest::prelude::*;
 
@@ -89,11 +89,11 @@ const BOTH: [&str; 4] = ["10.2.0.11:80", "10.2.0.12:80", "[fd02::11]:80", "[fd02
 /// Plans and applies, up to `rounds` times; then nothing must be left to do.
 fn converge(fake: &mut Fake, wanted: &Wanted, in_use: &FlowUse, now_ns: u64, rounds: usize) -> Plan {
     for _ in 0..rounds {
-        for write in plan(wanted, &fake.image(), in_use, now_ns).unwrap().writes {
+        for write in plan(wanted, &fake.image(), fake, in_use, now_ns).unwrap().writes {
             fake.apply(&write);
         }
     }
-    let plan = plan(wanted, &fake.image(), in_use, now_ns).unwrap();
+    let plan = plan(wanted, &fake.image(), fake, in_use, now_ns).unwrap();
     assert_eq!(plan.writes, [], "not in step after {rounds} rounds");
     assert_eq!(plan.target, fake.image());
     plan
@@ -102,7 +102,7 @@ fn converge(fake: &mut Fake, wanted: &Wanted, in_use: &FlowUse, now_ns: u64, rou
 fn owners_seen(fake: &Fake, vip: &str) -> BTreeSet<String> {
     let image = fake.image();
     let service = image.services[&vip.parse().unwrap()];
-    image.rings[&service.ring_offset]
+    fake.ring(&service)
         .iter()
         .map(|slot| match image.backends.get(&slot.current()).and_then(address) {
             Some(address) => address.to_string(),
@@ -155,14 +155,14 @@ fn writes_go_from_backends_to_slots_to_services_to_vips_and_back() {
     let mut fake = Fake::default();
     let mut all = wanted(vec![web(&BOTH)]);
     assert_eq!(
-        order(&plan(&all, &fake.image(), &FlowUse::default(), NOW).unwrap().writes),
+        order(&plan(&all, &fake.image(), &fake, &FlowUse::default(), NOW).unwrap().writes),
         ["backend", "slot", "service", "vip"]
     );
     converge(&mut fake, &all, &FlowUse::default(), NOW, 1);
     all.services.clear();
     fake.make_all_drain_at_once();
     assert_eq!(
-        order(&plan(&all, &fake.image(), &FlowUse::default(), NOW).unwrap().writes),
+        order(&plan(&all, &fake.image(), &fake, &FlowUse::default(), NOW).unwrap().writes),
         ["vip", "service", "backend"]
     );
 }
@@ -280,7 +280,7 @@ fn backend_that_goes_down_moves_its_slots_alone_and_keeps_its_flows() {
     let before = converge(&mut fake, &all, &FlowUse::default(), NOW, 1);
     let down = &mut all.services[0].backends[0];
     (down.health, down.is_eligible) = (Health::Down, false);
-    let plan = super::plan(&all, &fake.image(), &FlowUse::default(), NOW).unwrap();
+    let plan = super::plan(&all, &fake.image(), &fake, &FlowUse::default(), NOW).unwrap();
     let index = before.backends[&BackendId { service: "web".to_owned(), address: backends[0].parse().unwrap() }];
     for write in &plan.writes {
         match write {
@@ -337,7 +337,7 @@ fn service_under_another_name_keeps_its_backends_and_ring() {
     converge(&mut fake, &wanted(vec![web(&BOTH)]), &FlowUse::default(), NOW, 1);
     let mut renamed = web(&BOTH);
     renamed.name = "shop".to_owned();
-    assert_eq!(plan(&wanted(vec![renamed]), &fake.image(), &FlowUse::default(), NOW).unwrap().writes, []);
+    assert_eq!(plan(&wanted(vec![renamed]), &fake.image(), &fake, &FlowUse::default(), NOW).unwrap().writes, []);
 }
 
 #[test]
@@ -383,7 +383,7 @@ fn restarted_agent_finds_health_and_drains_in_the_maps() {
     (backends[1].health, backends[1].health_since_unix_ns) = (Health::Unknown, 0);
     (backends[3].admin, backends[3].is_eligible) = (AdminState::Draining, false);
     converge(&mut fake, &all, &FlowUse::default(), NOW, 1);
-    let health = recover(&all, &fake.image()).health;
+    let health = recover(&all, &fake.image(), &fake).health;
     let of = |address: &str| health[&BackendId { service: "web".to_owned(), address: address.parse().unwrap() }];
     assert_eq!(of(BOTH[0]), (Health::Down, 5));
     // It owned slots but had no verdict: it was not probed, and was assumed up.
@@ -391,7 +391,7 @@ fn restarted_agent_finds_health_and_drains_in_the_maps() {
     assert_eq!(of(BOTH[2]), (Health::Up, 5));
     // The drain continues from where it was: a later plan finds nothing to write, and ends it in
     // time.
-    assert_eq!(plan(&all, &fake.image(), &FlowUse::default(), NOW + 30 * SECOND).unwrap().writes, []);
+    assert_eq!(plan(&all, &fake.image(), &fake, &FlowUse::default(), NOW + 30 * SECOND).unwrap().writes, []);
     let ended = converge(&mut fake, &all, &FlowUse::default(), NOW + 60 * SECOND, 1);
     let index = ended.backends[&BackendId { service: "web".to_owned(), address: BOTH[3].parse().unwrap() }];
     assert!(!fake.image().backends[&index].is_serving());
@@ -400,32 +400,51 @@ fn restarted_agent_finds_health_and_drains_in_the_maps() {
 #[test]
 fn new_backend_has_no_health_to_recover() {
     let all = wanted(vec![web(&BOTH)]);
-    assert_eq!(recover(&all, &Image::default()), Recovered::default());
+    assert_eq!(recover(&all, &Image::default(), &Fake::default()), Recovered::default());
 }
 
 #[test]
 fn plan_by_what_is_remembered_is_the_plan_without() {
-    let mut memo = Memo::default();
+    let (mut memo, mut fake) = (Memo::default(), Fake::default());
     let mut all = wanted(vec![web(&BOTH)]);
-    let mut image = Image::default();
+    let again = |all: &Wanted, fake: &Fake, memo: &mut Memo| {
+        plan_again(all, &fake.image(), fake, &FlowUse::default(), NOW, memo).unwrap()
+    };
     for (at, is_eligible) in [(0, true), (0, false), (2, false), (0, true), (0, true), (2, true)] {
         all.services[0].backends[at].is_eligible = is_eligible;
-        let again = plan_again(&all, &image, &FlowUse::default(), NOW, &mut memo).unwrap();
-        assert_eq!(again, plan(&all, &image, &FlowUse::default(), NOW).unwrap());
-        image = again.target;
+        let with_memo = again(&all, &fake, &mut memo);
+        assert_eq!(with_memo, plan(&all, &fake.image(), &fake, &FlowUse::default(), NOW).unwrap());
+        with_memo.writes.iter().for_each(|write| fake.apply(write));
     }
-    // Someone edits a slot: the memo no longer matches the maps.
-    let (offset, mut slots) = image.rings.pop_first().map(|(offset, slots)| (offset, slots.to_vec())).unwrap();
-    slots[3] = Slot::new(9, 8, Slot::TRACKED);
-    image.rings.insert(offset, slots.into());
-    let again = plan_again(&all, &image, &FlowUse::default(), NOW, &mut memo).unwrap();
-    assert!(matches!(again.writes.as_slice(), [Write::Slot { at, .. }] if *at == offset + 3), "{:?}", again.writes);
+    // Somebody edits a slot: an audit finds it, and the next plan puts it right.
+    assert_eq!(memo.audit(&fake, usize::MAX), Audit::default());
+    let at = *fake.arena.first_key_value().unwrap().0 + 3;
+    fake.arena.insert(at, Slot::new(9, 8, Slot::TRACKED));
+    assert_eq!(again(&all, &fake, &mut memo).writes, []);
+    assert_eq!(memo.audit(&fake, usize::MAX), Audit { wrong_owners: 1, rings: 1 });
+    let writes = again(&all, &fake, &mut memo).writes;
+    assert!(matches!(writes.as_slice(), [Write::Slot { at: written, .. }] if *written == at), "{writes:?}");
+}
+
+#[test]
+fn audits_of_a_few_slots_each_have_seen_every_ring_after_a_round() {
+    let (mut memo, mut fake) = (Memo::default(), Fake::default());
+    let services = ["a", "b", "c"].map(|name| {
+        let vip = format!("192.0.2.{}", name.as_bytes()[0]);
+        service(name, &[&vip], BOTH[..2].iter().map(|address| up(address)).collect(), 31)
+    });
+    let all = wanted(services.to_vec());
+    let plan = plan_again(&all, &fake.image(), &fake, &FlowUse::default(), NOW, &mut memo).unwrap();
+    plan.writes.iter().for_each(|write| fake.apply(write));
+    fake.arena.insert(93 - 1, Slot::settled(REJECT));
+    let found: Vec<usize> = (0..4).map(|_| memo.audit(&fake, 31).wrong_owners).collect();
+    assert_eq!(found, [0, 0, 1, 0]);
 }
 
 #[test]
 fn too_large_rings_are_refused_by_name_and_nothing_is_planned() {
     let huge = service("web", &["192.0.2.10"], vec![up(BOTH[0])], 4_194_319);
-    let error = plan(&wanted(vec![huge]), &Image::default(), &FlowUse::default(), NOW).unwrap_err();
+    let error = plan(&wanted(vec![huge]), &Image::default(), &Fake::default(), &FlowUse::default(), NOW).unwrap_err();
     assert!(error.to_string().contains("service web"), "{error}");
 }
 
@@ -559,8 +578,7 @@ fn check(fake: &Fake, wanted: &Wanted) {
                 .iter()
                 .map(|(address, _)| service.backends.iter().any(|one| one.address == *address && one.is_eligible))
                 .collect();
-            let slots = &image.rings[&entry.ring_offset];
-            for (slot, owner) in slots.iter().zip(ring.owners(&eligible)) {
+            for (slot, owner) in fake.ring(&entry).iter().zip(ring.owners(&eligible)) {
                 let backend = image.backends.get(&slot.current()).filter(|backend| backend.family != 0);
                 assert_eq!(backend.and_then(address), owner.map(|owner| declared[owner as usize].0), "{vip}");
                 if let Some(backend) = backend {
@@ -584,7 +602,7 @@ proptest! {
         for (n, (wanted, is_scanned)) in (1..).zip(steps) {
             let now_ns = NOW + n * 10 * SECOND;
             let in_use = FlowUse { scanned_at_ns: if is_scanned { now_ns } else { 0 }, ..FlowUse::default() };
-            for write in plan(&wanted, &fake.image(), &in_use, now_ns).unwrap().writes {
+            for write in plan(&wanted, &fake.image(), &fake, &in_use, now_ns).unwrap().writes {
                 fake.apply(&write);
                 fake.assert_every_owner_serves();
                 fake.assert_every_previous_is_known();

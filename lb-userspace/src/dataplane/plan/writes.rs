@@ -3,19 +3,16 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
-    sync::Arc,
 };
 
-use lb_common::{backend::Backend, service::address::VIP, settings::Settings, slot::Slot};
+use lb_common::{backend::Backend, service::address::VIP, settings::Settings};
 
-use super::super::{
-    image::{Image, Write},
-    settle::clock::deciseconds,
-};
+use super::super::image::{Image, Write};
 
-/// The writes that turn `from` into `to`. New entries are written before the entries that name
-/// them: addresses and backends, slots, services, VIPs. Removals are written in reverse order.
-pub fn writes(from: &Image, to: &Image, now_ns: u64) -> Vec<Write> {
+/// The writes that turn `from` into `to`; `slots` are the writes of the slots. New entries are
+/// written before the entries that name them: addresses and backends, slots, services, VIPs.
+/// Removals are written in reverse order.
+pub fn writes(from: &Image, to: &Image, slots: Vec<Write>) -> Vec<Write> {
     let mut writes = Vec::new();
     ways_out(from, to, &mut writes);
     let keeps_source = |image: &Image| image.settings.map_or(0, |settings| settings.flags & Settings::FLAG_KEEP_SOURCE);
@@ -30,7 +27,7 @@ pub fn writes(from: &Image, to: &Image, now_ns: u64) -> Vec<Write> {
         backend.family != 0 && from.backends.get(index).is_none_or(|before| !is_same_use(before, backend))
     };
     let has_new_backend = to.backends.iter().any(|(index, backend)| appears(index, backend));
-    let has_new_ring = to.rings.iter().any(|(offset, slots)| running(from, *offset, slots).is_none());
+    let has_new_ring = slots.iter().any(|write| matches!(write, Write::Ring { .. }));
     if has_new_backend || has_new_ring {
         // Wait until no program uses the index or the range in its former role.
         writes.push(Write::GracePeriod);
@@ -63,18 +60,7 @@ pub fn writes(from: &Image, to: &Image, now_ns: u64) -> Vec<Write> {
             writes.push(Write::Backend { index: *index, backend: *backend });
         }
     }
-    for (offset, slots) in &to.rings {
-        match running(from, *offset, slots) {
-            Some(before) if Arc::ptr_eq(before, slots) => {}
-            Some(before) => {
-                let changed =
-                    (*offset..).zip(before.iter().zip(slots.iter())).filter(|(_, (before, slot))| before != slot);
-                let now_ds = deciseconds(now_ns);
-                writes.extend(changed.map(|(at, (before, slot))| Write::Slot { at, from: *before, to: *slot, now_ds }));
-            }
-            None => writes.push(Write::Ring { offset: *offset, slots: slots.to_vec() }),
-        }
-    }
+    writes.extend(slots);
     writes.extend(to.peers.difference(&from.peers).map(|prefix| Write::Peer { prefix: *prefix }));
     for (vip, service) in &to.services {
         let before = from.services.get(vip);
@@ -145,13 +131,6 @@ fn is_same_use(before: &Backend, after: &Backend) -> bool {
     before.family != 0
         && (before.generation, before.address, before.port_be, before.service)
             == (after.generation, after.address, after.port_be, after.service)
-}
-
-/// The current slots of a range, if a service uses exactly this range.
-fn running<'a>(from: &'a Image, offset: u32, slots: &[Slot]) -> Option<&'a Arc<[Slot]>> {
-    let is_named =
-        |len: u32| from.services.values().any(|service| (service.ring_offset, service.ring_len) == (offset, len));
-    from.rings.get(&offset).filter(|before| before.len() == slots.len() && is_named(slots.len() as u32))
 }
 
 /// The bits of each address after the writes so far.

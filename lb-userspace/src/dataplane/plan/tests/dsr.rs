@@ -16,7 +16,7 @@ fn index_of(plan: &Plan, address: &str) -> u32 {
 
 fn slots(fake: &Fake, vip: &str) -> Vec<Slot> {
     let image = fake.image();
-    image.rings[&image.services[&vip.parse().unwrap()].ring_offset].to_vec()
+    fake.ring(&image.services[&vip.parse().unwrap()])
 }
 
 #[test]
@@ -144,7 +144,7 @@ fn service_that_begins_has_the_owners_of_the_whole_ring_at_once_and_tracks_what_
     let mut memo = Memo::default();
     memo.warming_up.insert("web".to_owned());
     let step = |fake: &mut Fake, memo: &mut Memo, service: WantedService| {
-        let plan = plan_again(&wanted(vec![service]), &fake.image(), &FlowUse::default(), NOW, memo).unwrap();
+        let plan = plan_again(&wanted(vec![service]), &fake.image(), &*fake, &FlowUse::default(), NOW, memo).unwrap();
         plan.writes.iter().for_each(|write| fake.apply(write));
         plan
     };

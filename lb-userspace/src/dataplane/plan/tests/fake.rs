@@ -17,7 +17,7 @@ use lb_common::{
 
 use crate::{
     dataplane::{
-        image::{Image, Write},
+        image::{Image, Slots, Write},
         settle::change::follow,
     },
     model::MAX_RING_SIZE,
@@ -46,15 +46,20 @@ pub struct Fake {
     held_slots: BTreeSet<u32>,
 }
 
+impl Slots for Fake {
+    fn range(&self, offset: u32, len: u32) -> Vec<Slot> {
+        let end = offset.saturating_add(len.min(READ_AT_MOST)).min(RING_ARENA_SLOTS);
+        (offset..end).map(|at| self.arena.get(&at).copied().unwrap_or(Slot::settled(0))).collect()
+    }
+}
+
 impl Fake {
     pub fn image(&self) -> Image {
-        let rings = self.services.values().map(|service| (service.ring_offset, self.ring(service).into())).collect();
         let snat_len = self.snat.keys().last().map_or(0, |last| last + 1);
         Image {
             settings: self.settings,
             addresses: self.addresses.clone(),
             services: self.services.clone(),
-            rings,
             backends: self
                 .backends
                 .iter()
@@ -67,13 +72,8 @@ impl Fake {
         }
     }
 
-    fn ring(&self, service: &Service) -> Vec<Slot> {
-        let end = service
-            .ring_offset
-            .saturating_add(service.ring_len)
-            .min(RING_ARENA_SLOTS)
-            .min(service.ring_offset + READ_AT_MOST);
-        (service.ring_offset..end).map(|at| self.arena.get(&at).copied().unwrap_or(Slot::settled(0))).collect()
+    pub fn ring(&self, service: &Service) -> Vec<Slot> {
+        self.range(service.ring_offset, service.ring_len)
     }
 
     pub fn apply(&mut self, write: &Write) {
