@@ -1,8 +1,8 @@
-//! The agent: one task that owns the BPF maps and brings them to the desired state, and the tasks
-//! that report the actual state to it.
+//! The agent: one task that owns the BPF maps and brings them to the desired state (`owner`), the
+//! tasks that report the actual state to it, and the reader, which answers everything that changes
+//! nothing.
 
-mod commands;
-pub(crate) mod core;
+pub(crate) mod desired;
 mod diff;
 mod digests;
 pub(crate) mod examine;
@@ -10,16 +10,20 @@ pub(crate) mod flows;
 pub mod handle;
 mod lookup;
 pub(crate) mod node;
+mod overriding;
+pub(crate) mod owner;
+pub(crate) mod published;
 mod queries;
-mod reconcile;
-mod reload;
-mod report;
+pub(crate) mod reader;
+pub(crate) mod reload;
+pub(crate) mod report;
+mod samples;
 mod select;
 pub(crate) mod settle;
 mod snapshot;
 pub(crate) mod trace;
-mod wanted;
 mod warmup;
+pub(crate) mod writer;
 
 use std::path::PathBuf;
 

@@ -15,29 +15,30 @@ use tracing::{error, info, warn};
 
 use crate::{
     agent::{
-        AgentOptions,
-        core::{Agent, Parts},
-        examine, flows,
+        AgentOptions, examine, flows,
         handle::AgentHandle,
-        node, settle, trace,
+        node,
+        owner::{Links, Owner, Start},
+        reader::{Reader, Sources},
+        reload::File,
+        report, settle, trace,
+        writer::Writer,
     },
-    clock::boottime_ns,
     dataplane::{
         data_path::DataPath,
         load::{BpfLog, LoadError},
         maps::Maps,
         migrate::plan::MapSizes,
-        stats::Counters,
     },
     doctor::Subject,
-    health,
+    health::{self, HealthEvent, HealthViews, ProbeTarget},
     metrics::Metrics,
-    model::{Config, FlowTables},
-    overrides::StateDir,
+    model::{Admin, Config, FlowTables, seed::Seed},
+    overrides::{Overrides, StateDir},
     serve::{HttpServer, SocketServer},
     source::file::{FileSource, Loaded},
     supervisor,
-    view::types::Severity,
+    view::types::{Severity, Snapshot},
 };
 
 /// Runs until SIGTERM or SIGINT; the data path keeps running. If the configuration file is bad,
@@ -70,8 +71,8 @@ async fn serve(options: AgentOptions) -> anyhow::Result<()> {
         }
     };
     let mut tasks = Tasks::default();
-    let agent = prepare(&options, &config, first, source, &mut tasks, &shutdown).await?;
-    let mut agent_task = tokio::spawn(agent.run(hangup, shutdown.clone()));
+    let owner = prepare(&options, &config, first, source, &mut tasks, &shutdown).await?;
+    let mut agent_task = tokio::spawn(owner.run(hangup, shutdown.clone()));
     let outcome = tokio::select! {
         biased;
         _ = terminate.recv() => { info!(signal = "SIGTERM", "stopping; the data path goes on"); Ok(()) }
@@ -93,8 +94,8 @@ async fn serve(options: AgentOptions) -> anyhow::Result<()> {
     outcome
 }
 
-/// Opens everything that can fail before anything is changed, then starts all tasks except the
-/// agent's main task.
+/// Opens everything that can fail before anything is changed, then starts all tasks except that of
+/// the owner of the maps.
 async fn prepare(
     options: &AgentOptions,
     config: &Arc<Config>,
@@ -102,8 +103,63 @@ async fn prepare(
     source: FileSource,
     tasks: &mut Tasks,
     shutdown: &CancellationToken,
-) -> anyhow::Result<Agent> {
-    let state_dir = StateDir::open(&options.state_dir)?;
+) -> anyhow::Result<Owner> {
+    let (state_dir, seed, overrides) = open_state(&options.state_dir, config)?;
+    let servers = Servers::bind(&config.node.admin).await?;
+    supervisor::starting("loading the programs, opening the maps");
+    let data_path = open_data_path(options, config).await?;
+    let pin_dir = &options.pin_dir;
+    let maps = Maps::open(pin_dir)?;
+    let examination = examine::start(config.clone(), pin_dir.clone(), shutdown.clone()).await;
+    let metrics = Metrics::new();
+    let (targets, health, views) = start_probes(&metrics, tasks, shutdown);
+    let (node_wanted, node) = node::start(data_path, config, shutdown.clone())?;
+    let (census, flow_timeouts) = flows::start(pin_dir, shutdown.clone())?;
+    let (settled, settle_scope) = settle::start(pin_dir, shutdown.clone())?;
+    let tracer = trace::start(pin_dir, shutdown.clone())?;
+    info!(
+        version = env!("CARGO_PKG_VERSION"),
+        config = %options.config.display(),
+        pins = %pin_dir.display(),
+        socket = %config.node.admin.socket.display(),
+        http = config.node.admin.http.map_or_else(|| "off".to_owned(), |address| address.to_string()),
+        services = config.services.len(),
+        backends = config.services.iter().map(|service| service.backends.len()).sum::<usize>(),
+        "the agent starts"
+    );
+    let (command, commands) = mpsc::channel(COMMANDS);
+    let links = Links {
+        commands,
+        health,
+        targets,
+        node: node.clone(),
+        node_wanted,
+        census: census.clone(),
+        flow_timeouts,
+        settle_scope,
+        examined: examination.config,
+        is_traced: tracer.is_wanted.clone(),
+        trace_names: tracer.names.clone(),
+    };
+    let slots = maps.shared_slots();
+    let writer = Writer::new(maps, metrics.sync_durations(), metrics.map_update_errors());
+    let file = File::new(source, &options.config, first);
+    let start = Start { config: config.clone(), seed, overrides, state_dir, file, writer };
+    let (owner, published) = Owner::new(start, links);
+    let findings = examination.findings;
+    let sources = Sources { published: published.clone(), node, census, settled, findings, health: views, tracer };
+    let reader = Reader::open(pin_dir, slots, sources)?;
+    tasks.spawn("report", report::run(reader.clone(), published, shutdown.clone()));
+    servers.start(AgentHandle::new(command, reader), metrics, tasks, shutdown);
+    Ok(owner)
+}
+
+/// Maximum number of commands that wait for the owner of the maps.
+const COMMANDS: usize = 64;
+
+/// The state directory, and what it holds.
+fn open_state(dir: &Path, config: &Config) -> anyhow::Result<(StateDir, Seed, Overrides)> {
+    let state_dir = StateDir::open(dir)?;
     let (overrides, damaged) = state_dir.overrides()?;
     if let Some(damaged) = damaged {
         warn!(error = %damaged, "what was set by the CLI before");
@@ -112,12 +168,10 @@ async fn prepare(
         Some(seed) => seed,
         None => state_dir.hash_seed()?,
     };
-    let socket = SocketServer::bind(&config.node.admin.socket)?;
-    let http = match config.node.admin.http {
-        Some(address) => Some(HttpServer::bind(address).await?),
-        None => None,
-    };
-    supervisor::starting("loading the programs, opening the maps");
+    Ok((state_dir, seed, overrides))
+}
+
+async fn open_data_path(options: &AgentOptions, config: &Config) -> anyhow::Result<DataPath> {
     let sizes = map_sizes(&config.node.flow_tables);
     let mut data_path = match DataPath::open_sized(&options.pin_dir, options.bpf_log, &sizes) {
         Ok(data_path) => data_path,
@@ -126,65 +180,48 @@ async fn prepare(
     if options.bpf_log != BpfLog::Off {
         data_path.forward_log();
     }
-    let maps = Maps::open(&options.pin_dir)?;
-    let counters = Counters::open(&options.pin_dir)?;
-    let examination = examine::start(config.clone(), options.pin_dir.clone(), shutdown.clone()).await;
+    Ok(data_path)
+}
 
-    let (handle, commands) = AgentHandle::new();
-    let metrics = Metrics::new();
+/// Starts the probes. Returns the channel for their targets, their events, and their views.
+fn start_probes(
+    metrics: &Metrics,
+    tasks: &mut Tasks,
+    shutdown: &CancellationToken,
+) -> (watch::Sender<Vec<ProbeTarget>>, mpsc::Receiver<HealthEvent>, HealthViews) {
     let (targets, probed) = watch::channel(Vec::new());
-    let (health_events, health) = mpsc::channel(1024);
+    let (events, health) = mpsc::channel(1024);
     let durations = metrics.check_durations();
-    let probe_options = health::Options::new(Arc::new(move |id, duration| durations.observe(&id.service, duration)));
-    let runner = health::Runner::new(probed, health_events, probe_options);
+    let options = health::Options::new(Arc::new(move |id, duration| durations.observe(&id.service, duration)));
+    let runner = health::Runner::new(probed, events, options);
     let views = runner.views();
-    let (node_wanted, node) = node::start(data_path, config, shutdown.clone())?;
-    let (census, flow_timeouts) = flows::start(&options.pin_dir, shutdown.clone())?;
-    let (settled, settle_scope) = settle::start(&options.pin_dir, shutdown.clone())?;
-    let tracer = trace::start(&options.pin_dir, shutdown.clone())?;
-
     tasks.spawn("health", runner.run(shutdown.clone()));
-    tasks.spawn_fallible("socket", socket.serve(handle.clone(), shutdown.clone()));
-    if let Some(http) = http {
-        let encode = metrics.clone();
-        tasks.spawn_fallible("http", http.serve(handle, move |snapshot| encode.encode(snapshot), shutdown.clone()));
+    (targets, health, views)
+}
+
+/// The servers of the agent, bound before anything is changed.
+struct Servers {
+    socket: SocketServer,
+    http: Option<HttpServer>,
+}
+
+impl Servers {
+    async fn bind(admin: &Admin) -> anyhow::Result<Self> {
+        let socket = SocketServer::bind(&admin.socket)?;
+        let http = match admin.http {
+            Some(address) => Some(HttpServer::bind(address).await?),
+            None => None,
+        };
+        Ok(Self { socket, http })
     }
-    info!(
-        version = env!("CARGO_PKG_VERSION"),
-        config = %options.config.display(),
-        pins = %options.pin_dir.display(),
-        socket = %config.node.admin.socket.display(),
-        http = config.node.admin.http.map_or_else(|| "off".to_owned(), |address| address.to_string()),
-        services = config.services.len(),
-        backends = config.services.iter().map(|service| service.backends.len()).sum::<usize>(),
-        "the agent starts"
-    );
-    let parts = Parts {
-        options: options.clone(),
-        config: config.clone(),
-        first,
-        seed,
-        overrides,
-        state_dir,
-        source,
-        commands,
-        health,
-        views,
-        targets,
-        node,
-        node_wanted,
-        census,
-        flow_timeouts,
-        settled,
-        settle_scope,
-        maps,
-        counters,
-        metrics,
-        examination,
-        tracer,
-        now_ns: boottime_ns(),
-    };
-    Ok(Agent::new(parts))
+
+    fn start(self, agent: AgentHandle, metrics: Metrics, tasks: &mut Tasks, shutdown: &CancellationToken) {
+        tasks.spawn_fallible("socket", self.socket.serve(agent.clone(), shutdown.clone()));
+        if let Some(http) = self.http {
+            let encode = move |snapshot: &Snapshot| metrics.encode(snapshot);
+            tasks.spawn_fallible("http", http.serve(agent, encode, shutdown.clone()));
+        }
+    }
 }
 
 /// The sizes of the maps whose size comes from the configuration instead of the build.

@@ -13,6 +13,7 @@ pub mod maps;
 pub mod migrate;
 pub mod pins;
 pub mod plan;
+pub mod programmed;
 mod programs;
 mod raw;
 mod release;

@@ -6,6 +6,8 @@ mod collect;
 mod measured;
 mod process;
 
+use std::collections::BTreeSet;
+
 use prometheus_client::{encoding::text, registry::Registry};
 
 pub use self::measured::{CheckDurations, MapUpdateErrors, SyncDurations};
@@ -44,7 +46,8 @@ impl Metrics {
 
     /// All metrics as OpenMetrics text.
     pub fn encode(&self, snapshot: &Snapshot) -> String {
-        self.checks.retain(|service| snapshot.services.iter().any(|view| view.name == service));
+        let services: BTreeSet<&str> = snapshot.services.iter().map(|view| view.name.as_str()).collect();
+        self.checks.retain(|service| services.contains(service));
         let mut registry = Registry::with_prefix("weir");
         registry.register_collector(Box::new(collect::SnapshotCollector(snapshot.clone())));
         registry.register_collector(Box::new(self.checks.clone()));

@@ -28,6 +28,14 @@ pub struct Config {
     pub services: Vec<Service>,
 }
 
+impl Config {
+    /// The service of this name.
+    pub fn service(&self, name: &str) -> Option<&Service> {
+        let at = self.services.binary_search_by(|service| service.name.as_str().cmp(name)).ok()?;
+        self.services.get(at)
+    }
+}
+
 /// Settings of this node alone. They come from its file, even if the services come from elsewhere.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NodeSettings {

@@ -64,7 +64,7 @@ impl Overrides {
     /// overrides.
     pub fn forget_gone(&mut self, config: &Config, is_draining: impl Fn(&BackendId) -> bool) -> Vec<BackendId> {
         let is_declared = |id: &BackendId| {
-            let service = config.services.iter().find(|service| service.name == id.service);
+            let service = config.service(&id.service);
             service.is_some_and(|service| service.backends.iter().any(|backend| backend.address == id.address))
         };
         let gone: Vec<BackendId> = self.0.keys().filter(|id| !is_declared(id) && !is_draining(id)).cloned().collect();

@@ -33,11 +33,6 @@ impl Report {
     }
 }
 
-/// Whether there is a supervisor to notify.
-pub fn is_there() -> bool {
-    std::env::var_os("NOTIFY_SOCKET").is_some()
-}
-
 fn tell(states: &[NotifyState]) {
     if let Err(error) = sd_notify::notify(false, states) {
         tracing::warn!(%error, "cannot tell the supervisor (NOTIFY_SOCKET)");

@@ -1,77 +1,98 @@
-//! Views of whole rings; made on request, and cached until a slot changes.
+//! Views of whole rings. Their slots are read on request; what follows from their owners is kept
+//! for as long as the owners stay the same.
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
+    sync::Arc,
 };
 
-use lb_common::flow::Family;
+use lb_common::{
+    flow::Family,
+    slot::{REJECT, Slot},
+};
 
 use crate::{
-    balance::digest::digest,
+    balance::{Ring, digest::digest},
     dataplane::{
-        image::{Image, Slots},
-        plan::{Wanted, address},
+        image::Slots,
+        plan::{WantedService, address},
+        programmed::{Part, Programmed},
     },
 };
 
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+/// What is told of a ring.
+#[derive(Clone, PartialEq, Debug, Default)]
 pub struct RingView {
     pub digest: String,
     pub in_transition: u32,
     /// Number of slots whose owners agree, but which have or may have exceptions.
     pub tracked: u32,
+    /// Each owner's share of the slots, by its index of `BACKENDS`.
+    pub shares: BTreeMap<u32, f64>,
 }
 
-#[derive(Debug, Default)]
-pub struct Digests(Option<(BTreeMap<SocketAddr, RingView>, BTreeMap<u32, f64>)>);
+/// The view of each ring, by service id and family.
+pub type RingViews = BTreeMap<(u32, Family), Arc<RingView>>;
+
+#[derive(Default)]
+pub struct Digests(BTreeMap<(u32, Family), Kept>);
+
+struct Kept {
+    ring: Arc<Ring>,
+    /// A hash of the owners of all slots.
+    owners: u64,
+    view: Arc<RingView>,
+}
 
 impl Digests {
-    pub fn clear(&mut self) {
-        self.0 = None;
-    }
-
-    /// The view of each VIP's ring, and each backend's share of its family's slots, by backend
-    /// index.
-    pub fn of(
-        &mut self,
-        wanted: &Wanted,
-        image: &Image,
-        slots: &dyn Slots,
-    ) -> &(BTreeMap<SocketAddr, RingView>, BTreeMap<u32, f64>) {
-        self.0.get_or_insert_with(|| make(wanted, image, slots))
+    pub fn views(&mut self, services: &[Arc<WantedService>], programmed: &Programmed, slots: &dyn Slots) -> RingViews {
+        let mut kept = BTreeMap::new();
+        for service in services {
+            let Some(part) = programmed.named(&service.name) else { continue };
+            for (family, ring) in &service.rings {
+                let vip = service.vips.iter().find(|vip| Family::of(vip) == *family);
+                let entry = vip.and_then(|vip| part.services.get(&SocketAddr::new(*vip, service.port)));
+                let Some(entry) = entry else { continue };
+                let slots = slots.range(entry.ring_offset, entry.ring_len);
+                let before = self.0.remove(&(part.id, *family));
+                kept.insert((part.id, *family), Kept::of(*family, ring, part, &slots, before));
+            }
+        }
+        self.0 = kept;
+        self.0.iter().map(|(key, kept)| (*key, kept.view.clone())).collect()
     }
 }
 
-fn make(wanted: &Wanted, image: &Image, slots: &dyn Slots) -> (BTreeMap<SocketAddr, RingView>, BTreeMap<u32, f64>) {
-    let addresses: HashMap<u32, SocketAddr> =
-        image.backends.iter().filter_map(|(index, backend)| Some((*index, address(backend)?))).collect();
-    let mut views = BTreeMap::new();
-    let mut shares: BTreeMap<u32, f64> = BTreeMap::new();
-    for service in &wanted.services {
-        for (family, ring) in &service.rings {
-            let of_family: Vec<SocketAddr> = service
-                .vips
-                .iter()
-                .filter(|vip: &&IpAddr| Family::of(vip) == *family)
-                .map(|vip| SocketAddr::new(*vip, service.port))
-                .collect();
-            let entry = of_family.first().and_then(|vip| image.services.get(vip));
-            let Some(entry) = entry else { continue };
-            let slots = slots.range(entry.ring_offset, entry.ring_len);
-            let owners = slots.iter().map(|slot| addresses.get(&slot.current()).copied());
-            let view = RingView {
-                digest: digest(ring.declared(), *family, owners),
-                in_transition: slots.iter().filter(|slot| slot.in_transition()).count() as u32,
-                tracked: slots.iter().filter(|slot| !slot.in_transition() && !slot.is_settled()).count() as u32,
-            };
-            for vip in of_family {
-                views.insert(vip, view.clone());
-            }
-            for slot in slots.iter().filter(|slot| slot.current() != 0) {
-                *shares.entry(slot.current()).or_default() += 1.0 / slots.len() as f64;
-            }
+impl Kept {
+    fn of(family: Family, ring: &Arc<Ring>, part: &Part, slots: &[Slot], before: Option<Self>) -> Self {
+        let (mut owners, mut in_transition, mut tracked) = (0_u64, 0, 0);
+        for slot in slots {
+            owners = (owners.rotate_left(5) ^ u64::from(slot.current())).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+            in_transition += u32::from(slot.in_transition());
+            tracked += u32::from(!slot.in_transition() && !slot.is_settled());
         }
+        let same = before.filter(|kept| Arc::ptr_eq(&kept.ring, ring) && kept.owners == owners);
+        let view = match same {
+            Some(Kept { view, .. }) if (view.in_transition, view.tracked) == (in_transition, tracked) => view,
+            Some(Kept { view, .. }) => Arc::new(RingView { in_transition, tracked, ..(*view).clone() }),
+            None => Arc::new(RingView { in_transition, tracked, ..whole(family, ring, part, slots) }),
+        };
+        Self { ring: ring.clone(), owners, view }
     }
-    (views, shares)
+}
+
+fn whole(family: Family, ring: &Ring, part: &Part, slots: &[Slot]) -> RingView {
+    let addresses: HashMap<u32, SocketAddr> =
+        part.backends.iter().filter_map(|(index, backend)| Some((*index, address(backend)?))).collect();
+    let mut counts: HashMap<u32, u32> = HashMap::new();
+    for slot in slots.iter().filter(|slot| slot.current() != REJECT) {
+        *counts.entry(slot.current()).or_default() += 1;
+    }
+    let share = |(index, count): (u32, u32)| (index, f64::from(count) / slots.len() as f64);
+    RingView {
+        digest: digest(ring.declared(), family, slots.iter().map(|slot| addresses.get(&slot.current()).copied())),
+        shares: counts.into_iter().map(share).collect(),
+        ..RingView::default()
+    }
 }

@@ -1,117 +1,91 @@
-//! Queries about single flows: listing them, and looking up where a flow goes. They run on blocking
-//! threads, because there may be a million flows.
+//! Queries about single flows: listing them, and looking up where a flow goes. There may be a million
+//! flows, so these functions take their time.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
-};
+use std::{collections::BTreeSet, net::SocketAddr, path::Path};
 
-use lb_common::exception::Exception;
-use tokio::task::spawn_blocking;
-use tracing::warn;
+use lb_common::{backend::Backend, exception::Exception};
 
-use super::handle::Answer;
-use super::{
-    commands::failed,
-    core::Agent,
-    lookup::{self, lookup},
-};
+use super::lookup::{Known, lookup, syn_place};
 use crate::{
     clock::boottime_ns,
     dataplane::{
-        image::Image,
+        image::{Image, Slots},
         maps::MapsError,
         plan::address,
+        programmed::Programmed,
         tables::{
             FlowQuery,
             exceptions::{Exceptions, RawException},
             nat::{FlowTables, RawFlow},
         },
     },
-    view::types::{ApiError, BackendSelector, FlowFilter, FlowView, LookupQuery, LookupView},
+    state::BackendId,
+    view::types::{FlowFilter, FlowView, LookupQuery, LookupView},
 };
 
 const DEFAULT_FLOWS: usize = 1000;
 
-impl Agent {
-    pub(super) fn list_flows(&self, filter: &FlowFilter, answer: Answer<Vec<FlowView>>) {
-        let backends = match filter.backend.as_ref().map(|selector| self.indexes(selector)).transpose() {
-            Ok(backends) => backends,
-            Err(error) => {
-                drop(answer.send(Err(error)));
-                return;
-            }
-        };
-        let limit = filter.limit.unwrap_or(DEFAULT_FLOWS);
-        let query = FlowQuery { client: filter.client, vip: filter.vip, backends, limit };
-        let with_seen = filter.seen;
-        let flows = Flows { image: self.plan.target.clone(), names: self.names.clone(), now_ns: boottime_ns() };
-        let pin_dir = self.options.pin_dir.clone();
-        spawn_blocking(move || {
-            let list = || {
-                let (nat, _) = FlowTables::open(&pin_dir)?.list(&query, flows.now_ns)?;
-                let rest = FlowQuery { limit: query.limit.saturating_sub(nat.len()), ..query };
-                let exceptions = Exceptions::open(&pin_dir)?.list(&rest, with_seen)?;
-                let exceptions = exceptions.iter().filter_map(|exception| flows.exception(exception));
-                let mut views: Vec<FlowView> = nat.iter().map(|flow| flows.nat(flow)).chain(exceptions).collect();
-                views.sort_by_key(|view| (view.client, view.vip));
-                Ok(views)
-            };
-            drop(answer.send(list().map_err(failed)));
-        });
-    }
+/// The flows that match `filter`; `chosen` are the backends that its selector names.
+pub fn list_flows(
+    pin_dir: &Path,
+    programmed: &Programmed,
+    filter: &FlowFilter,
+    chosen: Option<Vec<BackendId>>,
+) -> Result<Vec<FlowView>, MapsError> {
+    let flows = Flows { image: programmed.image(), programmed, now_ns: boottime_ns() };
+    let backends = chosen.map(|chosen| flows.indexes(&chosen));
+    let limit = filter.limit.unwrap_or(DEFAULT_FLOWS);
+    let query = FlowQuery { client: filter.client, vip: filter.vip, backends, limit };
+    let (nat, _) = FlowTables::open(pin_dir)?.list(&query, flows.now_ns)?;
+    let rest = FlowQuery { limit: query.limit.saturating_sub(nat.len()), ..query };
+    let exceptions = Exceptions::open(pin_dir)?.list(&rest, filter.seen)?;
+    let exceptions = exceptions.iter().filter_map(|exception| flows.exception(exception));
+    let mut views: Vec<FlowView> = nat.iter().map(|flow| flows.nat(flow)).chain(exceptions).collect();
+    views.sort_by_key(|view| (view.client, view.vip));
+    Ok(views)
+}
 
-    /// The indexes of the backends that match `selector`.
-    fn indexes(&self, selector: &BackendSelector) -> Result<BTreeSet<u32>, ApiError> {
-        let chosen = self.choose(selector)?;
-        let is_chosen = |service: u32, at: SocketAddr| {
-            chosen.iter().any(|id| id.address == at && id.service == self.service_name(service))
-        };
-        let entries = self.plan.target.backends.iter();
-        let fits =
-            entries.filter(|(_, backend)| address(backend).is_some_and(|address| is_chosen(backend.service, address)));
-        Ok(fits.map(|(index, _)| *index).collect())
-    }
-
-    pub(super) fn look_up(&self, query: LookupQuery, answer: Answer<LookupView>) {
-        let image = match self.maps.read() {
-            Ok(image) => image,
-            Err(error) => {
-                drop(answer.send(Err(failed(error))));
-                return;
-            }
-        };
-        let flows = Flows { image, names: self.names.clone(), now_ns: boottime_ns() };
-        let (pin_dir, slots) = (self.options.pin_dir.clone(), self.maps.shared_slots());
-        spawn_blocking(move || {
-            let LookupQuery { client, vip, .. } = query;
-            let look = || -> Result<LookupView, MapsError> {
-                let flow = FlowTables::open(&pin_dir)?.lookup(client, vip, flows.now_ns)?;
-                let tables = Exceptions::open(&pin_dir)?;
-                let exceptions = tables.lookup(client, vip)?;
-                let syn = lookup::syn_place(&flows.image, client, vip).map(|place| tables.syn(place)).transpose()?;
-                let known = lookup::Known { flow, exceptions, syn };
-                let mut view = lookup(&flows.image, &*slots, &known, &query, |id| flows.names.get(&id).cloned());
-                view.entries = known.flow.iter().map(|flow| flows.nat(flow)).collect();
-                let entries = exceptions.entries().map(|(kind, entry)| RawException { client, vip, kind, entry });
-                view.entries.extend(entries.filter_map(|exception| flows.exception(&exception)));
-                Ok(view)
-            };
-            if answer.send(look().map_err(failed)).is_err() {
-                warn!("nobody waits for the answer to a lookup any more");
-            }
-        });
-    }
+/// Where a flow goes by `image`, which was just read from the maps.
+pub fn lookup_flow(
+    pin_dir: &Path,
+    programmed: &Programmed,
+    image: Image,
+    slots: &dyn Slots,
+    query: &LookupQuery,
+) -> Result<LookupView, MapsError> {
+    let flows = Flows { image, programmed, now_ns: boottime_ns() };
+    let LookupQuery { client, vip, .. } = *query;
+    let flow = FlowTables::open(pin_dir)?.lookup(client, vip, flows.now_ns)?;
+    let tables = Exceptions::open(pin_dir)?;
+    let exceptions = tables.lookup(client, vip)?;
+    let syn = syn_place(&flows.image, client, vip).map(|place| tables.syn(place)).transpose()?;
+    let known = Known { flow, exceptions, syn };
+    let name = |id| programmed.part(id).map(|part| part.name.clone());
+    let mut view = lookup(&flows.image, slots, &known, query, name);
+    view.entries = known.flow.iter().map(|flow| flows.nat(flow)).collect();
+    let entries = exceptions.entries().map(|(kind, entry)| RawException { client, vip, kind, entry });
+    view.entries.extend(entries.filter_map(|exception| flows.exception(&exception)));
+    Ok(view)
 }
 
 /// Converts table entries to views.
-struct Flows {
+struct Flows<'a> {
     image: Image,
-    names: BTreeMap<u32, String>,
+    /// For the names of services.
+    programmed: &'a Programmed,
     now_ns: u64,
 }
 
-impl Flows {
+impl Flows<'_> {
+    /// The indexes of these backends.
+    fn indexes(&self, chosen: &[BackendId]) -> BTreeSet<u32> {
+        let is_chosen = |backend: &Backend| {
+            let name = self.programmed.name(backend.service);
+            address(backend).is_some_and(|at| chosen.iter().any(|id| id.address == at && id.service == name))
+        };
+        self.image.backends.iter().filter(|(_, backend)| is_chosen(backend)).map(|(index, _)| *index).collect()
+    }
+
     fn nat(&self, flow: &RawFlow) -> FlowView {
         FlowView {
             client: flow.client,
@@ -146,7 +120,7 @@ impl Flows {
     }
 
     fn service(&self, vip: SocketAddr) -> String {
-        let service = self.image.services.get(&vip).and_then(|service| self.names.get(&service.id));
-        service.cloned().unwrap_or_else(|| "unknown".to_owned())
+        let service = self.image.services.get(&vip).and_then(|service| self.programmed.part(service.id));
+        service.map_or_else(|| "unknown".to_owned(), |part| part.name.clone())
     }
 }

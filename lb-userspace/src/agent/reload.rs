@@ -1,28 +1,23 @@
 //! Reload of the configuration: a new configuration is applied as a whole or refused as a whole.
 
-use std::{sync::Arc, time::SystemTime};
+use std::{collections::BTreeSet, path::Path, sync::Arc, time::SystemTime};
 
-use tracing::{debug, error, info, warn};
+use tokio::sync::watch;
+use tracing::{debug, error, info};
 
-use super::{
-    core::Agent,
-    node::NodeWanted,
-    reconcile::Read,
-    report::counted,
-    wanted::{Desired, wanted},
-};
+use super::{desired::HealthOf, report::counted};
 use crate::{
-    clock::{boottime_ns, unix_now},
-    dataplane::plan::plan_again,
-    model::{Config, incompatible, seed::Seed},
-    source::file::Loaded,
+    clock::unix_now,
+    model::Config,
+    source::file::{FileSource, Loaded},
     state::{BackendId, Health},
+    view::types::ConfigStatus,
 };
 
 /// The file content that was judged last, and the result. The same content can arrive repeatedly,
 /// from inotify and from reload requests, in any order.
 #[derive(Debug)]
-pub struct Judged {
+struct Judged {
     content: Arc<Loaded>,
     at: SystemTime,
     /// Empty if it was accepted.
@@ -30,7 +25,7 @@ pub struct Judged {
 }
 
 impl Judged {
-    pub fn accepted(content: Arc<Loaded>) -> Self {
+    fn accepted(content: Arc<Loaded>) -> Self {
         Self { content, at: SystemTime::now(), errors: Vec::new() }
     }
 
@@ -40,37 +35,49 @@ impl Judged {
     }
 }
 
-impl Agent {
-    /// Reads the file now. Returns what was done, or why the file was refused.
-    pub(super) async fn reload(&mut self, accept_loss: bool) -> Result<String, Vec<String>> {
-        match self.source.reload().await {
-            Ok(loaded) => self.take_config(&loaded, accept_loss),
-            Err(stopped) => Err(vec![stopped.to_string()]),
+/// What came of a reload: what was done, or every reason why it was refused.
+pub type Reload = Result<String, Vec<String>>;
+
+/// The configuration file, and what came of its contents.
+pub struct File {
+    pub source: FileSource,
+    pub loaded: watch::Receiver<Arc<Loaded>>,
+    pub status: ConfigStatus,
+    judged: Judged,
+}
+
+impl File {
+    /// `first` is what the running configuration was read from.
+    pub fn new(source: FileSource, path: &Path, first: Arc<Loaded>) -> Self {
+        Self {
+            loaded: source.loaded(),
+            source,
+            status: ConfigStatus {
+                path: path.display().to_string(),
+                loaded_at: unix_now(),
+                last_reload_ok: true,
+                errors: Vec::new(),
+            },
+            judged: Judged::accepted(first),
         }
     }
 
-    /// Takes new content from the source, unless an explicit reload has already judged it.
-    pub(super) fn follow(&mut self, loaded: &Arc<Loaded>) {
-        if !self.judged.content.is_same(loaded) {
-            // The result is in the log and the status.
-            drop(self.take_config(loaded, false));
-        }
+    /// Whether this content was judged already.
+    pub fn is_judged(&self, loaded: &Loaded) -> bool {
+        self.judged.content.is_same(loaded)
     }
 
-    /// Applies the configuration, or returns why not and changes nothing. Each result is logged in
-    /// full only once.
-    fn take_config(&mut self, loaded: &Arc<Loaded>, accept_loss: bool) -> Result<String, Vec<String>> {
-        let before = self.desired.config.clone();
-        let result = match &loaded.result {
-            Ok(config) => self.try_config(config, accept_loss),
-            Err(error) => Err(error.messages()),
-        };
-        self.is_report_due = true;
+    /// Notes that the configuration was taken over just now.
+    pub fn note_loaded(&mut self) {
+        self.status.loaded_at = unix_now();
+    }
+
+    /// Notes what came of this content. Each result is logged in full only once.
+    pub fn note(&mut self, loaded: &Arc<Loaded>, result: &Reload, is_taken_over: bool) {
         let errors = result.as_ref().err().cloned().unwrap_or_default();
-        let is_taken_over = !Arc::ptr_eq(&before, &self.desired.config);
         let is_said = !is_taken_over && self.judged.has_said(loaded, &errors);
-        let file = &self.config_status.path;
-        match &result {
+        let file = &self.status.path;
+        match result {
             Ok(message) if is_said => debug!(file, "configuration: {message}"),
             Ok(message) => info!(file, "configuration: {message}"),
             Err(errors) if is_said => {
@@ -87,70 +94,27 @@ impl Agent {
         if !is_said {
             self.judged = Judged { content: Arc::clone(loaded), at: SystemTime::now(), errors: errors.clone() };
         }
-        self.config_status.last_reload_ok = errors.is_empty();
-        self.config_status.errors = errors;
-        result
+        self.status.last_reload_ok = errors.is_empty();
+        self.status.errors = errors;
     }
+}
 
-    fn try_config(&mut self, config: &Config, accept_loss: bool) -> Result<String, Vec<String>> {
-        let running = self.desired.config.clone();
-        let seed = self.seed_of(config).map_err(|error| vec![error])?;
-        if *config == *running && seed == self.desired.seed {
-            return Ok("nothing has changed".to_owned());
-        }
-        let losses = incompatible(&running, &self.desired.seed, config, &seed);
-        if !losses.is_empty() && !accept_loss {
-            return Err(losses.iter().map(ToString::to_string).collect());
-        }
-        let desired = Desired {
-            config: Arc::new(config.clone()),
-            seed,
-            overrides: self.desired.overrides.clone(),
-            since_ns: boottime_ns(),
-            is_traced: self.desired.is_traced,
-        };
-        let mut health = self.health.clone();
-        carry_health(&running, config, &mut health);
-        // A configuration that does not fit into the maps is refused like any other mistake.
-        if let Some(image) = &self.programmed {
-            let wanted = wanted(&desired, &health, &self.node.borrow(), &mut self.rings);
-            let in_use = self.census.borrow().in_use();
-            plan_again(&wanted, image, self.maps.slots(), &in_use, desired.since_ns, &mut self.memo.clone())
-                .map_err(|error| vec![error.to_string()])?;
-        }
-        let message = summary(&running, config);
-        for what in needs_restart(&running, config) {
-            warn!("{what} has changed: that takes a restart of the agent, which loses nothing");
-        }
-        self.examination.config.send_replace(desired.config.clone());
-        self.desired = desired;
-        self.health = health;
-        self.config_status.loaded_at = unix_now();
-        self.node_wanted.send_if_modified(|wanted| {
-            let next = NodeWanted::of(config, wanted.attach);
-            let differs = *wanted != next;
-            *wanted = next;
-            differs
-        });
-        self.publish_targets();
-        self.reconcile(Read::Maps);
-        self.forget_overrides();
-        Ok(message)
+/// The services that differ, by name; `None` if anything else does: the node's settings, or which
+/// services there are.
+pub fn changed_services(running: &Config, config: &Config) -> Option<BTreeSet<String>> {
+    let names = |config: &Config| config.services.iter().map(|service| service.name.clone()).collect::<Vec<_>>();
+    if running.node != config.node || names(running) != names(config) {
+        return None;
     }
-
-    fn seed_of(&self, config: &Config) -> Result<Seed, String> {
-        match config.node.hash_seed {
-            Some(seed) => Ok(seed),
-            None => self.state_dir.hash_seed().map_err(|error| error.to_string()),
-        }
-    }
+    let pairs = running.services.iter().zip(&config.services);
+    Some(pairs.filter(|(before, after)| before != after).map(|(_, after)| after.name.clone()).collect())
 }
 
 /// Backends keep their health. A backend that was served without probes counts as up until its
 /// first verdict; otherwise its service would reject until then.
-fn carry_health(running: &Config, config: &Config, health: &mut super::wanted::HealthOf) {
+pub fn carry_health(running: &Config, config: &Config, health: &mut HealthOf) {
     for service in config.services.iter().filter(|service| service.health.is_some()) {
-        let Some(before) = running.services.iter().find(|before| before.name == service.name) else { continue };
+        let Some(before) = running.service(&service.name) else { continue };
         if before.health.is_some() {
             continue;
         }
@@ -162,12 +126,12 @@ fn carry_health(running: &Config, config: &Config, health: &mut super::wanted::H
         }
     }
     health.retain(|id, _| {
-        let service = config.services.iter().find(|service| service.name == id.service);
+        let service = config.service(&id.service);
         service.is_some_and(|service| service.backends.iter().any(|backend| backend.address == id.address))
     });
 }
 
-fn summary(running: &Config, config: &Config) -> String {
+pub fn summary(running: &Config, config: &Config) -> String {
     let backends = |config: &Config| -> Vec<BackendId> {
         let of = |service: &crate::model::Service| {
             let name = service.name.clone();
@@ -189,7 +153,7 @@ fn summary(running: &Config, config: &Config) -> String {
     )
 }
 
-fn needs_restart(running: &Config, config: &Config) -> Vec<&'static str> {
+pub fn needs_restart(running: &Config, config: &Config) -> Vec<&'static str> {
     let mut what = Vec::new();
     if running.node.admin.socket != config.node.admin.socket {
         what.push("admin.socket");

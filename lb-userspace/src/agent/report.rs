@@ -1,13 +1,16 @@
 //! When the agent's state is reported to the supervisor, and in which words.
 
-use std::{
-    collections::BTreeSet,
-    time::{Duration, Instant},
+use std::{collections::BTreeSet, sync::Arc, time::Duration};
+
+use tokio::{sync::watch, task::spawn_blocking, time::sleep};
+use tokio_util::sync::CancellationToken;
+use tracing::error;
+
+use super::{
+    handle::{Queries, Rates},
+    published::Published,
+    reader::{Pulse, Reader},
 };
-
-use tracing::info;
-
-use super::{core::Agent, wanted::is_judged};
 use crate::{
     supervisor::{self, Report},
     view::{ready::not_ready, types::Snapshot},
@@ -17,68 +20,75 @@ use crate::{
 /// The request is repeated every few seconds.
 const MORE_TIME: Duration = Duration::from_secs(30);
 
-impl Agent {
-    /// Reports readiness once the maps are written, hooks are attached, and every backend has a
-    /// verdict or has had enough time for one.
-    pub(super) fn become_ready(&mut self) {
-        let Some(until) = self.starting_until else { return };
-        let is_judged = is_judged(&self.desired, &self.health) || Instant::now() >= until;
-        let is_attached = self.node.borrow().hooks.iter().any(|hook| hook.xdp.is_some());
-        if is_judged && is_attached && self.sync.last_success_at > 0.0 {
-            self.starting_until = None;
-            let report = self.report();
-            supervisor::ready(&report);
-            self.told = report;
-            info!("ready");
-        }
-    }
+/// The state is looked at this often at least.
+const LOOK_EVERY: Duration = Duration::from_secs(5);
+/// The time between two looks while one change follows the other.
+const PAUSE: Duration = Duration::from_secs(1);
 
-    /// Keeps systemd from aborting the start before the last backend's first verdict is due.
-    pub(super) fn ask_for_time(&self) {
-        if self.starting_until.is_some_and(|until| Instant::now() < until) {
+/// Reports the agent's state to the supervisor whenever it has changed, and notes since when the
+/// state is what it is. Ends when `shutdown` is cancelled.
+pub async fn run(reader: Reader, mut published: watch::Receiver<Arc<Published>>, shutdown: CancellationToken) {
+    let mut reporter = Reporter { reader, told: Report::default(), seen: None };
+    loop {
+        let is_starting = published.borrow_and_update().is_starting;
+        if is_starting {
             supervisor::extend_start(MORE_TIME);
         }
-    }
-
-    /// Reloads the file after SIGHUP.
-    pub(super) async fn reload_by_signal(&mut self) {
-        let outcome = if self.starting_until.is_some() {
-            // READY=1, which ends a reload, would also end the start.
-            self.reload(false).await
-        } else {
-            supervisor::reloading();
-            let outcome = self.reload(false).await;
-            let report = outcome_of_reload(&outcome);
-            supervisor::ready(&report);
-            self.told = report;
-            outcome
+        let look = spawn_blocking(move || {
+            reporter.look();
+            reporter
+        });
+        reporter = match look.await {
+            Ok(reporter) => reporter,
+            Err(error) => {
+                error!(%error, "the task that reports the state has failed: the supervisor learns of no change any more");
+                return;
+            }
         };
-        self.is_report_due = true;
-        // The result is reported above, and in the log and the status.
-        drop(outcome);
-    }
-
-    /// Reports the agent's state to the supervisor if it has changed.
-    pub(super) fn tell(&mut self) {
-        self.is_report_due = false;
-        if !supervisor::is_there() {
-            return;
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            () = sleep(if is_starting { PAUSE / 10 } else { PAUSE }) => {}
         }
-        let report = self.report();
-        if report != self.told {
-            supervisor::status(&report);
-            self.told = report;
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            Ok(()) = published.changed() => {}
+            () = sleep(LOOK_EVERY) => {}
         }
-    }
-
-    fn report(&mut self) -> Report {
-        let is_starting = self.starting_until.is_some();
-        let snapshot = self.snapshot();
-        Report::new(&text(&snapshot, is_starting), !snapshot.status.config.last_reload_ok)
     }
 }
 
-fn outcome_of_reload(outcome: &Result<String, Vec<String>>) -> Report {
+struct Reporter {
+    reader: Reader,
+    /// The last report to the supervisor.
+    told: Report,
+    seen: Option<Pulse>,
+}
+
+impl Reporter {
+    fn look(&mut self) {
+        let pulse = self.reader.pulse();
+        if self.seen.as_ref() == Some(&pulse) {
+            return;
+        }
+        let is_starting = pulse.published.is_starting;
+        let snapshot = self.reader.snapshot(Rates::Known);
+        let report = Report::new(&text(&snapshot, is_starting), !snapshot.status.config.last_reload_ok);
+        let reloads = |pulse: &Pulse| pulse.published.reloads;
+        let was_starting = self.seen.as_ref().is_none_or(|seen| seen.published.is_starting);
+        if was_starting && !is_starting {
+            supervisor::ready(&report);
+        } else if report != self.told || self.seen.as_ref().map(reloads) != Some(reloads(&pulse)) {
+            supervisor::status(&report);
+        }
+        self.told = report;
+        self.seen = Some(pulse);
+    }
+}
+
+/// What the supervisor is told of a reload.
+pub fn outcome_of_reload(outcome: &Result<String, Vec<String>>) -> Report {
     match outcome {
         Ok(message) => Report::new(&format!("reload: {message}"), false),
         Err(errors) => Report::new(&format!("reload refused: {}", errors.join("; ")), true),
@@ -112,7 +122,7 @@ fn counts(snapshot: &Snapshot) -> String {
 }
 
 /// `1 mistake`, `2 mistakes`.
-pub(super) fn counted(count: usize, noun: &str) -> String {
+pub fn counted(count: usize, noun: &str) -> String {
     if count == 1 { format!("1 {noun}") } else { format!("{count} {noun}s") }
 }
 

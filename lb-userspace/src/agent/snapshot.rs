@@ -4,53 +4,67 @@ mod backends;
 mod reasons;
 mod status;
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
 
 use lb_common::{
     flow::Family,
     verdict::{Kind, Reason},
 };
 
-use super::core::Agent;
+pub use self::status::shortages;
+use super::{digests::RingViews, flows::Counted, node::Node, published::Published, samples::Sampled, settle::Settled};
 use crate::{
-    dataplane::{hooks::Hook, plan::Wanted, stats::Sample},
+    dataplane::{hooks::Hook, stats::Sample},
+    health::HealthView,
     model::{Affinity, Mode, Service},
-    state::Health,
-    view::types::{ExceptionsView, InterfaceView, ServiceView, Snapshot},
+    state::{BackendId, Health},
+    view::types::{ExceptionsView, Finding, InterfaceView, ServiceView, Snapshot},
 };
 
-impl Agent {
-    pub(super) fn snapshot(&mut self) -> Snapshot {
-        let wanted = self.wanted();
-        let sample = self.sample();
-        let services = self.service_views(&wanted, sample.as_ref());
-        let backends = self.backend_views(&wanted, sample.as_ref());
-        let interfaces = self.interface_views(sample.as_ref());
-        let status = self.status(&services, &backends, &interfaces, sample.as_ref());
-        let drops = self.reasons_by_interface(sample.as_ref());
-        let drops_by_service = self.reasons_by_service(sample.as_ref());
+/// Everything that the documents are made from, as it was at one moment.
+pub struct Moment {
+    pub published: Arc<Published>,
+    pub node: Node,
+    pub census: Counted,
+    pub settled: Settled,
+    pub findings: Vec<Finding>,
+    pub health: BTreeMap<BackendId, HealthView>,
+    pub sampled: Sampled,
+    pub rings: RingViews,
+}
+
+impl Moment {
+    /// The snapshot; `started_at` is when the agent was started, in seconds since 1970.
+    pub fn snapshot(&self, started_at: f64) -> Snapshot {
+        let services = self.service_views();
+        let backends = self.backend_views(|_| true);
+        let interfaces = self.interface_views();
+        let status = self.status(&services, &backends, &interfaces, started_at);
+        let drops = self.reasons_by_interface();
+        let drops_by_service = self.reasons_by_service();
         Snapshot { status, services, backends, drops, drops_by_service, interfaces }
     }
 
-    fn service_views(&mut self, wanted: &Wanted, sample: Option<&Sample>) -> Vec<ServiceView> {
-        let rings = self.digests.of(wanted, &self.plan.target, self.maps.slots()).0.clone();
-        let config = self.desired.config.clone();
-        let census = self.census.borrow();
-        let settled = self.settled.borrow();
+    /// The growth of a counter per second; 0 if it can't be read.
+    fn rate(&self, value: impl Fn(&Sample) -> u64) -> f64 {
+        self.sampled.now.as_ref().map_or(0.0, |now| now.per_second(self.sampled.before.as_ref(), value))
+    }
+
+    fn service_views(&self) -> Vec<ServiceView> {
+        let Published { desired, wanted, programmed, seen_since, .. } = &*self.published;
+        let (census, settled) = (&self.census, &self.settled);
+        let sample = self.sampled.now.as_ref();
         let mut views = Vec::new();
-        for (service, wanted) in config.services.iter().zip(&wanted.services) {
+        for (service, wanted) in desired.config.services.iter().zip(&wanted.services) {
+            let part = programmed.named(&service.name);
             for vip in &service.vips {
                 let at = SocketAddr::new(*vip, service.port);
-                let entry = self.plan.target.services.get(&at);
+                let entry = part.and_then(|part| part.services.get(&at));
                 let stats = entry.and_then(|entry| Some(sample?.service(entry.stats))).unwrap_or_default();
-                let rate = entry.and_then(|entry| {
-                    Some(
-                        sample?
-                            .per_second(self.samples.older.as_ref(), |sample| sample.service(entry.stats).connections),
-                    )
-                });
+                let rate = entry.map(|entry| self.rate(|sample| sample.service(entry.stats).connections));
                 let of_family = wanted.backends.iter().filter(|one| Family::of(&one.address.ip()) == Family::of(vip));
-                let ring = rings.get(&at).cloned().unwrap_or_default();
+                let ring =
+                    part.and_then(|part| self.rings.get(&(part.id, Family::of(vip)))).cloned().unwrap_or_default();
                 let open = entry.map(|entry| census.census.vips.get(&entry.stats).map_or(0, |flows| flows.established));
                 views.push(ServiceView {
                     namespace: String::new(),
@@ -70,7 +84,7 @@ impl Agent {
                     reply_packets_total: stats.reply_packets,
                     reply_bytes_total: stats.reply_bytes,
                     refused_total: stats.refused,
-                    age_seconds: self.seen_since.get(&service.name).map_or(0.0, |since| since.elapsed().as_secs_f64()),
+                    age_seconds: seen_since.get(&service.name).map_or(0.0, |since| since.elapsed().as_secs_f64()),
                     ring_size: service.ring_size,
                     slots_in_transition: ring.in_transition,
                     slots_tracked: ring.tracked,
@@ -82,15 +96,15 @@ impl Agent {
                             seen: counts.seen,
                         }
                     }),
-                    ring_digest: ring.digest,
+                    ring_digest: ring.digest.clone(),
                 });
             }
         }
         views
     }
 
-    fn interface_views(&self, sample: Option<&Sample>) -> Vec<InterfaceView> {
-        let node = self.node.borrow();
+    fn interface_views(&self) -> Vec<InterfaceView> {
+        let (node, sample) = (&self.node, self.sampled.now.as_ref());
         let view = |hook: &Hook| {
             let mut actions: BTreeMap<Kind, u64> =
                 [Kind::Pass, Kind::Forward, Kind::Reject, Kind::Drop].map(|kind| (kind, 0)).into();

@@ -4,14 +4,11 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
-    time::Instant,
+    time::{Duration, Instant},
 };
 
-use super::{
-    core::startup_time,
-    wanted::{Desired, HealthOf, are_judged},
-};
-use crate::dataplane::image::Image;
+use super::desired::{Desired, HealthOf, are_judged};
+use crate::{dataplane::image::Image, model::Service};
 
 /// The services that are warming up, by name, and until when backends without a verdict keep a
 /// service here.
@@ -28,21 +25,39 @@ impl Warmup {
                 self.0.entry(service.name.clone()).or_insert_with(|| now + startup_time([service]));
             }
         }
+        self.names()
+    }
+
+    /// The names of all services that are warming up.
+    pub fn names(&self) -> BTreeSet<String> {
         self.0.keys().cloned().collect()
     }
 
-    /// Removes the services whose backends all have a verdict, or have had enough time to get one.
-    pub fn expire(&mut self, desired: &Desired, health: &HealthOf, now: Instant) {
+    /// Removes the services whose backends all have a verdict, or have had enough time to get one,
+    /// and returns their names.
+    pub fn expire(&mut self, desired: &Desired, health: &HealthOf, now: Instant) -> BTreeSet<String> {
+        let mut expired = BTreeSet::new();
         self.0.retain(|name, until| {
-            let service = desired.config.services.iter().find(|service| service.name == *name);
-            now < *until && service.is_some_and(|service| !are_judged(service, desired, health))
+            let service = desired.service(name);
+            let stays = now < *until && service.is_some_and(|service| !are_judged(service, desired, health));
+            if !stays {
+                expired.insert(name.clone());
+            }
+            stays
         });
+        expired
     }
+}
+
+/// A time long enough for every backend's first verdict.
+pub fn startup_time<'a>(services: impl IntoIterator<Item = &'a Service>) -> Duration {
+    let checks = services.into_iter().filter_map(|service| service.health.as_ref());
+    checks.map(|check| check.interval * check.fall + check.timeout).max().unwrap_or_default()
 }
 
 #[cfg(test)]
 mod tests {
-    use std::{path::Path, sync::Arc, time::Duration};
+    use std::{path::Path, sync::Arc};
 
     use lb_common::service::Service;
 

@@ -34,6 +34,11 @@ impl Ranges {
         *taken = len.max(*taken);
     }
 
+    /// No room for any range.
+    pub fn none() -> Self {
+        Self(BTreeMap::from([(0, RING_ARENA_SLOTS)]))
+    }
+
     /// Takes the first free range of length `len`; `None` if there is none.
     pub fn allocate(&mut self, len: u32) -> Option<u32> {
         let mut free = 0_u32;
@@ -81,12 +86,21 @@ impl Numbers {
     /// (`in_use`). A grace period must pass before they are written.
     pub fn backends(image: &Image, named: &BTreeSet<u32>, in_use: &BTreeSet<u32>) -> Self {
         let entries = image.backends.iter().filter(|(_, backend)| backend.family != 0).map(|(index, _)| *index);
-        let taken = entries.chain(named.iter().copied()).chain(in_use.iter().copied()).collect();
+        Self::backends_except(entries.chain(named.iter().copied()).chain(in_use.iter().copied()).collect())
+    }
+
+    /// Indexes of `BACKENDS` other than these.
+    pub fn backends_except(taken: BTreeSet<u32>) -> Self {
         Self { taken, next: REJECT + 1, end: MAX_BACKENDS }
     }
 
     pub fn take(&mut self, number: u32) {
         self.taken.insert(number);
+    }
+
+    /// No number at all.
+    pub fn none() -> Self {
+        Self { taken: BTreeSet::new(), next: 0, end: 0 }
     }
 
     pub fn allocate(&mut self) -> Option<u32> {

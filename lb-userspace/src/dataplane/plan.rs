@@ -6,6 +6,7 @@
 
 mod backends;
 mod ids;
+mod part;
 mod recover;
 mod services;
 mod snat;
@@ -22,10 +23,18 @@ use ipnet::IpNet;
 use lb_common::{backend::Backend, flow::Family, service, settings};
 
 pub use self::{
+    part::plan_part,
     recover::{Recovered, recover},
     services::{Audit, Memo},
 };
-use super::image::{Image, Slots, Write};
+use self::{
+    services::{Inputs, Room},
+    snat::Blocks,
+};
+use super::{
+    arena::Numbers,
+    image::{Image, Slots, Write},
+};
 use crate::{
     balance::Ring,
     model::{Affinity, Mode, OnDead},
@@ -38,7 +47,7 @@ use crate::{
 pub struct Wanted {
     /// The plan adds the flags that the backends need.
     pub settings: settings::Settings,
-    pub services: Vec<WantedService>,
+    pub services: Vec<Arc<WantedService>>,
     pub node_addresses: BTreeSet<IpAddr>,
     /// Prefixes that may send encapsulated packets to those addresses.
     pub peers: BTreeSet<IpNet>,
@@ -47,7 +56,7 @@ pub struct Wanted {
     pub since_ns: u64,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct WantedService {
     pub name: String,
     pub vips: Vec<IpAddr>,
@@ -65,7 +74,7 @@ pub struct WantedService {
     pub backends: Vec<WantedBackend>,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone, PartialEq, Debug)]
 pub struct WantedBackend {
     pub address: SocketAddr,
     pub admin: AdminState,
@@ -131,8 +140,9 @@ pub struct Plan {
     pub over: BTreeSet<u32>,
     /// Backends that are no longer declared, and drain.
     pub leaving: Vec<Leaving>,
-    /// When the next drain ends, whether or not its flows have; CLOCK_BOOTTIME.
-    pub next_ns: Option<u64>,
+    /// When the next drain of each service ends, whether or not its flows have; CLOCK_BOOTTIME, by
+    /// the id of the service.
+    pub ends: BTreeMap<u32, u64>,
 }
 
 /// A backend that is no longer declared but has flows, or may have some.
@@ -184,10 +194,20 @@ pub fn plan_again(
     now_ns: u64,
     memo: &mut Memo,
 ) -> Result<Plan, PlanError> {
-    let mut plan = Plan { services: ids::assign(wanted, programmed), ..Plan::default() };
-    let named = || services::named(memo.unknown(programmed), slots, |slot| [slot.current(), slot.previous()]);
-    let placed = backends::plan_backends(wanted, programmed, named, in_use, now_ns, &mut plan)?;
-    let slots = services::plan_services(wanted, programmed, slots, &placed, in_use, now_ns, memo, &mut plan)?;
+    let services = &wanted.services;
+    let mut plan = Plan { services: ids::assign(services, programmed), ..Plan::default() };
+    let numbers = || {
+        let named = services::named(memo.unknown(programmed), slots, |slot| [slot.current(), slot.previous()]);
+        Numbers::backends(programmed, &named, &in_use.backends)
+    };
+    let blocks = Blocks::of(programmed);
+    let placed = backends::plan_backends(services, programmed, numbers, blocks, in_use, now_ns, &mut plan)?;
+    let leaving = services::leaving(services, programmed, in_use, now_ns, &mut plan);
+    let inputs = Inputs { services, programmed, slots, placed: &placed, now_ns };
+    let mut room = Room::of(services, programmed, in_use, &plan);
+    memo.retain(&plan);
+    let mut slots = services::plan_services(&inputs, &mut room, memo, &mut plan)?;
+    slots.extend(services::plan_leaving(leaving, &inputs, room, &mut plan)?);
     plan.target.addresses = addresses(wanted, programmed, in_use, &plan.target);
     plan.target.settings = Some(settings(wanted, &plan.target));
     plan.target.ways_out = wanted.ways_out.clone();
@@ -198,14 +218,15 @@ pub fn plan_again(
 
 impl Plan {
     /// The wanted services by id.
-    fn by_id<'a>(&self, wanted: &'a Wanted) -> BTreeMap<u32, &'a WantedService> {
+    fn by_id<'a>(&self, services: &'a [Arc<WantedService>]) -> BTreeMap<u32, &'a WantedService> {
         let id = |service: &WantedService| self.services.get(&service.name).copied();
-        wanted.services.iter().filter_map(|service| Some((id(service)?, service))).collect()
+        services.iter().filter_map(|service| Some((id(service)?, &**service))).collect()
     }
 
-    /// Notes that something ends at `at_ns`.
-    fn ends(&mut self, at_ns: u64) {
-        self.next_ns = Some(self.next_ns.map_or(at_ns, |next| next.min(at_ns)));
+    /// Notes that something of a service ends at `at_ns`.
+    fn ends(&mut self, service: u32, at_ns: u64) {
+        let next = self.ends.entry(service).or_insert(at_ns);
+        *next = at_ns.min(*next);
     }
 }
 

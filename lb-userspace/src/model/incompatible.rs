@@ -1,6 +1,10 @@
 //! Changes that would move every connection of a running service.
 
-use std::{fmt, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fmt,
+    net::SocketAddr,
+};
 
 use super::{Affinity, Config, Service, seed::Seed};
 
@@ -25,15 +29,11 @@ impl fmt::Display for Incompatible {
 /// names.
 pub fn incompatible(running: &Config, running_seed: &Seed, new: &Config, new_seed: &Seed) -> Vec<Incompatible> {
     let mut found = Vec::new();
-    let pairs = || {
-        new.services
-            .iter()
-            .flat_map(|to| running.services.iter().filter(|from| is_same(from, to)).map(move |from| (from, to)))
-    };
-    if running_seed != new_seed && pairs().next().is_some() {
+    let pairs = pairs(running, new);
+    if running_seed != new_seed && !pairs.is_empty() {
         found.push(Incompatible { key: "hashSeed".to_owned(), reason: refusal("another seed", "every service") });
     }
-    for (from, to) in pairs() {
+    for (from, to) in pairs {
         let service = if from.name == to.name { from.name.clone() } else { format!("{} (now {})", from.name, to.name) };
         let mut refuse = |key: &str, change: String| {
             let key = format!("services.{}.{key}", to.name);
@@ -52,8 +52,17 @@ pub fn incompatible(running: &Config, running_seed: &Seed, new: &Config, new_see
     found
 }
 
-fn is_same(from: &Service, to: &Service) -> bool {
-    from.name == to.name || served(from).any(|one| served(to).any(|other| one == other))
+/// The services that run and the services that they become.
+fn pairs<'a>(running: &'a Config, new: &'a Config) -> Vec<(&'a Service, &'a Service)> {
+    let by_vip: BTreeMap<SocketAddr, usize> =
+        (0..).zip(&running.services).flat_map(|(at, from)| served(from).map(move |vip| (vip, at))).collect();
+    let mut pairs = Vec::new();
+    for to in &new.services {
+        let named = running.services.binary_search_by(|from| from.name.cmp(&to.name)).ok();
+        let same: BTreeSet<usize> = served(to).filter_map(|vip| by_vip.get(&vip).copied()).chain(named).collect();
+        pairs.extend(same.into_iter().filter_map(|at| running.services.get(at)).map(|from| (from, to)));
+    }
+    pairs
 }
 
 fn served(service: &Service) -> impl Iterator<Item = SocketAddr> {

@@ -9,7 +9,11 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use tokio::{net::TcpListener, time::timeout};
+use tokio::{
+    net::TcpListener,
+    task::spawn_blocking,
+    time::{error::Elapsed, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
 use super::ServeError;
@@ -22,7 +26,7 @@ use crate::{
     },
 };
 
-/// An agent that needs longer for a snapshot is not healthy.
+/// An agent that needs longer for an answer is not healthy.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The bound listener.
@@ -68,22 +72,33 @@ struct Shared {
 }
 
 impl Shared {
-    async fn snapshot(&self) -> Result<Snapshot, ApiError> {
-        let late = |_| ApiError { code: ErrorCode::Unavailable, message: format!("no answer within {PATIENCE:?}") };
-        timeout(PATIENCE, self.agent.snapshot()).await.map_err(late)?
+    /// Whether the owner of the maps answers.
+    async fn ping(&self) -> Result<(), ApiError> {
+        timeout(PATIENCE, self.agent.ping()).await.map_err(late)?
     }
+
+    async fn snapshot(&self) -> Result<Snapshot, ApiError> {
+        timeout(PATIENCE, self.agent.scrape()).await.map_err(late)?
+    }
+}
+
+fn late(_: Elapsed) -> ApiError {
+    ApiError { code: ErrorCode::Unavailable, message: format!("no answer within {PATIENCE:?}") }
 }
 
 async fn metrics(State(shared): State<Shared>) -> Response {
     match shared.snapshot().await {
-        Ok(snapshot) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], (shared.encode)(&snapshot)).into_response(),
+        Ok(snapshot) => match spawn_blocking(move || (shared.encode)(&snapshot)).await {
+            Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
+            Err(error) => unavailable(&format!("the metrics could not be encoded: {error}")),
+        },
         Err(error) => unavailable(&format!("the agent does not answer: {error}")),
     }
 }
 
 async fn healthz(State(shared): State<Shared>) -> Response {
-    match shared.snapshot().await {
-        Ok(_) => "ok\n".into_response(),
+    match shared.ping().await {
+        Ok(()) => "ok\n".into_response(),
         Err(error) => unavailable(&format!("the agent does not answer: {error}")),
     }
 }

@@ -11,7 +11,7 @@ use serde::Deserialize;
 
 use super::answer::{Body, Lines, invalid, not_found, parameters};
 use crate::{
-    agent::handle::{AgentHandle, Command},
+    agent::handle::AgentHandle,
     view::{
         trace::{TraceQuery, TraceView},
         types::{
@@ -50,7 +50,7 @@ async fn snapshot(State(agent): State<AgentHandle>) -> Answer<Snapshot> {
 }
 
 async fn status(State(agent): State<AgentHandle>) -> Answer<Status> {
-    Ok(Json(agent.snapshot().await?.status))
+    Ok(Json(agent.scrape().await?.status))
 }
 
 async fn services(State(agent): State<AgentHandle>) -> Answer<Vec<ServiceView>> {
@@ -87,7 +87,7 @@ fn backends_of(snapshot: Snapshot, service: &str) -> Result<Vec<BackendView>, Ap
 
 async fn flows(State(agent): State<AgentHandle>, query: Parameters<FlowFilter>) -> Answer<Vec<FlowView>> {
     let filter = parameters(query)?;
-    Ok(Json(agent.ask(|answer| Command::Flows(filter, answer)).await?))
+    Ok(Json(agent.flows(filter).await?))
 }
 
 #[derive(Deserialize)]
@@ -116,11 +116,11 @@ async fn lookup(State(agent): State<AgentHandle>, query: Parameters<LookupQuery>
     if client.is_ipv4() != vip.is_ipv4() {
         return Err(invalid(format!("client {client} and vip {vip} are of different families")));
     }
-    Ok(Json(agent.ask(|answer| Command::Lookup(query, answer)).await?))
+    Ok(Json(agent.lookup(query).await?))
 }
 
 async fn diff(State(agent): State<AgentHandle>) -> Answer<Vec<DiffView>> {
-    Ok(Json(agent.ask(Command::Diff).await?))
+    Ok(Json(agent.diff().await?))
 }
 
 async fn trace(State(agent): State<AgentHandle>, query: Parameters<TraceQuery>) -> Result<Lines<TraceView>, ApiError> {
@@ -128,7 +128,7 @@ async fn trace(State(agent): State<AgentHandle>, query: Parameters<TraceQuery>) 
     if let Some(mistake) = query.mistake() {
         return Err(invalid(mistake));
     }
-    Ok(Lines(agent.ask(|answer| Command::Trace(query, answer)).await?))
+    Ok(Lines(agent.trace(query).await?))
 }
 
 #[derive(Deserialize)]
@@ -139,12 +139,12 @@ struct Chosen {
 
 async fn drain(State(agent): State<AgentHandle>, Body(chosen): Body<Chosen>) -> Answer<Changed> {
     let backend = named(chosen.backend)?;
-    Ok(Json(agent.ask(|answer| Command::Drain(backend, answer)).await?))
+    Ok(Json(agent.drain(backend).await?))
 }
 
 async fn undrain(State(agent): State<AgentHandle>, Body(chosen): Body<Chosen>) -> Answer<Changed> {
     let backend = named(chosen.backend)?;
-    Ok(Json(agent.ask(|answer| Command::Undrain(backend, answer)).await?))
+    Ok(Json(agent.undrain(backend).await?))
 }
 
 #[derive(Deserialize)]
@@ -158,7 +158,7 @@ struct WeightOf {
 
 async fn weight(State(agent): State<AgentHandle>, Body(of): Body<WeightOf>) -> Answer<Changed> {
     let backend = named(of.backend)?;
-    Ok(Json(agent.ask(|answer| Command::SetWeight(backend, of.weight, answer)).await?))
+    Ok(Json(agent.set_weight(backend, of.weight).await?))
 }
 
 /// Refuses an empty selector, which would match everything.
@@ -177,8 +177,7 @@ struct ReloadRequest {
 }
 
 async fn reload(State(agent): State<AgentHandle>, Body(request): Body<ReloadRequest>) -> Answer<Changed> {
-    let accept_loss = request.accept_loss;
-    Ok(Json(agent.ask(|answer| Command::Reload { accept_loss, answer }).await?))
+    Ok(Json(agent.reload(request.accept_loss).await?))
 }
 
 async fn no_such_path(uri: Uri) -> ApiError {

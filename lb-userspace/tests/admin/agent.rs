@@ -2,22 +2,26 @@
 //! owning a data path, which needs root and a kernel. It drains in steps: each look at a draining
 //! backend ends one of its connections.
 
-use std::{net::SocketAddr, path::PathBuf};
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{Arc, Mutex},
+};
 
 use lb_userspace::{
-    agent::handle::{AgentHandle, Command},
+    agent::handle::{AgentHandle, Answer, Applied, Command, Queries, Rates},
     serve::{HttpServer, SocketServer},
-    state::{AdminState, Health, Origin},
+    state::{AdminState, BackendId, Health, Origin},
     view::{
         trace::{SlotView, TraceQuery, TraceView},
         types::{
-            ApiError, BackendTotals, BackendView, Changed, Choice, ErrorCode, FlowView, InterfaceView, LookupView,
-            Overall, ReasonView, ServiceView, Snapshot,
+            ApiError, BackendTotals, BackendView, Choice, DiffView, ErrorCode, FlowFilter, FlowView, InterfaceView,
+            LookupQuery, LookupView, Overall, ReasonView, ServiceView, Snapshot,
         },
     },
 };
 use tempfile::TempDir;
-use tokio::{sync::mpsc, task::JoinHandle};
+use tokio::{runtime::Handle, sync::mpsc, task::JoinHandle};
 use tokio_util::sync::CancellationToken;
 
 pub struct FakeAgent {
@@ -33,13 +37,16 @@ impl FakeAgent {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("run/agent.sock");
         let stop = CancellationToken::new();
-        let (handle, commands) = AgentHandle::new();
+        let (command, commands) = mpsc::channel(64);
+        let snapshot = Arc::new(Mutex::new(snapshot));
+        let canned = Canned { snapshot, stopped: stop.clone(), runtime: Handle::current() };
+        let handle = AgentHandle::new(command, canned.clone());
         let server = SocketServer::bind(&socket).unwrap();
         let http = HttpServer::bind("127.0.0.1:0".parse().unwrap()).await.unwrap();
         let address = http.address;
         let encode = |snapshot: &Snapshot| format!("weir_backends {}\n# EOF\n", snapshot.backends.len());
         let servers = vec![
-            tokio::spawn(answer(commands, snapshot, stop.clone())),
+            tokio::spawn(answer(commands, canned)),
             tokio::spawn({
                 let (handle, stopped) = (handle.clone(), stop.clone());
                 async move { server.serve(handle, stopped).await.unwrap() }
@@ -62,57 +69,82 @@ impl FakeAgent {
     }
 }
 
-async fn answer(mut commands: mpsc::Receiver<Command>, mut snapshot: Snapshot, stopped: CancellationToken) {
+/// What the fake agent knows, for the one that changes it and the one that is asked.
+#[derive(Clone)]
+struct Canned {
+    snapshot: Arc<Mutex<Snapshot>>,
+    stopped: CancellationToken,
+    runtime: Handle,
+}
+
+async fn answer(mut commands: mpsc::Receiver<Command>, canned: Canned) {
     while let Some(command) = commands.recv().await {
+        let snapshot = &mut *canned.snapshot.lock().unwrap();
         match command {
-            Command::Snapshot(answer) => {
-                answer.send(snapshot.clone()).ok();
-                for backend in snapshot.backends.iter_mut().filter(|backend| backend.admin == AdminState::Draining) {
-                    backend.connections_active = backend.connections_active.map(|count| count.saturating_sub(1));
-                }
-            }
-            Command::Flows(filter, answer) => {
-                let flows =
-                    flows().into_iter().filter(|flow| filter.client.is_none_or(|client| flow.client.ip() == client));
-                answer.send(Ok(flows.collect())).ok();
-            }
-            Command::Lookup(query, answer) => {
-                answer.send(Ok(lookup(query.client, query.vip))).ok();
-            }
             Command::Drain(of, answer) => {
-                answer.send(change(&mut snapshot, &of.0, |backend| set_admin(backend, AdminState::Draining))).ok();
+                answer.send(change(snapshot, &of.0, |backend| set_admin(backend, AdminState::Draining))).ok();
             }
             Command::Undrain(of, answer) => {
-                answer.send(change(&mut snapshot, &of.0, |backend| set_admin(backend, AdminState::Active))).ok();
+                answer.send(change(snapshot, &of.0, |backend| set_admin(backend, AdminState::Active))).ok();
             }
             Command::SetWeight(of, weight, answer) => {
                 answer
-                    .send(change(&mut snapshot, &of.0, |backend| {
+                    .send(change(snapshot, &of.0, |backend| {
                         backend.weight = weight.unwrap_or(1);
                         format!("weight of {} is {}", backend.address, backend.weight)
                     }))
                     .ok();
             }
-            Command::Diff(answer) => {
-                answer.send(Ok(Vec::new())).ok();
-            }
-            Command::Trace(query, answer) => {
-                let (sender, receiver) = mpsc::channel(16);
-                answer.send(Ok(receiver)).ok();
-                tokio::spawn(tell(query, sender, stopped.clone()));
+            Command::Ping(answer) => {
+                answer.send(Ok(())).ok();
             }
             Command::Reload { accept_loss, answer } => {
-                let message = format!("reloaded, accept loss: {accept_loss}");
                 // As if the file had these mistakes.
                 let errors = &snapshot.status.config.errors;
                 let result = if errors.is_empty() {
-                    Ok(Changed { messages: vec![message], backends: Vec::new() })
+                    Ok(format!("reloaded, accept loss: {accept_loss}"))
                 } else {
                     Err(ApiError { code: ErrorCode::Invalid, message: errors.join("\n") })
                 };
                 answer.send(result).ok();
             }
         }
+    }
+}
+
+impl Queries for Canned {
+    fn snapshot(&self, _: Rates) -> Snapshot {
+        let mut snapshot = self.snapshot.lock().unwrap();
+        let told = snapshot.clone();
+        for backend in snapshot.backends.iter_mut().filter(|backend| backend.admin == AdminState::Draining) {
+            backend.connections_active = backend.connections_active.map(|count| count.saturating_sub(1));
+        }
+        told
+    }
+
+    fn backends(&self, chosen: &[BackendId]) -> Vec<BackendView> {
+        let is_chosen =
+            |view: &&BackendView| chosen.iter().any(|id| id.service == view.service && id.address == view.address);
+        self.snapshot.lock().unwrap().backends.iter().filter(is_chosen).cloned().collect()
+    }
+
+    fn flows(&self, filter: &FlowFilter) -> Result<Vec<FlowView>, ApiError> {
+        let is_asked = |flow: &FlowView| filter.client.is_none_or(|client| flow.client.ip() == client);
+        Ok(flows().into_iter().filter(is_asked).collect())
+    }
+
+    fn lookup(&self, query: &LookupQuery) -> Result<LookupView, ApiError> {
+        Ok(lookup(query.client, query.vip))
+    }
+
+    fn diff(&self) -> Result<Vec<DiffView>, ApiError> {
+        Ok(Vec::new())
+    }
+
+    fn trace(&self, query: TraceQuery, answer: Answer<mpsc::Receiver<TraceView>>) {
+        let (sender, receiver) = mpsc::channel(16);
+        answer.send(Ok(receiver)).ok();
+        self.runtime.spawn(tell(query, sender, self.stopped.clone()));
     }
 }
 
@@ -166,15 +198,15 @@ fn change(
     snapshot: &mut Snapshot,
     selector: &str,
     mut change: impl FnMut(&mut BackendView) -> String,
-) -> Result<Changed, ApiError> {
-    let mut changed = Changed { messages: Vec::new(), backends: Vec::new() };
+) -> Result<Applied, ApiError> {
+    let mut changed = Applied { messages: Vec::new(), chosen: Vec::new() };
     for backend in &mut snapshot.backends {
         if format!("{}/{}", backend.service, backend.address) == selector {
             changed.messages.push(change(backend));
-            changed.backends.push(backend.clone());
+            changed.chosen.push(BackendId { service: backend.service.clone(), address: backend.address });
         }
     }
-    if changed.backends.is_empty() {
+    if changed.chosen.is_empty() {
         return Err(ApiError { code: ErrorCode::NotFound, message: format!("no backend fits {selector:?}") });
     }
     Ok(changed)

@@ -23,6 +23,7 @@ use lb_userspace::{
         image::{Image, Write},
         maps::Maps,
         plan::{FlowUse, Memo, Wanted, WantedBackend, WantedService, plan_again},
+        programmed::Programmed,
         settle::{scope::Scope, settler::Settler},
     },
     model::{self, Affinity, Mode},
@@ -105,8 +106,8 @@ impl Agent {
         for write in plan.writes.iter().filter(|write| self.shape.waits || **write != Write::GracePeriod) {
             self.maps.apply(write).unwrap();
         }
-        self.scope = Some(Scope::of(&wanted, &plan));
-        self.programmed = plan.target;
+        self.programmed = plan.target.clone();
+        self.scope = Some(Scope::of(&wanted, &Programmed::of(plan, &Programmed::default())));
     }
 
     /// The next plan's rings have so many slots.
@@ -186,7 +187,7 @@ impl Agent {
         };
         Wanted {
             settings: settings(),
-            services: vec![service],
+            services: vec![service.into()],
             node_addresses: Default::default(),
             peers: Default::default(),
             ways_out: [self.on.front, self.on.back].map(|ifindex| (ifindex, WAY_OUT_REDIRECT)).into(),

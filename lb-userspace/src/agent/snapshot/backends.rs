@@ -1,13 +1,16 @@
 //! The views of the backends: first the declared ones, then the removed ones that still drain.
 
-use lb_common::backend::{Backend, WAY_NAT};
+use lb_common::{
+    backend::{Backend, WAY_NAT},
+    flow::Family,
+};
 
-use super::super::core::Agent;
+use super::{super::published::Published, Moment};
 use crate::{
     clock::{boottime_ns, unix},
     dataplane::{
-        plan::{Leaving, Wanted, WantedBackend},
-        stats::Sample,
+        plan::{Leaving, WantedBackend},
+        programmed::Part,
     },
     health::HealthView,
     model::{self, Service},
@@ -16,20 +19,23 @@ use crate::{
     view::types::BackendView,
 };
 
-impl Agent {
-    pub(super) fn backend_views(&mut self, wanted: &Wanted, sample: Option<&Sample>) -> Vec<BackendView> {
-        let shares = self.digests.of(wanted, &self.plan.target, self.maps.slots()).1.clone();
-        let health = self.views.all();
-        let config = self.desired.config.clone();
+impl Moment {
+    /// The views of the backends of the services whose names `is_asked` admits.
+    pub fn backend_views(&self, is_asked: impl Fn(&str) -> bool) -> Vec<BackendView> {
+        let Published { desired, wanted, programmed, .. } = &*self.published;
         let mut views = Vec::new();
-        for (service, wanted) in config.services.iter().zip(&wanted.services) {
+        let services = desired.config.services.iter().zip(&wanted.services);
+        for (service, wanted) in services.filter(|(service, _)| is_asked(&service.name)) {
+            let part = programmed.named(&service.name);
             for (backend, wanted) in service.backends.iter().zip(&wanted.backends) {
                 let id = BackendId { service: service.name.clone(), address: backend.address };
-                let set = effective(backend, self.desired.overrides.of(&id));
-                let index = self.plan.backends.get(&id).copied();
-                let entry = index.and_then(|index| Some((index, self.plan.target.backends.get(&index)?)));
-                let view = self.view(&id, entry, sample);
-                let probed = health.get(&id).cloned().unwrap_or_default();
+                let set = effective(backend, desired.overrides.of(&id));
+                let index = part.and_then(|part| part.indexes.get(&backend.address).copied());
+                let entry = index.and_then(|index| Some((index, part?.backends.get(&index)?)));
+                let view = self.view(&id, entry);
+                let ring = part.and_then(|part| self.rings.get(&(part.id, Family::of(&backend.address.ip()))));
+                let share = index.and_then(|index| ring?.shares.get(&index).copied());
+                let probed = self.health.get(&id).cloned().unwrap_or_default();
                 views.push(BackendView {
                     zone: backend.zone.clone(),
                     weight: set.weight,
@@ -41,14 +47,14 @@ impl Agent {
                     drain_remaining_seconds: entry
                         .filter(|_| set.admin == AdminState::Draining)
                         .map(|(_, entry)| remaining(entry)),
-                    slots_share: index.and_then(|index| shares.get(&index).copied()).unwrap_or(0.0),
+                    slots_share: share.unwrap_or(0.0),
                     ..with_health(view, service, backend, wanted, &set, &probed)
                 });
             }
         }
-        let leaving = self.plan.leaving.clone();
-        for one in &leaving {
-            let left = self.leaving_view(one, sample);
+        let leaving = programmed.parts().filter(|part| is_asked(&part.name));
+        for (part, one) in leaving.flat_map(|part| part.leaving.iter().map(move |one| (part, one))) {
+            let left = self.leaving_view(part, one);
             // A leaving backend may have the name of a declared one: because the mode changed, or
             // because a new service has the name of a removed one. Both then share one line.
             match views.iter_mut().find(|view| (&view.service, view.address) == (&left.service, left.address)) {
@@ -66,10 +72,10 @@ impl Agent {
         views
     }
 
-    fn leaving_view(&self, one: &Leaving, sample: Option<&Sample>) -> BackendView {
-        let id = BackendId { service: self.service_name(one.service), address: one.address };
-        let entry = self.plan.target.backends.get(&one.index);
-        let view = self.view(&id, entry.map(|entry| (one.index, entry)), sample);
+    fn leaving_view(&self, part: &Part, one: &Leaving) -> BackendView {
+        let id = BackendId { service: part.name.clone(), address: one.address };
+        let entry = part.backends.get(&one.index);
+        let view = self.view(&id, entry.map(|entry| (one.index, entry)));
         BackendView {
             weight: 0,
             admin: AdminState::Draining,
@@ -82,18 +88,16 @@ impl Agent {
     }
 
     /// The view of a backend with its counters; the caller fills in the rest.
-    fn view(&self, id: &BackendId, entry: Option<(u32, &Backend)>, sample: Option<&Sample>) -> BackendView {
-        let census = self.census.borrow();
+    fn view(&self, id: &BackendId, entry: Option<(u32, &Backend)>) -> BackendView {
+        let (census, sample) = (&self.census, self.sampled.now.as_ref());
         let index = entry.map(|(index, _)| index);
         let stats = index.and_then(|index| Some(sample?.backend(index))).unwrap_or_default();
-        let rate = index.and_then(|index| {
-            Some(sample?.per_second(self.samples.older.as_ref(), |sample| sample.backend(index).connections))
-        });
+        let rate = index.map(|index| self.rate(|sample| sample.backend(index).connections));
         let flows = index.and_then(|index| census.census.flows.get(&index).copied()).unwrap_or_default();
         let is_counted = census.began_ns > 0 && entry.is_some_and(|(_, entry)| entry.way == WAY_NAT);
         let since = entry.map_or(0, |(_, entry)| entry.health_since_unix_ns);
         let snat_count = entry.map_or(0, |(_, entry)| u64::from(entry.snat_count));
-        let pool = self.plan.target.settings.map_or(0, |settings| u64::from(settings.ports.size));
+        let pool = self.published.programmed.common.settings.map_or(0, |settings| u64::from(settings.ports.size));
         BackendView {
             namespace: String::new(),
             service: id.service.clone(),

@@ -2,17 +2,16 @@
 
 use std::net::SocketAddr;
 
-use lb_common::verdict::Reason;
+use lb_common::{service::Service, verdict::Reason};
 
-use super::super::core::Agent;
+use super::Moment;
 use crate::{dataplane::stats::Sample, view::types::ReasonView};
 
-impl Agent {
-    pub(super) fn reasons_by_interface(&self, sample: Option<&Sample>) -> Vec<ReasonView> {
-        let Some(sample) = sample else { return Vec::new() };
-        let node = self.node.borrow();
+impl Moment {
+    pub fn reasons_by_interface(&self) -> Vec<ReasonView> {
+        let Some(sample) = &self.sampled.now else { return Vec::new() };
         let mut views = Vec::new();
-        for hook in &node.hooks {
+        for hook in &self.node.hooks {
             for reason in Reason::ALL {
                 let count = |sample: &Sample| sample.verdict(hook.ifindex, *reason);
                 let interface = Some(hook.name.clone());
@@ -23,13 +22,19 @@ impl Agent {
     }
 
     /// The counts of each VIP, then the packets that no VIP has counted.
-    pub(super) fn reasons_by_service(&self, sample: Option<&Sample>) -> Vec<ReasonView> {
-        let Some(sample) = sample else { return Vec::new() };
-        let of_vips = self.plan.target.services.iter().flat_map(|(vip, entry)| {
+    pub fn reasons_by_service(&self) -> Vec<ReasonView> {
+        let Some(sample) = &self.sampled.now else { return Vec::new() };
+        let mut entries: Vec<(&SocketAddr, &Service, &str)> = Vec::new();
+        for part in self.published.programmed.parts() {
+            entries.extend(part.services.iter().map(|(vip, entry)| (vip, entry, part.name.as_str())));
+        }
+        entries.sort_unstable_by_key(|(vip, ..)| *vip);
+        let of_vips = entries.into_iter().flat_map(|(vip, entry, name)| {
             let seen = Reason::ALL.iter().filter(|reason| sample.refusal(entry.stats, **reason) > 0);
-            seen.map(|reason| {
+            seen.map(move |reason| {
                 let count = |sample: &Sample| sample.refusal(entry.stats, *reason);
-                self.of_vip(*vip, entry.id, self.reason_view(sample, *reason, count))
+                let view = self.reason_view(sample, *reason, count);
+                ReasonView { service: Some(name.to_owned()), vip: Some(*vip), ..view }
             })
         });
         let of_none = Reason::ALL.iter().map(|reason| {
@@ -37,10 +42,6 @@ impl Agent {
             self.reason_view(sample, *reason, count)
         });
         of_vips.chain(of_none).collect()
-    }
-
-    fn of_vip(&self, vip: SocketAddr, service: u32, view: ReasonView) -> ReasonView {
-        ReasonView { service: Some(self.service_name(service)), vip: Some(vip), ..view }
     }
 
     fn reason_view(&self, sample: &Sample, reason: Reason, count: impl Fn(&Sample) -> u64) -> ReasonView {
@@ -52,7 +53,7 @@ impl Agent {
             reason: reason.name().to_owned(),
             help: reason.help().to_owned(),
             packets_total: count(sample),
-            packets_per_second: sample.per_second(self.samples.older.as_ref(), count),
+            packets_per_second: sample.per_second(self.sampled.before.as_ref(), count),
         }
     }
 }

@@ -1,6 +1,6 @@
 //! The one-page view: whether all is well, and if not, why.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{
     flow::Family,
@@ -8,49 +8,48 @@ use lb_common::{
     verdict::{EVENT_ESTABLISHED_FULL, EVENT_EXCEPTIONS_FULL, EVENT_HALF_OPEN_FULL, EVENT_SEEN_FULL, Reason},
 };
 
-use super::super::core::Agent;
+use super::{super::published::Published, Moment};
 use crate::{
-    clock::unix_now,
-    dataplane::stats::Sample,
+    dataplane::{stats::Sample, tables::TableFill},
     state::{AdminState, Health},
     view::types::{BackendTotals, BackendView, InterfaceView, NatStatus, Overall, ServiceView, Status, TableView},
 };
 
-impl Agent {
-    pub(super) fn status(
-        &mut self,
+impl Moment {
+    /// The status; the caller knows since when the state is what it is.
+    pub fn status(
+        &self,
         services: &[ServiceView],
         backends: &[BackendView],
         interfaces: &[InterfaceView],
-        sample: Option<&Sample>,
+        started_at: f64,
     ) -> Status {
+        let sample = self.sampled.now.as_ref();
+        let published = &self.published;
         let tables = self.tables(sample);
         let nat = self.nat(backends, sample);
         let (state, mut reasons) = self.judge(services, backends, interfaces);
-        let tight = shortages(&tables);
+        let tight = [shortages(&self.census.census.tables), shortages(&self.settled.census.tables)].concat();
         let state = if tight.is_empty() { state } else { state.max(Overall::Degraded) };
         reasons.extend(tight);
-        if self.overall.0 != state {
-            self.overall = (state, unix_now());
-        }
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             state,
             reasons,
-            waiting_for: if self.starting_until.is_some() {
+            waiting_for: if published.is_starting {
                 "the first verdict on every backend".to_owned()
             } else {
                 String::new()
             },
-            state_since: self.overall.1,
-            started_at: self.started_at,
-            config: self.config_status.clone(),
+            state_since: 0.0,
+            started_at,
+            config: published.config.clone(),
             backends: totals(backends),
             tables,
             nat,
-            sync: self.sync.clone(),
-            lost_hooks: self.node.borrow().lost_hooks,
-            findings: self.examination.findings.borrow().clone(),
+            sync: published.sync.clone(),
+            lost_hooks: self.node.lost_hooks,
+            findings: self.findings.clone(),
         }
     }
 
@@ -60,7 +59,8 @@ impl Agent {
         backends: &[BackendView],
         interfaces: &[InterfaceView],
     ) -> (Overall, Vec<String>) {
-        let node = self.node.borrow();
+        let Published { config, sync, .. } = &*self.published;
+        let node = &self.node;
         let mut down = Vec::new();
         let mut degraded = Vec::new();
         if interfaces.iter().all(|interface| interface.xdp_mode == "none") {
@@ -71,7 +71,7 @@ impl Agent {
         }
         degraded.extend(node.unmet.iter().map(|pattern| format!("no interface fits {pattern}")));
         degraded.extend(node.error.iter().cloned());
-        let without_room = self.settled.borrow().without_room();
+        let without_room = self.settled.without_room();
         if without_room > 0 {
             degraded.push(format!(
                 "{without_room} slots wait to settle: ESTABLISHED has no room for their connections (flowTables.established)"
@@ -93,10 +93,10 @@ impl Agent {
                 _ => {}
             }
         }
-        if !self.config_status.last_reload_ok {
-            degraded.push(format!("the configuration file is refused: {}", self.config_status.errors.join("; ")));
+        if !config.last_reload_ok {
+            degraded.push(format!("the configuration file is refused: {}", config.errors.join("; ")));
         }
-        if let Some(error) = &self.sync.last_error {
+        if let Some(error) = &sync.last_error {
             degraded.push(format!("the maps are not in step: {error}"));
         }
         let state = match (down.is_empty(), degraded.is_empty()) {
@@ -109,24 +109,26 @@ impl Agent {
     }
 
     fn tables(&self, sample: Option<&Sample>) -> Vec<TableView> {
-        let target = &self.plan.target;
+        let programmed = &self.published.programmed;
         let view = |map: &str, entries: u64, max_entries: u64| TableView {
             map: map.to_owned(),
             entries,
             max_entries,
             insert_failures: 0,
         };
-        let of_family =
-            |family: Family| target.services.keys().filter(|vip| Family::of(&vip.ip()) == family).count() as u64;
-        let addresses = |family: Family| target.addresses.keys().filter(|ip| Family::of(ip) == family).count() as u64;
-        let slots: usize = target.ranges().into_iter().map(|(_, len)| len as usize).sum();
-        let backends = target.backends.values().filter(|backend| backend.family != 0).count();
+        let services = || programmed.parts().flat_map(|part| &part.services);
+        let of_family = |family: Family| services().filter(|(vip, _)| Family::of(&vip.ip()) == family).count() as u64;
+        let known = &programmed.common.addresses;
+        let addresses = |family: Family| known.keys().filter(|ip| Family::of(ip) == family).count() as u64;
+        let ranges: BTreeSet<(u32, u32)> = services().map(|(_, entry)| (entry.ring_offset, entry.ring_len)).collect();
+        let slots: u64 = ranges.into_iter().map(|(_, len)| u64::from(len)).sum();
+        let backends: usize = programmed.parts().map(|part| part.backends.len()).sum();
         let mut views = vec![
             view(map::SERVICES_V4, of_family(Family::V4), u64::from(MAX_VIP_PORTS)),
             view(map::SERVICES_V6, of_family(Family::V6), u64::from(MAX_VIP_PORTS)),
             view(map::ADDRESSES_V4, addresses(Family::V4), u64::from(MAX_ADDRESSES)),
             view(map::ADDRESSES_V6, addresses(Family::V6), u64::from(MAX_ADDRESSES)),
-            view(map::RINGS, slots as u64, u64::from(RING_ARENA_SLOTS)),
+            view(map::RINGS, slots, u64::from(RING_ARENA_SLOTS)),
             view(map::BACKENDS, backends as u64, u64::from(MAX_BACKENDS)),
         ];
         let failures: BTreeMap<&str, u64> = sample
@@ -144,9 +146,8 @@ impl Agent {
                 ])
             })
             .unwrap_or_default();
-        let census = self.census.borrow();
-        let settled = self.settled.borrow();
-        views.extend(census.census.tables.iter().chain(&settled.census.tables).map(|fill| TableView {
+        let (census, settled) = (&self.census.census, &self.settled.census);
+        views.extend(census.tables.iter().chain(&settled.tables).map(|fill| TableView {
             insert_failures: failures.get(fill.map).copied().unwrap_or(0),
             ..view(fill.map, fill.entries, fill.max_entries)
         }));
@@ -161,7 +162,7 @@ impl Agent {
             .max_by(|a, b| share(a).total_cmp(&share(b)))
             .map(|backend| (format!("{}/{}", backend.service, backend.address), share(backend)));
         NatStatus {
-            addresses: self.plan.target.snat_addresses.iter().copied().flatten().collect(),
+            addresses: self.published.programmed.common.snat_addresses.iter().copied().flatten().collect(),
             ports_used: with_ports.clone().map(|backend| backend.nat_ports_used).sum(),
             ports_max: with_ports.map(|backend| backend.nat_ports_max).sum(),
             fullest,
@@ -175,11 +176,11 @@ const TIGHT: f64 = 0.9;
 
 /// One sentence for each table of established flows that is nearly full. Tables of half-open flows
 /// make room themselves, and a configuration that would overfill a map is refused.
-fn shortages(tables: &[TableView]) -> Vec<String> {
+pub fn shortages(tables: &[TableFill]) -> Vec<String> {
     let of_flows = [map::NAT_ESTABLISHED_V4, map::NAT_ESTABLISHED_V6, map::ESTABLISHED_V4, map::ESTABLISHED_V6];
     tables
         .iter()
-        .filter(|table| of_flows.contains(&table.map.as_str()))
+        .filter(|table| of_flows.contains(&table.map))
         .filter(|table| table.entries as f64 > TIGHT * table.max_entries as f64)
         .map(|table| format!("table {} is nearly full: {} of {} entries", table.map, table.entries, table.max_entries))
         .collect()
@@ -204,8 +205,7 @@ mod tests {
 
     #[test]
     fn full_table_of_established_flows_is_said_and_one_that_makes_room_may_be_full() {
-        let table =
-            |map: &str, entries| TableView { map: map.to_owned(), entries, max_entries: 100, insert_failures: 0 };
+        let table = |map, entries| TableFill { map, entries, max_entries: 100 };
         let tables = [table(map::NAT_HALF_OPEN_V4, 100), table(map::NAT_ESTABLISHED_V6, 91), table(map::RINGS, 100)];
         assert_eq!(shortages(&tables), ["table NAT_ESTABLISHED_V6 is nearly full: 91 of 100 entries"]);
         assert_eq!(shortages(&[table(map::NAT_ESTABLISHED_V4, 90)]), Vec::<String>::new());

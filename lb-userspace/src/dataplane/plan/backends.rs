@@ -1,9 +1,6 @@
 //! Plans the entries of `BACKENDS`: wanted backends, draining ones, and those that are gone.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
-};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use lb_common::{
     backend::{self, Backend},
@@ -12,7 +9,7 @@ use lb_common::{
 };
 
 use super::{
-    FlowUse, Image, Leaving, Plan, PlanError, Wanted, WantedBackend, WantedService, address, nanoseconds, snat,
+    FlowUse, Image, Leaving, Plan, PlanError, WantedBackend, WantedService, address, nanoseconds, snat::Blocks,
 };
 use crate::{
     dataplane::arena::Numbers,
@@ -23,11 +20,13 @@ use crate::{
 /// The indexes of each service's backends, in their order, by the service's id.
 pub type Placed = BTreeMap<u32, Vec<u32>>;
 
-/// `named` finds the indexes that slots name.
+/// Plans the backends of these services. `programmed` holds no entries of other services, unless
+/// those are no longer wanted. `numbers` gives the indexes that new backends may get.
 pub fn plan_backends(
-    wanted: &Wanted,
+    services: &[Arc<WantedService>],
     programmed: &Image,
-    named: impl Fn() -> BTreeSet<u32>,
+    numbers: impl Fn() -> Numbers,
+    mut blocks: Blocks,
     in_use: &FlowUse,
     now_ns: u64,
     plan: &mut Plan,
@@ -44,11 +43,10 @@ pub fn plan_backends(
     }
 
     // Made only when needed: it may scan every slot, and a change of health needs no new index.
-    let mut numbers: Option<Numbers> = None;
-    let mut blocks = snat::Blocks::of(programmed);
+    let mut unused: Option<Numbers> = None;
     let mut placed = Vec::new();
     let mut indexes = Placed::new();
-    for service in &wanted.services {
+    for service in services {
         let Some(id) = plan.services.get(&service.name).copied() else { continue };
         for wanted in &service.backends {
             let name = BackendId { service: service.name.clone(), address: wanted.address };
@@ -58,8 +56,8 @@ pub fn plan_backends(
             });
             let index = match before {
                 Some((index, _)) => index,
-                None => numbers
-                    .get_or_insert_with(|| Numbers::backends(programmed, &named(), &in_use.backends))
+                None => unused
+                    .get_or_insert_with(&numbers)
                     .allocate()
                     .ok_or_else(|| PlanError::Backends { backend: name.clone() })?,
             };
@@ -71,7 +69,7 @@ pub fn plan_backends(
     }
     // Draining backends keep the SNAT addresses that their flows use; wanted backends choose from
     // the rest.
-    let by_id = plan.by_id(wanted);
+    let by_id = plan.by_id(services);
     for (index, backend) in unclaimed {
         let entry = leave(index, backend, by_id.get(&backend.service).copied(), in_use, now_ns, plan);
         if entry.family != 0 {
@@ -87,7 +85,7 @@ pub fn plan_backends(
             Some(before) => before.generation,
             None => programmed.backends.get(&index).map_or(0, |free| free.generation).wrapping_add(1).max(1),
         };
-        let entry = entry(index, service, wanted, before.as_ref(), now_ns, plan);
+        let entry = entry((index, id), service, wanted, before.as_ref(), now_ns, plan);
         let entry = Backend { generation, service: id, snat_first, snat_count, ..entry };
         plan.target.backends.insert(index, entry);
     }
@@ -136,7 +134,7 @@ const fn way(mode: Mode, tunnel: IpAddr) -> u8 {
 }
 
 fn entry(
-    index: u32,
+    (index, id): (u32, u32),
     service: &WantedService,
     wanted: &WantedBackend,
     before: Option<&Backend>,
@@ -152,7 +150,7 @@ fn entry(
             draining_since_ns = before.and_then(|before| drains_since(before, now_ns)).unwrap_or(now_ns);
             let until_ns = draining_since_ns.saturating_add(timeout_ns);
             if now_ns < until_ns {
-                plan.ends(until_ns);
+                plan.ends(id, until_ns);
             }
             (backend::ADMIN_DRAINING, now_ns < until_ns)
         }
@@ -168,7 +166,7 @@ fn entry(
         let ends_ns = draining_since_ns.saturating_add(timeout_ns).saturating_add(nanoseconds(service.settle_time));
         if now_ns < ends_ns {
             flags |= policy;
-            plan.ends(ends_ns);
+            plan.ends(id, ends_ns);
         }
     }
     if !is_serving && flags == 0 {
@@ -263,7 +261,7 @@ fn leave(
     if now_ns >= until_ns {
         return end(&Backend { draining_since_ns: until_ns, ..*before }, service, now_ns, plan);
     }
-    plan.ends(until_ns);
+    plan.ends(before.service, until_ns);
     plan.leaving.push(Leaving { index, service: before.service, address, until_ns });
     Backend { admin: backend::ADMIN_REMOVED, draining_since_ns: since_ns, ..*before }
 }
@@ -278,7 +276,7 @@ fn end(before: &Backend, service: Option<&WantedService>, now_ns: u64, plan: &mu
     if now_ns >= ends_ns || !is_well_formed(before) {
         return free(before);
     }
-    plan.ends(ends_ns);
+    plan.ends(before.service, ends_ns);
     const ENDS: u32 = Backend::FLAG_SERVING | Backend::FLAG_RESET | Backend::FLAG_DROP;
     Backend { admin: backend::ADMIN_GONE, flags: before.flags & !ENDS | end_of_flows(service), ..*before }
 }

@@ -4,15 +4,16 @@ use std::{
     cmp::Reverse,
     collections::{BTreeMap, BTreeSet},
     net::SocketAddr,
+    sync::Arc,
 };
 
-use super::{Image, Wanted, address};
+use super::{Image, WantedService, address};
 use crate::dataplane::arena::Numbers;
 
 /// The id of each wanted service, by name: the id of the programmed service with which it shares
 /// the most VIPs, then the most backends. So a service that is renamed, or gets other addresses,
 /// keeps its id, its backends' indexes and therefore its flows.
-pub fn assign(wanted: &Wanted, programmed: &Image) -> BTreeMap<String, u32> {
+pub fn assign(services: &[Arc<WantedService>], programmed: &Image) -> BTreeMap<String, u32> {
     let mut by_vip: BTreeMap<SocketAddr, u32> = BTreeMap::new();
     for (vip, service) in &programmed.services {
         by_vip.insert(*vip, service.id);
@@ -24,7 +25,7 @@ pub fn assign(wanted: &Wanted, programmed: &Image) -> BTreeMap<String, u32> {
         }
     }
     let mut pairs = Vec::new();
-    for service in &wanted.services {
+    for service in services {
         let mut common: BTreeMap<u32, (u32, u32)> = BTreeMap::new();
         for vip in &service.vips {
             if let Some(id) = by_vip.get(&SocketAddr::new(*vip, service.port)) {
@@ -47,7 +48,7 @@ pub fn assign(wanted: &Wanted, programmed: &Image) -> BTreeMap<String, u32> {
         }
     }
     let mut numbers = Numbers::service_ids(programmed);
-    for service in &wanted.services {
+    for service in services {
         if !ids.contains_key(&service.name)
             && let Some(id) = numbers.allocate()
         {

@@ -14,9 +14,7 @@ use lb_common::{
     slot::{REJECT, Slot},
 };
 
-use super::{
-    FlowUse, Image, Plan, PlanError, Slots, Wanted, WantedService, Write, backends::Placed, mode_number, nanoseconds,
-};
+use super::{FlowUse, Image, Plan, PlanError, Slots, WantedService, Write, backends::Placed, mode_number, nanoseconds};
 use crate::{
     balance::Ring,
     dataplane::{
@@ -30,27 +28,54 @@ use crate::{
 /// such VIPs.
 const REJECTING: u32 = 1;
 
-/// Returns the writes of the slots. `placed` has the indexes of each service's backends.
-#[expect(clippy::too_many_arguments, reason = "the inputs of a plan, and its memory")]
+/// Where rings and counters may go.
+pub struct Room {
+    ranges: Ranges,
+    kept: BTreeMap<(u32, Family), u32>,
+    stats: Stats,
+}
+
+impl Room {
+    /// All that no service uses, besides what each service uses itself.
+    pub fn of(services: &[Arc<WantedService>], programmed: &Image, in_use: &FlowUse, plan: &Plan) -> Self {
+        Self {
+            ranges: Ranges::of(programmed),
+            kept: kept_ranges(services, programmed, plan),
+            stats: Stats::new(Numbers::service_stats(programmed, &in_use.vips)),
+        }
+    }
+
+    /// What each service uses itself, and nothing else; `None` if a service needs more.
+    pub fn kept(services: &[Arc<WantedService>], programmed: &Image, plan: &Plan) -> Option<Self> {
+        let kept = kept_ranges(services, programmed, plan);
+        let rings: usize = services.iter().map(|service| service.rings.len()).sum();
+        (kept.len() == rings).then(|| Self { ranges: Ranges::none(), kept, stats: Stats::new(Numbers::none()) })
+    }
+}
+
+/// What entries of services and their rings are planned from.
+pub struct Inputs<'a> {
+    pub services: &'a [Arc<WantedService>],
+    pub programmed: &'a Image,
+    pub slots: &'a dyn Slots,
+    /// The indexes of each service's backends.
+    pub placed: &'a Placed,
+    pub now_ns: u64,
+}
+
+/// Plans the entries and rings of these services, and returns the writes of the slots.
 pub fn plan_services(
-    wanted: &Wanted,
-    programmed: &Image,
-    slots: &dyn Slots,
-    placed: &Placed,
-    in_use: &FlowUse,
-    now_ns: u64,
+    inputs: &Inputs<'_>,
+    room: &mut Room,
     memo: &mut Memo,
     plan: &mut Plan,
 ) -> Result<Vec<Write>, PlanError> {
-    let leaving = leaving(wanted, programmed, in_use, now_ns, plan);
-    let mut ranges = Ranges::of(programmed);
-    let mut kept = kept_ranges(wanted, programmed, plan);
-    let mut stats = Stats::new(programmed, in_use);
+    let Inputs { programmed, placed, .. } = inputs;
+    let Room { ranges, kept, stats } = room;
     let mut writes = Vec::new();
     let running = programmed.ranges();
     let flows = with_flows(plan);
-    memo.retain(plan);
-    for service in &wanted.services {
+    for service in inputs.services {
         let Some(id) = plan.services.get(&service.name).copied() else { continue };
         let of_service = placed.get(&id).map(Vec::as_slice).unwrap_or_default();
         for (family, ring) in &service.rings {
@@ -66,7 +91,7 @@ pub fn plan_services(
                 change: RingChange::of(service, flows.get(&id), memo),
             };
             let is_running = running.contains(&(offset, len));
-            writes.extend(memo.decide((id, *family), decided, slots, is_running, now_ns));
+            writes.extend(memo.decide((id, *family), decided, inputs.slots, is_running, inputs.now_ns));
             for vip in service.vips.iter().filter(|vip| Family::of(vip) == *family) {
                 let vip = SocketAddr::new(*vip, service.port);
                 let stats = stats
@@ -89,6 +114,19 @@ pub fn plan_services(
             }
         }
     }
+    Ok(writes)
+}
+
+/// Plans the entries of VIPs that are no longer wanted, each with its entry and since when that is
+/// so; returns the writes of the slots.
+pub fn plan_leaving(
+    leaving: Vec<(SocketAddr, Service, u64)>,
+    inputs: &Inputs<'_>,
+    Room { mut ranges, mut stats, .. }: Room,
+    plan: &mut Plan,
+) -> Result<Vec<Write>, PlanError> {
+    let Inputs { programmed, slots, now_ns, .. } = *inputs;
+    let mut writes = Vec::new();
     if leaving.is_empty() {
         return Ok(writes);
     }
@@ -276,7 +314,7 @@ impl Memo {
     }
 
     /// Forgets the rings of services that are no longer wanted.
-    fn retain(&mut self, plan: &Plan) {
+    pub fn retain(&mut self, plan: &Plan) {
         let wanted: BTreeSet<u32> = plan.services.values().copied().collect();
         self.rings.retain(|(id, _), _| wanted.contains(id));
     }
@@ -352,9 +390,9 @@ fn indexes(service: &WantedService, ring: &Ring, placed: &[u32]) -> Vec<Option<u
 /// The ranges that wanted services keep, by service id and family. A service whose mode or ring
 /// size changes gets a fresh range, so that ring and mode change in one write. Two services that
 /// share a range, which only manual edits can cause, both get a fresh one.
-fn kept_ranges(wanted: &Wanted, programmed: &Image, plan: &Plan) -> BTreeMap<(u32, Family), u32> {
+fn kept_ranges(services: &[Arc<WantedService>], programmed: &Image, plan: &Plan) -> BTreeMap<(u32, Family), u32> {
     let mut kept: BTreeMap<(u32, Family), (u32, u32)> = BTreeMap::new();
-    for service in &wanted.services {
+    for service in services {
         let Some(id) = plan.services.get(&service.name).copied() else { continue };
         for vip in &service.vips {
             let family = Family::of(vip);
@@ -403,19 +441,18 @@ fn is_whole(service: &Service) -> bool {
 
 /// The programmed VIPs that are no longer wanted but let their flows end, and since when. New
 /// connections to them are reset.
-fn leaving(
-    wanted: &Wanted,
+pub fn leaving(
+    services: &[Arc<WantedService>],
     programmed: &Image,
     in_use: &FlowUse,
     now_ns: u64,
     plan: &mut Plan,
 ) -> Vec<(SocketAddr, Service, u64)> {
-    let wanted_vips: BTreeSet<SocketAddr> = wanted
-        .services
+    let wanted_vips: BTreeSet<SocketAddr> = services
         .iter()
         .flat_map(|service| service.vips.iter().map(|vip| SocketAddr::new(*vip, service.port)))
         .collect();
-    let by_id = plan.by_id(wanted);
+    let by_id = plan.by_id(services);
     let mut leaving = Vec::new();
     for (vip, before) in programmed.services.iter().filter(|(vip, _)| !wanted_vips.contains(vip)) {
         // In DSR mode there are no flow entries by which a flow could continue.
@@ -434,7 +471,7 @@ fn leaving(
         let has_no_flow =
             before.draining_since_ns > 0 && in_use.is_after(since_ns) && !in_use.busy_vips.contains(&before.stats);
         if let Some(until_ns) = until_ns.filter(|until_ns| now_ns < *until_ns && !has_no_flow) {
-            plan.ends(until_ns);
+            plan.ends(before.id, until_ns);
             leaving.push((*vip, *before, since_ns));
         }
     }
@@ -448,8 +485,8 @@ struct Stats {
 }
 
 impl Stats {
-    fn new(programmed: &Image, in_use: &FlowUse) -> Self {
-        Self { numbers: Numbers::service_stats(programmed, &in_use.vips), given: BTreeSet::new() }
+    fn new(numbers: Numbers) -> Self {
+        Self { numbers, given: BTreeSet::new() }
     }
 
     fn assign(&mut self, vip: SocketAddr, programmed: &Image) -> Option<u32> {

@@ -21,6 +21,14 @@ impl Blocks {
         Self { before: programmed.snat_addresses.clone(), named, after: vec![None; MAX_SNAT_ADDRESSES as usize] }
     }
 
+    /// Like [`Blocks::of`], for services beside others whose addresses stay.
+    pub fn beside(programmed: &Image) -> Self {
+        let blocks = Self::of(programmed);
+        let mut after = programmed.snat_addresses.clone();
+        after.resize(blocks.after.len(), None);
+        Self { after, ..blocks }
+    }
+
     /// Keeps the addresses that `entry` names.
     pub fn keep(&mut self, programmed: &Image, entry: &Backend) {
         for index in range(entry) {

@@ -13,7 +13,7 @@ use proptest::prelude::*;
 
 use self::fake::Fake;
 use super::*;
-use crate::balance::Declared;
+use crate::{balance::Declared, dataplane::programmed::Programmed};
 
 const SECOND: u64 = 1_000_000_000;
 const NOW: u64 = 1000 * SECOND;
@@ -34,7 +34,7 @@ fn settings_of_test() -> settings::Settings {
 fn wanted(services: Vec<WantedService>) -> Wanted {
     Wanted {
         settings: settings_of_test(),
-        services,
+        services: services.into_iter().map(Arc::new).collect(),
         node_addresses: BTreeSet::from(["10.0.0.1".parse().unwrap()]),
         peers: BTreeSet::new(),
         ways_out: BTreeMap::from([(3, 1)]),
@@ -178,7 +178,7 @@ fn backend_taken_out_drains_until_its_last_flow_has_ended() {
         plan.leaving.iter().map(|one| (one.index, one.until_ns)).collect::<Vec<_>>(),
         [(index, NOW + 60 * SECOND)]
     );
-    assert_eq!(plan.next_ns, Some(NOW + 60 * SECOND));
+    assert_eq!(plan.ends.values().min().copied(), Some(NOW + 60 * SECOND));
     assert_eq!(owners_seen(&fake, "192.0.2.10:80"), strings(&BOTH[1..2]));
     let entry = fake.image().backends[&index];
     assert!(entry.is_serving() && entry.admin == ADMIN_REMOVED && entry.draining_since_ns == NOW);
@@ -206,8 +206,8 @@ fn drain_ends_with_its_timeout_and_at_once_if_that_is_zero() {
     assert_eq!(converge(&mut fake, &less, &FlowUse::default(), NOW, 1).leaving.len(), 1);
     assert_eq!(converge(&mut fake, &less, &FlowUse::default(), NOW + 59 * SECOND, 1).leaving.len(), 1);
     assert_eq!(converge(&mut fake, &less, &FlowUse::default(), NOW + 60 * SECOND, 1).leaving.len(), 0);
-    less.services[0] = web(&BOTH[2..]);
-    less.services[0].drain_timeout = Duration::ZERO;
+    less.services[0] = Arc::new(web(&BOTH[2..]));
+    Arc::make_mut(&mut less.services[0]).drain_timeout = Duration::ZERO;
     assert_eq!(converge(&mut fake, &less, &FlowUse::default(), NOW, 1).leaving.len(), 0);
     assert_eq!(owners_seen(&fake, "192.0.2.10:80"), strings(&["reject"]));
 }
@@ -247,7 +247,7 @@ fn disabled_backend_ends_its_flows_at_once_and_gets_no_new_ones() {
     let mut fake = Fake::default();
     let mut all = wanted(vec![web(&BOTH)]);
     converge(&mut fake, &all, &FlowUse::default(), NOW, 1);
-    let disabled = &mut all.services[0].backends[0];
+    let disabled = &mut Arc::make_mut(&mut all.services[0]).backends[0];
     (disabled.admin, disabled.is_eligible) = (AdminState::Disabled, false);
     let plan = converge(&mut fake, &all, &FlowUse::default(), NOW, 1);
     let index = plan.backends[&BackendId { service: "web".to_owned(), address: BOTH[0].parse().unwrap() }];
@@ -278,7 +278,7 @@ fn backend_that_goes_down_moves_its_slots_alone_and_keeps_its_flows() {
     let backends = ["10.2.0.11:80", "10.2.0.12:80", "10.2.0.13:80"];
     let mut all = wanted(vec![service("web", &["192.0.2.10"], backends.map(up).to_vec(), 251)]);
     let before = converge(&mut fake, &all, &FlowUse::default(), NOW, 1);
-    let down = &mut all.services[0].backends[0];
+    let down = &mut Arc::make_mut(&mut all.services[0]).backends[0];
     (down.health, down.is_eligible) = (Health::Down, false);
     let plan = super::plan(&all, &fake.image(), &fake, &FlowUse::default(), NOW).unwrap();
     let index = before.backends[&BackendId { service: "web".to_owned(), address: backends[0].parse().unwrap() }];
@@ -359,7 +359,7 @@ fn snat_address_stays_known_until_no_flow_uses_it() {
     converge(&mut fake, &wanted(vec![web(&BOTH)]), &FlowUse::default(), NOW, 1);
     let mut moved = wanted(vec![web(&BOTH)]);
     moved.since_ns = NOW;
-    for backend in &mut moved.services[0].backends {
+    for backend in &mut Arc::make_mut(&mut moved.services[0]).backends {
         backend.snat = vec!["10.0.0.9".parse().unwrap()];
     }
     let old: IpAddr = "10.0.0.1".parse().unwrap();
@@ -378,7 +378,7 @@ fn snat_address_stays_known_until_no_flow_uses_it() {
 fn restarted_agent_finds_health_and_drains_in_the_maps() {
     let mut fake = Fake::default();
     let mut all = wanted(vec![web(&BOTH)]);
-    let backends = &mut all.services[0].backends;
+    let backends = &mut Arc::make_mut(&mut all.services[0]).backends;
     (backends[0].health, backends[0].is_eligible) = (Health::Down, false);
     (backends[1].health, backends[1].health_since_unix_ns) = (Health::Unknown, 0);
     (backends[3].admin, backends[3].is_eligible) = (AdminState::Draining, false);
@@ -411,7 +411,7 @@ fn plan_by_what_is_remembered_is_the_plan_without() {
         plan_again(all, &fake.image(), fake, &FlowUse::default(), NOW, memo).unwrap()
     };
     for (at, is_eligible) in [(0, true), (0, false), (2, false), (0, true), (0, true), (2, true)] {
-        all.services[0].backends[at].is_eligible = is_eligible;
+        Arc::make_mut(&mut all.services[0]).backends[at].is_eligible = is_eligible;
         let with_memo = again(&all, &fake, &mut memo);
         assert_eq!(with_memo, plan(&all, &fake.image(), &fake, &FlowUse::default(), NOW).unwrap());
         with_memo.writes.iter().for_each(|write| fake.apply(write));
@@ -593,6 +593,56 @@ fn check(fake: &Fake, wanted: &Wanted) {
     }
 }
 
+/// The service with other backends.
+fn with_backends(service: &WantedService, backends: Vec<WantedBackend>) -> WantedService {
+    let mut backends = backends;
+    backends.sort_by_key(|backend| backend.address);
+    for backend in &mut backends {
+        if service.mode != Mode::Nat || service.keeps_source {
+            backend.snat.clear();
+        }
+        if service.mode == Mode::DsrIpip {
+            backend.tunnel = Some(Tunnel { to: backend.address.ip(), source: Some("10.0.0.1".parse().unwrap()) });
+        }
+    }
+    let ring = |(family, ring): (&Family, &Arc<Ring>)| {
+        let of_family = backends.iter().filter(|backend| Family::of(&backend.address.ip()) == *family);
+        let weighted = of_family.map(|backend| (backend.address, 1));
+        (*family, Arc::new(Ring::new(Declared::new(SEED, ring.declared().ring_size, weighted))))
+    };
+    WantedService { rings: service.rings.iter().map(ring).collect(), backends, ..service.clone() }
+}
+
+/// What a plan of some services leaves for the next plan of all.
+fn is_left_to_the_whole(write: &Write) -> bool {
+    matches!(
+        write,
+        Write::Settings(_)
+            | Write::Address { .. }
+            | Write::RemoveAddress { .. }
+            | Write::SnatAddress { address: None, .. }
+    )
+}
+
+#[test]
+fn service_that_is_new_or_has_other_vips_or_another_ring_takes_a_plan_of_all() {
+    let (mut fake, mut memo, in_use) = (Fake::default(), Memo::default(), FlowUse::default());
+    let all = wanted(vec![web(&BOTH)]);
+    let plan = plan_again(&all, &fake.image(), &fake, &in_use, NOW, &mut memo).unwrap();
+    plan.writes.iter().for_each(|write| fake.apply(write));
+    let programmed = Programmed::of(plan, &Programmed::default());
+    let backends: Vec<WantedBackend> = BOTH.iter().map(|address| up(address)).collect();
+    let mut is_part = |service: WantedService| {
+        let part = plan_part(&all, &[Arc::new(service)], &programmed, &fake, &in_use, NOW, &mut memo);
+        part.unwrap().is_some()
+    };
+    assert!(is_part(web(&BOTH)) && is_part(web(&BOTH[1..])));
+    assert!(!is_part(service("shop", &["192.0.2.10", "2001:db8::10"], backends.clone(), 31)));
+    assert!(!is_part(service("web", &["192.0.2.10"], backends.clone(), 31)));
+    assert!(!is_part(service("web", &["192.0.2.10", "2001:db8::10"], backends, 37)));
+    assert!(!is_part(WantedService { mode: Mode::DsrL2, ..web(&BOTH) }));
+}
+
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
@@ -630,5 +680,41 @@ proptest! {
         prop_assert!(plan.leaving.iter().all(|one| fake.backends[&one.index].way != WAY_NAT));
         let vips: usize = second.services.iter().map(|service| service.vips.len()).sum();
         prop_assert_eq!(fake.services.len(), vips);
+    }
+
+    #[test]
+    fn some_services_are_planned_alone_as_a_plan_of_all_would_plan_them(
+        first in any_wanted(),
+        changes in proptest::collection::vec((0..3_usize, proptest::collection::vec(any_backend(), 0..6)), 1..8),
+    ) {
+        let (mut fake, mut wanted, mut memo, in_use) = (Fake::default(), first, Memo::default(), FlowUse::default());
+        let begun = plan_again(&wanted, &fake.image(), &fake, &in_use, NOW, &mut memo).unwrap();
+        begun.writes.iter().for_each(|write| fake.apply(write));
+        let mut programmed = Programmed::of(begun, &Programmed::default());
+        prop_assert_eq!(programmed.image(), fake.image());
+        for (at, backends) in changes {
+            let Some(len @ 1..) = Some(wanted.services.len()) else { break };
+            let unique: BTreeMap<usize, WantedBackend> = backends.into_iter().collect();
+            let changed = Arc::new(with_backends(&wanted.services[at % len], unique.into_values().collect()));
+            wanted.services[at % len] = changed.clone();
+            let part = plan_part(&wanted, &[changed], &programmed, &fake, &in_use, NOW, &mut memo).unwrap().unwrap();
+            for write in &part.writes {
+                fake.apply(write);
+                fake.assert_every_owner_serves();
+                fake.assert_every_previous_is_known();
+            }
+            programmed.take(part);
+            prop_assert_eq!(programmed.image(), fake.image());
+            check(&fake, &wanted);
+            let whole = plan(&wanted, &fake.image(), &fake, &in_use, NOW).unwrap();
+            prop_assert!(whole.writes.iter().all(is_left_to_the_whole), "{:?}", whole.writes);
+            prop_assert_eq!(memo.audit(&fake, usize::MAX), Audit::default());
+        }
+        let whole = plan_again(&wanted, &fake.image(), &fake, &in_use, NOW, &mut memo).unwrap();
+        whole.writes.iter().for_each(|write| fake.apply(write));
+        let whole = Programmed::of(whole, &programmed);
+        prop_assert_eq!(whole.image(), fake.image());
+        let leaving = |programmed: &Programmed| programmed.leaving().copied().collect::<Vec<_>>();
+        prop_assert_eq!(leaving(&whole), leaving(&programmed));
     }
 }

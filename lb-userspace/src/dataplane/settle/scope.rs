@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, net::SocketAddr};
 
 use lb_common::{flow::Family, nat::NatTimeouts};
 
-use crate::dataplane::plan::{Plan, Wanted};
+use crate::dataplane::{plan::Wanted, programmed::Programmed};
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Scope {
@@ -41,14 +41,15 @@ impl VipScope {
 }
 
 impl Scope {
-    pub fn of(wanted: &Wanted, plan: &Plan) -> Self {
+    pub fn of(wanted: &Wanted, programmed: &Programmed) -> Self {
         let mut rings: BTreeMap<u32, RingScope> = BTreeMap::new();
         let mut vips = BTreeMap::new();
         for service in wanted.services.iter().filter(|service| service.mode.is_dsr()) {
+            let Some(part) = programmed.named(&service.name) else { continue };
             let settle_ns = u64::try_from(service.settle_time.as_nanos()).unwrap_or(u64::MAX);
             for ip in &service.vips {
                 let vip = SocketAddr::new(*ip, service.port);
-                let Some(entry) = plan.target.services.get(&vip) else { continue };
+                let Some(entry) = part.services.get(&vip) else { continue };
                 let (offset, len) = (entry.ring_offset, entry.ring_len);
                 vips.insert(vip, VipScope { offset, len, stats: entry.stats });
                 rings.insert(offset, RingScope { family: Family::of(ip), offset, len, service: entry.id, settle_ns });

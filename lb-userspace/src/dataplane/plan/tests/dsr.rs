@@ -59,7 +59,7 @@ fn flows_of_a_backend_that_is_gone_are_ended_as_its_service_says_for_a_settle_ti
         let ended = converge(&mut fake, &less, &FlowUse::default(), NOW + 61 * SECOND, 1);
         let entry = fake.image().backends[&gone];
         assert_eq!((entry.admin, entry.flags, entry.family), (ADMIN_GONE, flag, 4));
-        assert_eq!((ended.leaving.len(), ended.next_ns), (0, Some(NOW + 90 * SECOND)));
+        assert_eq!((ended.leaving.len(), ended.ends.values().min().copied()), (0, Some(NOW + 90 * SECOND)));
         assert!(slots(&fake, "192.0.2.10:80").iter().any(|slot| slot.previous() == gone));
         converge(&mut fake, &less, &FlowUse::default(), NOW + 90 * SECOND, 1);
         assert_eq!(fake.image().backends[&gone].family, 0);

@@ -20,7 +20,7 @@ use super::node::Node;
 use crate::{
     balance::{Declared, Ring, eligible::is_eligible},
     dataplane::plan::{Tunnel, Wanted, WantedBackend, WantedService},
-    model::{Config, Mode, Service, SourceAddress, Timeouts, seed::Seed},
+    model::{Backend, Config, Mode, Service, SourceAddress, Timeouts, seed::Seed},
     overrides::{Overrides, effective},
     state::{AdminState, BackendId, Health},
 };
@@ -35,6 +35,19 @@ pub struct Desired {
     pub since_ns: u64,
     /// Whether any client traces the decisions of the BPF programs.
     pub is_traced: bool,
+}
+
+impl Desired {
+    /// The service of this name.
+    pub fn service(&self, name: &str) -> Option<&Service> {
+        self.config.service(name)
+    }
+
+    /// The declaration of a backend; `None` if it is not declared, or not any more.
+    pub fn backend(&self, id: &BackendId) -> Option<&Backend> {
+        let backends = &self.service(&id.service)?.backends;
+        backends.get(backends.binary_search_by_key(&id.address, |backend| backend.address).ok()?)
+    }
 }
 
 /// The known health of each backend, and since when, in nanoseconds since 1970 (0 means never).
@@ -65,7 +78,7 @@ pub fn wanted(desired: &Desired, health: &HealthOf, node: &Node, rings: &mut Rin
     let config = &desired.config;
     rings.retain(config);
     let services =
-        config.services.iter().map(|service| wanted_service(service, desired, health, node, rings)).collect();
+        config.services.iter().map(|service| wanted_service(service, desired, health, node, rings).into()).collect();
     Wanted {
         settings: settings(desired),
         services,
@@ -112,7 +125,8 @@ fn vary_v6(prefix: &IpNet) -> u32 {
     if prefix.addr().is_ipv6() { behind.to_be() } else { 0 }
 }
 
-fn wanted_service(
+/// What the maps should hold for one service.
+pub fn wanted_service(
     service: &Service,
     desired: &Desired,
     health: &HealthOf,

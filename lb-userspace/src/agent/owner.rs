@@ -1,0 +1,612 @@
+//! The agent's main task: it owns the maps, receives everything that changes what they should hold,
+//! writes them, and publishes what it wrote. Whatever only reads has tasks of its own.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+    time::Instant,
+};
+
+use lb_common::nat::NatTimeouts;
+use tokio::{
+    signal::unix::Signal,
+    sync::{mpsc, watch},
+    task::block_in_place,
+    time::{Duration, MissedTickBehavior, interval, sleep_until},
+};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use super::{
+    desired::{Desired, HealthOf, Rings, is_judged, nat_timeouts, wanted, wanted_service},
+    flows::Counted,
+    handle::{Applied, Command, failed_reload},
+    node::{Node, NodeWanted},
+    overriding::{self, choose},
+    published::Published,
+    reload::{File, Reload, carry_health, changed_services, needs_restart, summary},
+    report::outcome_of_reload,
+    trace::Names,
+    warmup::{Warmup, startup_time},
+    writer::{Read, Scope, Writer},
+};
+use crate::{
+    clock::{boottime_ns, unix_ns},
+    dataplane::{
+        image::Image,
+        plan::{Wanted, recover},
+        settle,
+    },
+    health::{HealthEvent, ProbeTarget},
+    model::{Config, incompatible, seed::Seed},
+    overrides::StateDir,
+    source::file::Loaded,
+    state::{BackendId, Health},
+    supervisor,
+    view::types::{ApiError, BackendSelector, ErrorCode},
+};
+
+/// The channels between the owner and the other tasks of the agent.
+pub struct Links {
+    pub commands: mpsc::Receiver<Command>,
+    pub health: mpsc::Receiver<HealthEvent>,
+    /// The backends to probe.
+    pub targets: watch::Sender<Vec<ProbeTarget>>,
+    pub node: watch::Receiver<Node>,
+    pub node_wanted: watch::Sender<NodeWanted>,
+    pub census: watch::Receiver<Counted>,
+    pub flow_timeouts: watch::Sender<Option<NatTimeouts>>,
+    pub settle_scope: watch::Sender<Option<settle::scope::Scope>>,
+    /// The configuration that the doctor looks at.
+    pub examined: watch::Sender<Arc<Config>>,
+    /// Whether anybody traces the decisions of the BPF programs.
+    pub is_traced: watch::Receiver<bool>,
+    /// The names for the numbers in their events.
+    pub trace_names: watch::Sender<Names>,
+}
+
+/// The owner of the maps.
+pub struct Owner {
+    desired: Desired,
+    /// The health of the backends as the probes' events tell it.
+    health: HealthOf,
+    /// What the maps should hold by all this.
+    wanted: Wanted,
+    rings: Rings,
+    warmup: Warmup,
+    writer: Writer,
+    file: File,
+    state_dir: StateDir,
+    links: Links,
+    /// Services to plan again with the next tick.
+    due: BTreeSet<String>,
+    /// When each service became known to this agent.
+    seen_since: Arc<BTreeMap<String, Instant>>,
+    /// Until when backends without a verdict keep the agent from being ready; `None` once it has
+    /// been ready.
+    starting_until: Option<Instant>,
+    reloads: u64,
+    publish: watch::Sender<Arc<Published>>,
+}
+
+const TICK: Duration = Duration::from_secs(1);
+/// The maps are compared with what was written every this many ticks, so that manual edits are
+/// corrected.
+const AUDIT_EVERY: u32 = 5;
+/// All services are planned again every this many ticks, whether or not anything has changed.
+const PLAN_EVERY: u32 = 60;
+
+/// What the owner begins with.
+pub struct Start {
+    pub config: Arc<Config>,
+    pub seed: Seed,
+    pub overrides: crate::overrides::Overrides,
+    pub state_dir: StateDir,
+    pub file: File,
+    pub writer: Writer,
+}
+
+impl Owner {
+    /// The owner, and what it publishes.
+    pub fn new(start: Start, links: Links) -> (Self, watch::Receiver<Arc<Published>>) {
+        let Start { config, seed, overrides, state_dir, file, writer } = start;
+        let startup_time = startup_time(&config.services);
+        let desired = Desired { config, seed, overrides, since_ns: boottime_ns(), is_traced: false };
+        let (health, mut rings) = (HealthOf::new(), Rings::default());
+        let wanted = wanted(&desired, &health, &links.node.borrow(), &mut rings);
+        let published = Published {
+            desired: desired.clone(),
+            wanted: wanted.clone(),
+            programmed: writer.programmed().clone(),
+            seen_since: Arc::default(),
+            sync: writer.sync().clone(),
+            config: file.status.clone(),
+            is_starting: true,
+            reloads: 0,
+        };
+        let (publish, seen) = watch::channel(Arc::new(published));
+        let owner = Self {
+            desired,
+            health,
+            wanted,
+            rings,
+            warmup: Warmup::default(),
+            writer,
+            file,
+            state_dir,
+            links,
+            due: BTreeSet::new(),
+            seen_since: Arc::default(),
+            starting_until: Some(Instant::now() + startup_time),
+            reloads: 0,
+            publish,
+        };
+        (owner, seen)
+    }
+
+    /// Runs until `shutdown` is cancelled. Leaves the maps as they are.
+    pub async fn run(mut self, mut hangup: Signal, shutdown: CancellationToken) {
+        self.recover();
+        self.publish_targets();
+        let mut ticks = interval(TICK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut watchdog = supervisor::watchdog_interval().map(interval);
+        let mut tick = 0_u32;
+        loop {
+            let retry = self.writer.retry_at().map(tokio::time::Instant::from_std);
+            tokio::select! {
+                // In order of urgency: shutdown; health, because connections wait for it; commands,
+                // because people wait for them; then everything that can wait a moment.
+                biased;
+                () = shutdown.cancelled() => {
+                    self.trace(false);
+                    return;
+                }
+                Some(event) = self.links.health.recv() => self.take_health(event),
+                Some(command) = self.links.commands.recv() => self.command(command).await,
+                _ = hangup.recv() => self.reload_by_signal().await,
+                Ok(()) = self.file.loaded.changed() => {
+                    let loaded = self.file.loaded.borrow_and_update().clone();
+                    self.follow(&loaded);
+                }
+                Ok(()) = self.links.node.changed() => {
+                    self.links.node.mark_unchanged();
+                    // The SNAT addresses may have changed.
+                    self.desired.since_ns = boottime_ns();
+                    self.reconcile(Scope::All(Read::Cached));
+                }
+                Ok(()) = self.links.census.changed() => {
+                    self.links.census.mark_unchanged();
+                    self.end_drains();
+                }
+                Ok(()) = self.links.is_traced.changed() => {
+                    let is_traced = *self.links.is_traced.borrow_and_update();
+                    self.trace(is_traced);
+                }
+                () = sleep_until(retry.unwrap_or_else(tokio::time::Instant::now)), if retry.is_some() => {
+                    self.reconcile(Scope::All(Read::Maps));
+                }
+                _ = ticks.tick() => {
+                    tick = tick.wrapping_add(1);
+                    self.tick(tick);
+                }
+                () = next(&mut watchdog) => supervisor::alive(),
+            }
+        }
+    }
+
+    /// Takes over the state in the maps: the health here, and every index, drain and counter
+    /// through each plan.
+    fn recover(&mut self) {
+        match self.writer.read() {
+            Ok(image) => {
+                let recovered = recover(&self.wanted, &image, self.writer.maps().slots());
+                let known = recovered.health.values().filter(|(health, _)| *health != Health::Unknown).count();
+                if !image.services.is_empty() {
+                    info!(
+                        services = image.services.len(),
+                        backends = image.backends.values().filter(|backend| backend.family != 0).count(),
+                        known_health = known,
+                        "took over the running data path"
+                    );
+                    self.warn_of_another_key(&image);
+                }
+                self.health = recovered.health;
+            }
+            // The first reconciliation meets the same error, and reports it.
+            Err(error) => warn!(%error, "cannot read the maps: health and drains from before are not known"),
+        }
+    }
+
+    fn warn_of_another_key(&self, image: &Image) {
+        let key = lb_common::hash::HashKey::from_seed(self.desired.seed);
+        if image.settings.is_some_and(|settings| settings.hash_key != key) {
+            warn!(
+                "the hash seed is another one than the running data path's: new connections of known clients may go elsewhere"
+            );
+        }
+    }
+
+    /// Works out what the maps should hold, writes it, and publishes the outcome.
+    fn reconcile(&mut self, scope: Scope) {
+        self.refresh(&scope);
+        if self.links.node.borrow().is_known {
+            self.write(&scope);
+        }
+        self.publish();
+    }
+
+    fn refresh(&mut self, scope: &Scope) {
+        let node = self.links.node.borrow();
+        let Scope::Services(names) = scope else {
+            self.wanted = wanted(&self.desired, &self.health, &node, &mut self.rings);
+            return;
+        };
+        for service in names.iter().filter_map(|name| self.desired.config.service(name)) {
+            let at = self.wanted.services.binary_search_by(|wanted| wanted.name.cmp(&service.name));
+            if let Some(wanted) = at.ok().and_then(|at| self.wanted.services.get_mut(at)) {
+                *wanted = wanted_service(service, &self.desired, &self.health, &node, &mut self.rings).into();
+            }
+        }
+    }
+
+    fn write(&mut self, scope: &Scope) {
+        let in_use = self.links.census.borrow().in_use();
+        let (desired, warmup) = (&self.desired, &mut self.warmup);
+        let warming_up = |image: Option<&Image>| match image {
+            Some(image) => warmup.admit(desired, image, Instant::now()),
+            None => warmup.names(),
+        };
+        let written = block_in_place(|| self.writer.write(scope, &self.wanted, &in_use, warming_up));
+        let Some(written) = written else { return };
+        let expired = self.warmup.expire(&self.desired, &self.health, Instant::now());
+        self.due.extend(expired);
+        for gone in &written.gone {
+            let BackendId { service, address } = gone;
+            info!(service, backend = %address, "gone: it had left the configuration and its drain has ended");
+        }
+        // Otherwise, the overrides of a backend that is gone would apply to a later backend with
+        // the same address.
+        if !written.gone.is_empty() {
+            self.forget_overrides();
+        }
+        if written.is_whole {
+            self.note_services();
+        }
+        if self.desired.is_traced {
+            let programmed = self.writer.programmed();
+            let node = self.links.node.borrow();
+            let names = Names::new(&programmed.image(), |id| programmed.name(id), &node.interfaces);
+            self.links.trace_names.send_replace(names);
+        }
+        // The maps are in the desired state: from now on, hooks may be attached and flows counted.
+        self.links.node_wanted.send_if_modified(|wanted| !std::mem::replace(&mut wanted.attach, true));
+        let timeouts = Some(nat_timeouts(&self.desired.config.node.timeouts));
+        self.links.flow_timeouts.send_if_modified(|told| std::mem::replace(told, timeouts) != timeouts);
+    }
+
+    /// Notes what has changed in the set of services.
+    fn note_services(&mut self) {
+        let scope = Some(settle::scope::Scope::of(&self.wanted, self.writer.programmed()));
+        self.links.settle_scope.send_if_modified(|told| {
+            let differs = *told != scope;
+            *told = scope;
+            differs
+        });
+        let services = &self.desired.config.services;
+        let is_same = self.seen_since.keys().eq(services.iter().map(|service| &service.name));
+        if !is_same {
+            let since = |name: &String| self.seen_since.get(name).copied().unwrap_or_else(Instant::now);
+            let seen = services.iter().map(|service| (service.name.clone(), since(&service.name)));
+            self.seen_since = Arc::new(seen.collect());
+        }
+    }
+
+    fn publish(&self) {
+        self.publish.send_replace(Arc::new(Published {
+            desired: self.desired.clone(),
+            wanted: self.wanted.clone(),
+            programmed: self.writer.programmed().clone(),
+            seen_since: self.seen_since.clone(),
+            sync: self.writer.sync().clone(),
+            config: self.file.status.clone(),
+            is_starting: self.starting_until.is_some(),
+            reloads: self.reloads,
+        }));
+    }
+
+    fn tick(&mut self, tick: u32) {
+        if self.writer.retry_at().is_none() {
+            self.plan_what_is_due(tick);
+        }
+        self.become_ready();
+    }
+
+    fn plan_what_is_due(&mut self, tick: u32) {
+        self.due.extend(self.warmup.expire(&self.desired, &self.health, Instant::now()));
+        let now_ns = boottime_ns();
+        let programmed = self.writer.programmed();
+        let mut is_whole = tick.is_multiple_of(PLAN_EVERY);
+        for part in programmed.parts().filter(|part| part.next_ns.is_some_and(|next| now_ns >= next)) {
+            if programmed.is_wanted(part) {
+                self.due.insert(part.name.clone());
+            }
+            // Its VIPs may let flows end too.
+            is_whole |= !programmed.is_wanted(part) || programmed.keeps_for_flows();
+        }
+        let differs = tick.is_multiple_of(AUDIT_EVERY) && block_in_place(|| self.writer.audit());
+        if differs {
+            self.reconcile(Scope::All(Read::Maps));
+        } else if is_whole {
+            self.due.clear();
+            self.reconcile(Scope::All(Read::Cached));
+        } else if !self.due.is_empty() {
+            let due = std::mem::take(&mut self.due);
+            self.reconcile(Scope::Services(due));
+        }
+    }
+
+    /// Ends the drains whose flows are over, by the census.
+    fn end_drains(&mut self) {
+        let programmed = self.writer.programmed();
+        let mut is_whole = programmed.keeps_for_flows();
+        let mut services = BTreeSet::new();
+        for part in programmed.parts().filter(|part| !part.leaving.is_empty()) {
+            is_whole |= !programmed.is_wanted(part);
+            services.insert(part.name.clone());
+        }
+        if is_whole {
+            self.reconcile(Scope::All(Read::Cached));
+        } else if !services.is_empty() {
+            self.reconcile(Scope::Services(services));
+        }
+    }
+
+    /// The agent is ready once the maps are written, hooks are attached, and every backend has a
+    /// verdict or has had enough time for one.
+    fn become_ready(&mut self) {
+        let Some(until) = self.starting_until else { return };
+        let is_judged = Instant::now() >= until || is_judged(&self.desired, &self.health);
+        let is_attached = self.links.node.borrow().hooks.iter().any(|hook| hook.xdp.is_some());
+        if is_judged && is_attached && self.writer.sync().last_success_at > 0.0 {
+            self.starting_until = None;
+            self.publish();
+            info!("ready");
+        }
+    }
+
+    /// Switches the tracing of the BPF programs' decisions on or off.
+    fn trace(&mut self, is_wanted: bool) {
+        if std::mem::replace(&mut self.desired.is_traced, is_wanted) != is_wanted {
+            self.reconcile(Scope::All(Read::Cached));
+        }
+    }
+
+    /// Sends the list of backends to probe to the health runner.
+    fn publish_targets(&self) {
+        let mut targets = Vec::new();
+        for service in &self.desired.config.services {
+            let Some(check) = &service.health else { continue };
+            for backend in &service.backends {
+                let id = BackendId { service: service.name.clone(), address: backend.address };
+                let initial = self.health.get(&id).map_or(Health::Unknown, |(health, _)| *health);
+                targets.push(ProbeTarget { id, address: backend.address, check: check.clone(), initial });
+            }
+        }
+        self.links.targets.send_replace(targets);
+    }
+
+    /// Takes all pending verdicts, and writes them to the maps together.
+    fn take_health(&mut self, first: HealthEvent) {
+        let begun = Instant::now();
+        let mut events = vec![first];
+        while let Ok(event) = self.links.health.try_recv() {
+            events.push(event);
+        }
+        events.retain(|event| self.is_probed(&event.id));
+        for event in &events {
+            self.health.insert(event.id.clone(), (event.health, unix_ns(event.at)));
+        }
+        if events.is_empty() {
+            return;
+        }
+        self.reconcile(Scope::Services(events.iter().map(|event| event.id.service.clone()).collect()));
+        let took = begun.elapsed();
+        for event in events {
+            let (up, all) = self.count_up(&event.id.service);
+            let took_ms = took.as_secs_f64() * 1000.0;
+            let HealthEvent { id, from, health, reason, consecutive, .. } = event;
+            let service = &id.service;
+            let backend = id.address;
+            let (from, health) = (from.name(), health.name());
+            if self.writer.sync().last_error.is_some() {
+                warn!(service, %backend, from, to = health, reason, consecutive, up, all, "health changed, but the maps could not be written");
+            } else {
+                info!(service, %backend, from, to = health, reason, consecutive, up, all, took_ms, "health changed");
+            }
+        }
+    }
+
+    fn is_probed(&self, id: &BackendId) -> bool {
+        self.desired.service(&id.service).is_some_and(|service| service.health.is_some())
+            && self.desired.backend(id).is_some()
+    }
+
+    /// How many of a service's backends are up, and how many there are.
+    fn count_up(&self, service: &str) -> (usize, usize) {
+        let Some(service) = self.desired.service(service) else { return (0, 0) };
+        let is_up = |address| {
+            let id = BackendId { service: service.name.clone(), address };
+            self.health.get(&id).is_some_and(|(health, _)| *health == Health::Up)
+        };
+        (service.backends.iter().filter(|backend| is_up(backend.address)).count(), service.backends.len())
+    }
+
+    async fn command(&mut self, command: Command) {
+        match command {
+            Command::Drain(selector, answer) => {
+                let change = self.choose(&selector).map(|chosen| overriding::drain(&self.desired, chosen));
+                drop(answer.send(change.and_then(|change| self.override_by(change))));
+            }
+            Command::Undrain(selector, answer) => {
+                let change = self.choose(&selector).and_then(|chosen| overriding::undrain(&self.desired, chosen));
+                drop(answer.send(change.and_then(|change| self.override_by(change))));
+            }
+            Command::SetWeight(selector, weight, answer) => {
+                let chosen = self.choose(&selector);
+                let change = chosen.and_then(|chosen| overriding::set_weight(&self.desired, chosen, weight));
+                drop(answer.send(change.and_then(|change| self.override_by(change))));
+            }
+            Command::Ping(answer) => drop(answer.send(Ok(()))),
+            Command::Reload { accept_loss, answer } => {
+                let result = self.reload(accept_loss).await;
+                drop(answer.send(result.map_err(|errors| failed_reload(&errors))));
+            }
+        }
+    }
+
+    fn choose(&self, selector: &BackendSelector) -> Result<Vec<BackendId>, ApiError> {
+        choose(selector, &self.desired, self.writer.programmed())
+    }
+
+    /// Applies the overrides. Saves them first, so that a change reported as successful survives a
+    /// restart.
+    fn override_by(&mut self, change: overriding::Change) -> Result<Applied, ApiError> {
+        let overriding::Change { overrides, messages, chosen } = change;
+        if overrides != self.desired.overrides {
+            self.state_dir.save(&overrides).map_err(|error| ApiError {
+                code: ErrorCode::Failed,
+                message: format!("nothing was changed: {error}"),
+            })?;
+            self.desired.overrides = overrides;
+            self.reconcile(Scope::Services(chosen.iter().map(|id| id.service.clone()).collect()));
+            for message in &messages {
+                info!("by the CLI: {message}");
+            }
+        }
+        if let Some(error) = &self.writer.sync().last_error {
+            let message = format!("it is noted, but the maps could not be written: {error}; it is tried again");
+            return Err(ApiError { code: ErrorCode::Failed, message });
+        }
+        Ok(Applied { messages, chosen })
+    }
+
+    fn forget_overrides(&mut self) {
+        let programmed = self.writer.programmed();
+        let left = |one: &crate::dataplane::plan::Leaving| BackendId {
+            service: programmed.name(one.service),
+            address: one.address,
+        };
+        let leaving: BTreeSet<BackendId> = programmed.leaving().map(left).collect();
+        let forgotten = self.desired.overrides.forget_gone(&self.desired.config, |id| leaving.contains(id));
+        if forgotten.is_empty() {
+            return;
+        }
+        for id in &forgotten {
+            info!(backend = %id, "forgot what was set by the CLI: the backend is gone");
+        }
+        if let Err(error) = self.state_dir.save(&self.desired.overrides) {
+            warn!(%error, "cannot save what is set by the CLI");
+        }
+    }
+
+    /// Reads the file now. Returns what was done, or why the file was refused.
+    async fn reload(&mut self, accept_loss: bool) -> Reload {
+        match self.file.source.reload().await {
+            Ok(loaded) => self.take_config(&loaded, accept_loss),
+            Err(stopped) => Err(vec![stopped.to_string()]),
+        }
+    }
+
+    /// Reloads the file after SIGHUP.
+    async fn reload_by_signal(&mut self) {
+        if self.starting_until.is_some() {
+            // READY=1, which ends a reload, would also end the start. The result is in the log and
+            // the status.
+            drop(self.reload(false).await);
+            return;
+        }
+        supervisor::reloading();
+        let outcome = self.reload(false).await;
+        supervisor::ready(&outcome_of_reload(&outcome));
+        self.reloads += 1;
+        self.publish();
+    }
+
+    /// Takes new content from the source, unless an explicit reload has already judged it.
+    fn follow(&mut self, loaded: &Arc<Loaded>) {
+        if !self.file.is_judged(loaded) {
+            // The result is in the log and the status.
+            drop(self.take_config(loaded, false));
+        }
+    }
+
+    /// Applies the configuration, or returns why not and changes nothing.
+    fn take_config(&mut self, loaded: &Arc<Loaded>, accept_loss: bool) -> Reload {
+        let before = self.desired.config.clone();
+        let result = match &loaded.result {
+            Ok(config) => self.try_config(config, accept_loss),
+            Err(error) => Err(error.messages()),
+        };
+        self.file.note(loaded, &result, !Arc::ptr_eq(&before, &self.desired.config));
+        self.publish();
+        result
+    }
+
+    fn try_config(&mut self, config: &Config, accept_loss: bool) -> Reload {
+        let running = self.desired.config.clone();
+        let seed = match config.node.hash_seed {
+            Some(seed) => seed,
+            None => self.state_dir.hash_seed().map_err(|error| vec![error.to_string()])?,
+        };
+        if *config == *running && seed == self.desired.seed {
+            return Ok("nothing has changed".to_owned());
+        }
+        let losses = incompatible(&running, &self.desired.seed, config, &seed);
+        if !losses.is_empty() && !accept_loss {
+            return Err(losses.iter().map(ToString::to_string).collect());
+        }
+        let changed = changed_services(&running, config).filter(|_| seed == self.desired.seed);
+        let scope = changed.map_or(Scope::All(Read::Maps), Scope::Services);
+        let desired = Desired {
+            config: Arc::new(config.clone()),
+            seed,
+            overrides: self.desired.overrides.clone(),
+            since_ns: boottime_ns(),
+            is_traced: self.desired.is_traced,
+        };
+        let mut health = self.health.clone();
+        carry_health(&running, config, &mut health);
+        // A configuration that does not fit into the maps is refused like any other mistake.
+        let in_use = self.links.census.borrow().in_use();
+        let trial = wanted(&desired, &health, &self.links.node.borrow(), &mut self.rings);
+        self.writer.fits(&trial, &scope, &in_use).map_err(|error| vec![error.to_string()])?;
+        let message = summary(&running, config);
+        for what in needs_restart(&running, config) {
+            warn!("{what} has changed: that takes a restart of the agent, which loses nothing");
+        }
+        self.links.examined.send_replace(desired.config.clone());
+        self.desired = desired;
+        self.health = health;
+        self.file.note_loaded();
+        self.links.node_wanted.send_if_modified(|wanted| {
+            let next = NodeWanted::of(config, wanted.attach);
+            let differs = *wanted != next;
+            *wanted = next;
+            differs
+        });
+        self.publish_targets();
+        self.reconcile(scope);
+        self.forget_overrides();
+        Ok(message)
+    }
+}
+
+async fn next(interval: &mut Option<tokio::time::Interval>) {
+    match interval {
+        Some(interval) => {
+            interval.tick().await;
+        }
+        None => std::future::pending().await,
+    }
+}

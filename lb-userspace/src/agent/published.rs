@@ -1,0 +1,28 @@
+//! What the owner of the maps publishes after every change, for all that only reads.
+
+use std::{collections::BTreeMap, sync::Arc, time::Instant};
+
+use super::desired::Desired;
+use crate::{
+    dataplane::{plan::Wanted, programmed::Programmed},
+    view::types::{ConfigStatus, SyncStatus},
+};
+
+/// The state of the owner at one moment. A copy takes a moment too: what belongs to a service is
+/// shared.
+#[derive(Clone, Debug)]
+pub struct Published {
+    pub desired: Desired,
+    /// What the maps should hold. Its services are those of the configuration, in the same order,
+    /// and so are the backends of each.
+    pub wanted: Wanted,
+    pub programmed: Programmed,
+    /// When each service became known to this agent.
+    pub seen_since: Arc<BTreeMap<String, Instant>>,
+    pub sync: SyncStatus,
+    pub config: ConfigStatus,
+    /// Whether the agent still waits for the first verdicts on its backends.
+    pub is_starting: bool,
+    /// How many reloads were reported to the supervisor.
+    pub reloads: u64,
+}

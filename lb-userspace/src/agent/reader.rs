@@ -1,0 +1,212 @@
+//! Answers all that only reads: documents, scrapes, look-ups, differences. It works from what the
+//! owner of the maps has published and from handles of its own to the maps, so that no query makes
+//! a change of health wait.
+
+use std::{
+    collections::BTreeSet,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::{mpsc, watch};
+use tracing::warn;
+
+use super::{
+    diff::diff,
+    digests::Digests,
+    flows::Counted,
+    handle::{Answer, Queries, Rates},
+    node::Node,
+    overriding::choose,
+    published::Published,
+    queries::{list_flows, lookup_flow},
+    samples::Samples,
+    settle::Settled,
+    snapshot::{Moment, shortages},
+    trace::Tracer,
+};
+use crate::{
+    clock::{boottime_ns, unix_now},
+    dataplane::{
+        maps::{Maps, MapsError},
+        plan::plan,
+        rings::Rings,
+        stats::{Counters, Sample},
+    },
+    health::HealthViews,
+    state::BackendId,
+    view::{
+        trace::{TraceQuery, TraceView},
+        types::{
+            ApiError, BackendView, DiffView, ErrorCode, Finding, FlowFilter, FlowView, LookupQuery, LookupView,
+            Overall, Snapshot,
+        },
+    },
+};
+
+/// What the documents are made from, besides the maps.
+pub struct Sources {
+    pub published: watch::Receiver<Arc<Published>>,
+    pub node: watch::Receiver<Node>,
+    pub census: watch::Receiver<Counted>,
+    pub settled: watch::Receiver<Settled>,
+    pub findings: watch::Receiver<Vec<Finding>>,
+    pub health: HealthViews,
+    pub tracer: Tracer,
+}
+
+/// All clones are one reader. Its functions take up to some hundred milliseconds with thousands of
+/// backends: call them on a thread that may block.
+#[derive(Clone)]
+pub struct Reader(Arc<Shared>);
+
+struct Shared {
+    sources: Sources,
+    pin_dir: PathBuf,
+    slots: Arc<Rings>,
+    counters: Counters,
+    samples: Mutex<Samples>,
+    digests: Mutex<Digests>,
+    /// The state that was found last, and since when, in seconds since 1970.
+    overall: Mutex<(Overall, f64)>,
+    started_at: f64,
+}
+
+impl Reader {
+    /// Opens handles of its own to the maps that are pinned in `pin_dir`.
+    pub fn open(pin_dir: &Path, slots: Arc<Rings>, sources: Sources) -> Result<Self, MapsError> {
+        Ok(Self(Arc::new(Shared {
+            sources,
+            pin_dir: pin_dir.to_owned(),
+            slots,
+            counters: Counters::open(pin_dir)?,
+            samples: Mutex::default(),
+            digests: Mutex::default(),
+            overall: Mutex::new((Overall::Down, unix_now())),
+            started_at: unix_now(),
+        })))
+    }
+
+    fn moment(&self, rates: Rates) -> Moment {
+        let Shared { sources, slots, .. } = &*self.0;
+        let published = sources.published.borrow().clone();
+        let node = sources.node.borrow().clone();
+        let sampled = lock(&self.0.samples).take(rates, || self.sample(&published, &node));
+        let Published { wanted, programmed, .. } = &*published;
+        let rings = lock(&self.0.digests).views(&wanted.services, programmed, &**slots);
+        Moment {
+            rings,
+            sampled,
+            node,
+            census: sources.census.borrow().clone(),
+            settled: sources.settled.borrow().clone(),
+            findings: sources.findings.borrow().clone(),
+            health: sources.health.all(),
+            published,
+        }
+    }
+
+    fn sample(&self, published: &Published, node: &Node) -> Option<Sample> {
+        let parts = || published.programmed.parts();
+        let services = parts().flat_map(|part| part.services.values()).map(|entry| entry.stats).collect();
+        let backends = parts().flat_map(|part| part.backends.keys().copied()).collect();
+        let interfaces = node.hooks.iter().map(|hook| hook.ifindex).collect();
+        match self.0.counters.sample(&services, &backends, &interfaces) {
+            Ok(sample) => Some(sample),
+            Err(error) => {
+                warn!(%error, "cannot read the counters");
+                None
+            }
+        }
+    }
+
+    /// What would change the state of the whole, in short.
+    pub fn pulse(&self) -> Pulse {
+        let sources = &self.0.sources;
+        Pulse {
+            published: sources.published.borrow().clone(),
+            node: sources.node.borrow().clone(),
+            is_without_room: sources.settled.borrow().without_room() > 0,
+            shortages: [
+                shortages(&sources.census.borrow().census.tables),
+                shortages(&sources.settled.borrow().census.tables),
+            ]
+            .concat(),
+        }
+    }
+
+    fn published(&self) -> Arc<Published> {
+        self.0.sources.published.borrow().clone()
+    }
+}
+
+impl Queries for Reader {
+    fn snapshot(&self, rates: Rates) -> Snapshot {
+        let mut snapshot = self.moment(rates).snapshot(self.0.started_at);
+        let mut overall = lock(&self.0.overall);
+        if overall.0 != snapshot.status.state {
+            *overall = (snapshot.status.state, unix_now());
+        }
+        snapshot.status.state_since = overall.1;
+        snapshot
+    }
+
+    fn backends(&self, chosen: &[BackendId]) -> Vec<BackendView> {
+        let services: BTreeSet<&str> = chosen.iter().map(|id| id.service.as_str()).collect();
+        let mut views = self.moment(Rates::Known).backend_views(|service| services.contains(service));
+        views.retain(|view| chosen.iter().any(|id| id.service == view.service && id.address == view.address));
+        views
+    }
+
+    fn flows(&self, filter: &FlowFilter) -> Result<Vec<FlowView>, ApiError> {
+        let published = self.published();
+        let Published { desired, programmed, .. } = &*published;
+        let chosen = filter.backend.as_ref().map(|selector| choose(selector, desired, programmed)).transpose()?;
+        list_flows(&self.0.pin_dir, programmed, filter, chosen).map_err(failed)
+    }
+
+    /// Where the flow goes, by the maps themselves and not by what was written to them.
+    fn lookup(&self, query: &LookupQuery) -> Result<LookupView, ApiError> {
+        let image = Maps::open(&self.0.pin_dir).and_then(|maps| maps.read()).map_err(failed)?;
+        lookup_flow(&self.0.pin_dir, &self.published().programmed, image, &*self.0.slots, query).map_err(failed)
+    }
+
+    fn diff(&self) -> Result<Vec<DiffView>, ApiError> {
+        let published = self.published();
+        let image = Maps::open(&self.0.pin_dir).and_then(|maps| maps.read()).map_err(failed)?;
+        let in_use = self.0.sources.census.borrow().in_use();
+        let plan = plan(&published.wanted, &image, &*self.0.slots, &in_use, boottime_ns())
+            .map_err(|error| ApiError { code: ErrorCode::Failed, message: error.to_string() })?;
+        Ok(diff(&image, &plan))
+    }
+
+    fn trace(&self, query: TraceQuery, answer: Answer<mpsc::Receiver<TraceView>>) {
+        self.0.sources.tracer.ask(query, answer);
+    }
+}
+
+/// What the state of the whole depends on, in short: as long as it is equal, so is the state.
+#[derive(Clone, Debug)]
+pub struct Pulse {
+    pub published: Arc<Published>,
+    node: Node,
+    is_without_room: bool,
+    shortages: Vec<String>,
+}
+
+impl PartialEq for Pulse {
+    fn eq(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.published, &other.published)
+            && self.is_without_room == other.is_without_room
+            && self.shortages == other.shortages
+            && self.node == other.node
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn failed(error: MapsError) -> ApiError {
+    ApiError { code: ErrorCode::Failed, message: error.to_string() }
+}

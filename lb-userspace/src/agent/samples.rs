@@ -1,0 +1,99 @@
+//! Samples of the counters, which are taken only when somebody asks, and the rates between them.
+
+use std::{
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use super::handle::Rates;
+use crate::dataplane::stats::Sample;
+
+/// Over at least this time, rates are not too coarse.
+const SHORTEST: Duration = Duration::from_secs(1);
+/// Rates over a longer time are not of now.
+const LONGEST: Duration = Duration::from_secs(20);
+/// The time between two samples if there is no earlier one to compare with.
+const PAUSE: Duration = Duration::from_millis(250);
+
+/// A sample, and an earlier one for rates.
+#[derive(Clone, Debug, Default)]
+pub struct Sampled {
+    pub now: Option<Sample>,
+    pub before: Option<Sample>,
+}
+
+/// The last samples. The older is at least a second older than the newer.
+#[derive(Debug, Default)]
+pub struct Samples {
+    older: Option<Sample>,
+    newer: Option<Sample>,
+}
+
+impl Samples {
+    /// Takes a sample by `sample`, which gives none if the counters can't be read.
+    pub fn take(&mut self, rates: Rates, sample: impl Fn() -> Option<Sample>) -> Sampled {
+        let Some(mut now) = sample() else { return Sampled::default() };
+        self.rest(now.at);
+        if rates == Rates::Measured && self.older.is_none() {
+            self.older = Some(now.clone());
+            sleep(PAUSE);
+            now = sample().unwrap_or(now);
+        }
+        let before = self.older.clone();
+        self.newer = Some(now.clone());
+        Sampled { now: Some(now), before }
+    }
+
+    /// Moves on to the samples that a rate until `now` is taken from.
+    fn rest(&mut self, now: Instant) {
+        let age = |sample: &Sample| now.saturating_duration_since(sample.at);
+        if self.newer.as_ref().is_some_and(|newer| age(newer) >= SHORTEST) {
+            self.older = self.newer.take();
+        }
+        if self.older.as_ref().is_some_and(|older| age(older) > LONGEST) {
+            self.older = None;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{cell::Cell, collections::BTreeMap};
+
+    use super::*;
+
+    fn sample(at: Instant) -> Sample {
+        Sample {
+            at,
+            services: BTreeMap::new(),
+            backends: BTreeMap::new(),
+            verdicts: BTreeMap::new(),
+            refusals: BTreeMap::new(),
+        }
+    }
+
+    #[test]
+    fn rates_are_over_the_time_since_the_last_query_if_that_is_neither_too_short_nor_too_long() {
+        let begun = Instant::now();
+        let at = Cell::new(begun);
+        let mut samples = Samples::default();
+        let mut ask = |rates, millis| {
+            at.set(begun + Duration::from_millis(millis));
+            let Sampled { now, before } = samples.take(rates, || Some(sample(at.get())));
+            before.map(|before| now.unwrap().at.saturating_duration_since(before.at).as_millis())
+        };
+        assert_eq!(ask(Rates::Known, 0), None);
+        assert_eq!(ask(Rates::Known, 400), None, "too short a time");
+        assert_eq!(ask(Rates::Known, 1500), Some(1100));
+        assert_eq!(ask(Rates::Known, 1900), Some(1500), "the same earlier sample");
+        assert_eq!(ask(Rates::Known, 4000), Some(2100));
+        assert_eq!(ask(Rates::Known, 60_000), None, "nobody had asked for long");
+    }
+
+    #[test]
+    fn rates_that_must_be_measured_are_measured_over_a_short_time() {
+        let mut samples = Samples::default();
+        let Sampled { now, before } = samples.take(Rates::Measured, || Some(sample(Instant::now())));
+        assert!(now.unwrap().at.saturating_duration_since(before.unwrap().at) >= PAUSE);
+    }
+}

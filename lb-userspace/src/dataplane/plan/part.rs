@@ -1,0 +1,108 @@
+//! Plans some services alone, while all others stay as they are: what most changes need, and at a
+//! cost that does not grow with the number of services.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+};
+
+use lb_common::{
+    backend::Backend,
+    service::address::{KEEP_SOURCE, NODE, SNAT},
+    settings::Settings,
+};
+
+use super::{
+    FlowUse, Image, Memo, Plan, PlanError, Slots, Wanted, WantedService, address, backends,
+    services::{self, Inputs, Room},
+    snat::Blocks,
+    writes,
+};
+use crate::dataplane::{arena::Numbers, programmed::Programmed};
+
+/// Plans `changed`, which are services of `wanted`. `None`: that takes a plan of all services,
+/// because a service is new, or has other VIPs, or needs another ring.
+///
+/// The plan's target holds these services' entries, the addresses that they need, and everything
+/// that is common to all services; addresses and settings that are no longer needed stay until the
+/// next plan of all services.
+pub fn plan_part(
+    wanted: &Wanted,
+    changed: &[Arc<WantedService>],
+    programmed: &Programmed,
+    slots: &dyn Slots,
+    in_use: &FlowUse,
+    now_ns: u64,
+    memo: &mut Memo,
+) -> Result<Option<Plan>, PlanError> {
+    let Some((mut cut, ids)) = cut(changed, programmed) else { return Ok(None) };
+    let mut plan = Plan { services: ids, ..Plan::default() };
+    let Some(mut room) = Room::kept(changed, &cut, &plan) else { return Ok(None) };
+    let numbers = || {
+        let used = programmed.parts().flat_map(|part| part.backends.keys().copied());
+        Numbers::backends_except(used.chain(in_use.backends.iter().copied()).collect())
+    };
+    let blocks = Blocks::beside(&cut);
+    let placed = backends::plan_backends(changed, &cut, numbers, blocks, in_use, now_ns, &mut plan)?;
+    let inputs = Inputs { services: changed, programmed: &cut, slots, placed: &placed, now_ns };
+    let slots = services::plan_services(&inputs, &mut room, memo, &mut plan)?;
+    add_addresses(wanted, programmed, &mut cut, &mut plan.target);
+    plan.target.settings = cut.settings.map(|settings| {
+        let keeps_source = plan.target.backends.values().any(keeps_source);
+        let flag = if keeps_source { Settings::FLAG_KEEP_SOURCE } else { 0 };
+        Settings { flags: settings.flags | flag, ..settings }
+    });
+    plan.writes = writes::writes(&cut, &plan.target, slots);
+    Ok(Some(plan))
+}
+
+/// The entries of these services alone, with what is common to all services, and the services' ids;
+/// `None` if they have not the VIPs that they should have.
+fn cut(changed: &[Arc<WantedService>], programmed: &Programmed) -> Option<(Image, BTreeMap<String, u32>)> {
+    let common = &programmed.common;
+    let mut cut = Image {
+        settings: common.settings,
+        snat_addresses: common.snat_addresses.clone(),
+        backends: common.free.clone(),
+        ..Image::default()
+    };
+    let mut ids = BTreeMap::new();
+    for service in changed {
+        let part = programmed.named(&service.name)?;
+        let vips: BTreeSet<SocketAddr> = service.vips.iter().map(|vip| SocketAddr::new(*vip, service.port)).collect();
+        let running = part.services.iter().filter(|(_, entry)| entry.draining_since_ns == 0);
+        let running: BTreeMap<SocketAddr, _> = running.map(|(vip, entry)| (*vip, *entry)).collect();
+        if !running.keys().eq(&vips) {
+            return None;
+        }
+        ids.insert(service.name.clone(), part.id);
+        cut.services.extend(running);
+        cut.backends.extend(&part.backends);
+    }
+    Some((cut, ids))
+}
+
+/// Adds the addresses that these services need to the target, and those of them that the maps know
+/// already to the cut.
+fn add_addresses(wanted: &Wanted, programmed: &Programmed, cut: &mut Image, target: &mut Image) {
+    let mut add = |address, bits| {
+        let known = programmed.common.addresses.get(&address).copied();
+        cut.addresses.extend(known.map(|known| (address, known)));
+        let node = if wanted.node_addresses.contains(&address) { NODE } else { 0 };
+        let entry = target.addresses.entry(address).or_insert(known.unwrap_or(0));
+        *entry |= bits | node;
+    };
+    for address in target.snat_addresses.iter().flatten() {
+        add(*address, SNAT);
+    }
+    for backend in target.backends.values().filter(|backend| keeps_source(backend)) {
+        if let Some(address) = address(backend) {
+            add(address.ip(), KEEP_SOURCE);
+        }
+    }
+}
+
+const fn keeps_source(backend: &Backend) -> bool {
+    backend.flags & Backend::FLAG_KEEP_SOURCE != 0
+}
