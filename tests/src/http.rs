@@ -61,13 +61,12 @@ async fn fetch(to: SocketAddr, path: &str) -> Result<Answer> {
 pub struct Api {
     runtime: Runtime,
     sender: http1::SendRequest<Full<Bytes>>,
+    patience: Duration,
 }
 
-/// The agent's own CLI waits no longer.
-const PATIENCE: Duration = Duration::from_secs(15);
-
 impl Api {
-    pub fn connect(socket: &Path) -> Result<Self> {
+    /// `patience` is for each answer.
+    pub fn connect(socket: &Path, patience: Duration) -> Result<Self> {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
         let sender = runtime.block_on(async {
             let stream = UnixStream::connect(socket).await?;
@@ -76,7 +75,8 @@ impl Api {
             tokio::spawn(connection);
             Ok::<_, anyhow::Error>(sender)
         });
-        Ok(Self { runtime, sender: sender.with_context(|| format!("can't connect to {}", socket.display()))? })
+        let sender = sender.with_context(|| format!("can't connect to {}", socket.display()))?;
+        Ok(Self { runtime, sender, patience })
     }
 
     /// The answer's body.
@@ -90,7 +90,7 @@ impl Api {
     }
 
     fn ask(&mut self, method: Method, path: &str, body: Bytes) -> Result<Bytes> {
-        let Self { runtime, sender } = self;
+        let Self { runtime, sender, patience } = self;
         let what = format!("{method} {path}");
         let request = Request::builder()
             .method(method)
@@ -106,7 +106,7 @@ impl Api {
             ensure!(status.is_success(), "{status}: {}", String::from_utf8_lossy(&body));
             Ok(body)
         };
-        let answer = runtime.block_on(async { tokio::time::timeout(PATIENCE, exchange).await });
-        answer.with_context(|| format!("{what}: not within {PATIENCE:?}"))?.context(what)
+        let answer = runtime.block_on(async { tokio::time::timeout(*patience, exchange).await });
+        answer.with_context(|| format!("{what}: not within {patience:?}"))?.context(what)
     }
 }
