@@ -90,8 +90,8 @@ enum Bench {
     /// minutes.
     Control {
         /// Handed on: `--json`, `--services N`, `--backends N`, `--ring N`, `--limits`,
-        /// `--mode nat|dsr-ipip|mixed`, `--no-probes`, `--changes N`, `--seconds N`,
-        /// `--interval MS`, `--flips N`.
+        /// `--mode nat|dsr-ipip|mixed`, `--no-probes`, `--probes-only`, `--changes N`,
+        /// `--seconds N`, `--interval MS`, `--flips N`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },

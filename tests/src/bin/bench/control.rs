@@ -13,7 +13,11 @@ use std::{thread, time::Duration};
 
 use anyhow::Result;
 use clap::Args;
-use weir_tests::{agent, config::AgentConfig, http::Api};
+use weir_tests::{
+    agent::{self, Agent},
+    config::AgentConfig,
+    http::Api,
+};
 
 use self::{
     changes::PATIENCE,
@@ -46,8 +50,11 @@ pub struct Arguments {
     #[arg(long)]
     limits: bool,
     /// Leave out what takes probes.
-    #[arg(long)]
+    #[arg(long, conflicts_with = "probes_only")]
     no_probes: bool,
+    /// Leave out what is measured without probes.
+    #[arg(long)]
+    probes_only: bool,
     /// How many changes of one backend.
     #[arg(long, default_value_t = 200, value_parser = clap::value_parser!(u32).range(2..))]
     changes: u32,
@@ -88,8 +95,10 @@ pub fn run(arguments: &Arguments) -> Result<()> {
     eprintln!("{}", report.heading());
 
     let scene = Scene::new()?;
-    memory_of_small(&scene, &small, &mut report)?;
-    without_probes(arguments, &scene, &size, &mut report)?;
+    if !arguments.probes_only {
+        memory_of_small(&scene, &small, &mut report)?;
+        without_probes(arguments, &scene, &size, &mut report)?;
+    }
     if !arguments.no_probes {
         with_probes(arguments, &scene, &size, &mut report)?;
     }
@@ -114,7 +123,7 @@ fn memory_of_small(scene: &Scene, size: &Size, report: &mut Report) -> Result<()
     let reloaded = anonymous(agent.pid()?)?;
     let what = format!("{what} after {RELOADS} reloads");
     report.add("memory_small_reloaded", &what, reloaded, "MiB", Some(SMALL_MEMORY_MIB));
-    agent.cleanup()
+    remove(agent)
 }
 
 fn without_probes(arguments: &Arguments, scene: &Scene, size: &Size, report: &mut Report) -> Result<()> {
@@ -145,10 +154,10 @@ fn without_probes(arguments: &Arguments, scene: &Scene, size: &Size, report: &mu
     let what = format!("anonymous memory after {RELOADS} reloads");
     report.add("memory_reloaded", &what, anonymous(pid)?, "MiB", Some(MEMORY_MIB));
 
-    agent.stop()?;
+    agent.kill()?;
     let again = scene.start(&mut agent)?;
     report.add("start_again", "start to ready over its own maps", millis(again), "ms", Some(START_MS));
-    agent.cleanup()
+    remove(agent)
 }
 
 fn with_probes(arguments: &Arguments, scene: &Scene, size: &Size, report: &mut Report) -> Result<()> {
@@ -157,8 +166,7 @@ fn with_probes(arguments: &Arguments, scene: &Scene, size: &Size, report: &mut R
     let mut agent = scene.agent(&config)?;
     let ready = scene.start(&mut agent)?;
     report.add("probed_start", "probed: start to ready, with a verdict on every backend", millis(ready), "ms", None);
-    let mut api = Api::connect(&agent.socket, PATIENCE)?;
-    scene.wait_all_up(&mut api)?;
+    scene.wait_all_up(&agent, size.all_backends())?;
     thread::sleep(CALM);
 
     let pid = agent.pid()?;
@@ -185,10 +193,17 @@ fn with_probes(arguments: &Arguments, scene: &Scene, size: &Size, report: &mut R
     report.add_times("flip_read", &what, &times, &[(MEDIAN, None), (MOST, Some(FLIP_MS))]);
 
     let readers = Readers::start(&scene.bed.lb, config.http, &agent.socket)?;
+    let mut api = Api::connect(&agent.socket, PATIENCE)?;
     let times = changes::one_by_one(size, &mut api, &watch, arguments.changes.min(40))?;
     let (scrapes, diffs) = readers.stop()?;
     let what = format!("probed, {scrapes} scrapes and {diffs} diffs meanwhile: drain to the last slot");
     report.add_times("change_read", &what, &times.seen, &[(MEDIAN, None), (MOST, Some(FLIP_MS))]);
+    remove(agent)
+}
+
+/// Kills the agent first: how it ends is not measured, and a busy one may take its time.
+fn remove(mut agent: Agent) -> Result<()> {
+    agent.kill()?;
     agent.cleanup()
 }
 

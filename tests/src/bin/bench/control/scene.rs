@@ -14,7 +14,6 @@ use std::{
 };
 
 use anyhow::{Context, Result};
-use lb_userspace::view::types::Status;
 use nix::sys::socket::{
     AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket, sockopt,
 };
@@ -22,13 +21,15 @@ use weir_tests::{
     agent::Agent,
     bed::{Bed, Layout, server_v4, server_v6},
     config::AgentConfig,
-    http::Api,
     netns::Netns,
     process::{check, wait_for},
     supervisor::Supervisor,
 };
 
-use super::size::{BACKENDS_V4, BACKENDS_V6, PORT};
+use super::{
+    size::{BACKENDS_V4, BACKENDS_V6, PORT},
+    watch::BackendEntries,
+};
 
 /// Removed whole when dropped.
 pub struct Scene {
@@ -39,7 +40,7 @@ pub struct Scene {
 }
 
 /// How long a start, or first verdicts on all backends, may take.
-const PATIENCE: Duration = Duration::from_secs(180);
+const PATIENCE: Duration = Duration::from_secs(600);
 
 impl Scene {
     pub fn new() -> Result<Self> {
@@ -68,13 +69,13 @@ impl Scene {
         Ok(began.elapsed())
     }
 
-    /// Waits until the probes have found every backend up.
-    pub fn wait_all_up(&self, api: &mut Api) -> Result<()> {
+    /// Waits until the maps say of every backend that it is up. The agent is not asked: its answers
+    /// take time from the probes.
+    pub fn wait_all_up(&self, agent: &Agent, backends: u32) -> Result<()> {
+        let maps = BackendEntries::open(&agent.pin_dir)?;
         let all_up = wait_for("every backend is up", PATIENCE, || {
-            let status: Status = serde_json::from_slice(&api.get("/v1/status")?)?;
-            // Each answer takes a core's time from the probes.
             thread::sleep(Duration::from_millis(500));
-            Ok(status.backends.up == status.backends.all)
+            Ok(maps.count_up()? >= backends)
         });
         all_up.map(drop)
     }

@@ -9,7 +9,10 @@ use std::{
 
 use anyhow::{Context, Result};
 use aya::maps::{Array, Map, MapData};
-use lb_common::{backend::Backend, limits::map};
+use lb_common::{
+    backend::{Backend, HEALTH_UP},
+    limits::map,
+};
 use lb_userspace::dataplane::{maps::Maps, plan::address, rings::Rings};
 
 /// How often the slots are looked at. The kernel adds some 50 µs.
@@ -18,7 +21,7 @@ const LOOK_EVERY: Duration = Duration::from_micros(50);
 /// The rings, and which of their slots belong to which backend while all backends are eligible.
 pub struct Watch {
     rings: Rings,
-    backends: Array<MapData, Backend>,
+    backends: BackendEntries,
     /// By address: index in `BACKENDS`, and the places of its slots.
     owned: BTreeMap<SocketAddr, (u32, Vec<u32>)>,
 }
@@ -50,10 +53,9 @@ impl Watch {
         }
         let of_backend = |(index, slots)| Some((address(image.backends.get(&index)?)?, (index, slots)));
         let owned = slots.into_iter().filter_map(of_backend).collect();
-        let data = MapData::from_pin(pin_dir.join(map::BACKENDS)).context("can't open the pinned map BACKENDS")?;
         Ok(Self {
             rings: Rings::open(pin_dir).context("can't map the rings")?,
-            backends: Array::try_from(Map::from_map_data(data)?).context("BACKENDS is another kind of map")?,
+            backends: BackendEntries::open(pin_dir)?,
             owned,
         })
     }
@@ -102,7 +104,7 @@ impl Watch {
                 .partition::<Vec<_>, _>(|owned| owned.slots.iter().all(|at| self.has_turned(owned.index, *at, turn)));
             let now = SystemTime::now();
             for owned in done {
-                took.push(now.duration_since(self.judged_at(owned.index)?).unwrap_or_default());
+                took.push(now.duration_since(self.backends.judged_at(owned.index)?).unwrap_or_default());
             }
             pending = left;
             std::thread::sleep(LOOK_EVERY);
@@ -114,10 +116,29 @@ impl Watch {
         let is_owner = self.rings.slot(at).is_some_and(|slot| slot.current() == index);
         is_owner == (turn == Turn::Back)
     }
+}
 
-    /// When a backend's health changed: the agent writes that beside the backend, before the slots.
+/// The entries of `BACKENDS`, in which the agent notes health.
+pub struct BackendEntries(Array<MapData, Backend>);
+
+impl BackendEntries {
+    pub fn open(pin_dir: &Path) -> Result<Self> {
+        let data = MapData::from_pin(pin_dir.join(map::BACKENDS)).context("can't open the pinned map BACKENDS")?;
+        Ok(Self(Array::try_from(Map::from_map_data(data)?).context("BACKENDS is another kind of map")?))
+    }
+
+    pub fn count_up(&self) -> Result<u32> {
+        let mut up = 0;
+        for entry in self.0.iter() {
+            let entry = entry.context("can't read BACKENDS")?;
+            up += u32::from(entry.family != 0 && entry.health == HEALTH_UP);
+        }
+        Ok(up)
+    }
+
+    /// When a backend's health last changed: the agent writes that before the slots.
     fn judged_at(&self, index: u32) -> Result<SystemTime> {
-        let backend = self.backends.get(&index, 0).context("can't read BACKENDS")?;
+        let backend = self.0.get(&index, 0).context("can't read BACKENDS")?;
         Ok(SystemTime::UNIX_EPOCH + Duration::from_nanos(backend.health_since_unix_ns))
     }
 }
