@@ -188,15 +188,15 @@ fn with_probes(arguments: &Arguments, scene: &Scene, size: &Size, report: &mut R
 
     let readers = Readers::start(&scene.bed.lb, config.http, &agent.socket)?;
     let times = changes::by_verdicts(size, scene, &watch, health, arguments.flips, 2)?;
-    let (scrapes, diffs) = readers.stop()?;
-    let what = format!("probed, {scrapes} scrapes and {diffs} diffs meanwhile: verdict to the last slot");
+    let answers = readers.stop()?;
+    let what = format!("probed, {answers} meanwhile: verdict to the last slot");
     report.add_times("flip_read", &what, &times, &[(MEDIAN, None), (MOST, Some(FLIP_MS))]);
 
     let readers = Readers::start(&scene.bed.lb, config.http, &agent.socket)?;
     let mut api = Api::connect(&agent.socket, PATIENCE)?;
     let times = changes::one_by_one(size, &mut api, &watch, arguments.changes.min(40))?;
-    let (scrapes, diffs) = readers.stop()?;
-    let what = format!("probed, {scrapes} scrapes and {diffs} diffs meanwhile: drain to the last slot");
+    let answers = readers.stop()?;
+    let what = format!("probed, {answers} meanwhile: drain to the last slot");
     report.add_times("change_read", &what, &times.seen, &[(MEDIAN, None), (MOST, Some(FLIP_MS))]);
     remove(agent)
 }

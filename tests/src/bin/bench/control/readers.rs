@@ -8,6 +8,7 @@ use std::{
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -25,10 +26,28 @@ pub struct Readers {
     diffs: Counting,
 }
 
-struct Counting {
-    answers: Arc<AtomicU64>,
-    thread: Option<JoinHandle<Result<()>>>,
+/// What the readers got.
+#[derive(Clone, Copy)]
+pub struct Answers {
+    pub scrapes: u64,
+    pub diffs: u64,
+    /// Requests of either kind that were refused or not answered in time.
+    pub failed: u64,
 }
+
+struct Counting {
+    counts: Arc<Counts>,
+    thread: Option<JoinHandle<()>>,
+}
+
+#[derive(Default)]
+struct Counts {
+    answers: AtomicU64,
+    failures: AtomicU64,
+}
+
+/// After a failure.
+const PAUSE: Duration = Duration::from_millis(100);
 
 impl Readers {
     pub fn start(netns: &Netns, http: SocketAddr, socket: &Path) -> Result<Self> {
@@ -39,15 +58,16 @@ impl Readers {
             ensure!(answer.status == 200, "/metrics: status {}", answer.status);
             Ok(())
         })?;
-        let mut api = Api::connect(&socket, PATIENCE)?;
-        let diffs = Counting::start("diffs", &stop, move || api.get("/v1/diff").map(drop))?;
+        let diffs =
+            Counting::start("diffs", &stop, move || Api::connect(&socket, PATIENCE)?.get("/v1/diff").map(drop))?;
         Ok(Self { stop, scrapes, diffs })
     }
 
-    /// How many scrapes and how many diffs were answered.
-    pub fn stop(mut self) -> Result<(u64, u64)> {
+    pub fn stop(mut self) -> Result<Answers> {
         self.stop.store(true, Ordering::Relaxed);
-        Ok((self.scrapes.end()?, self.diffs.end()?))
+        let (scrapes, failed_scrapes) = self.scrapes.end()?;
+        let (diffs, failed_diffs) = self.diffs.end()?;
+        Ok(Answers { scrapes, diffs, failed: failed_scrapes + failed_diffs })
     }
 }
 
@@ -59,21 +79,36 @@ impl Drop for Readers {
 
 impl Counting {
     fn start(name: &str, stop: &Arc<AtomicBool>, mut ask: impl FnMut() -> Result<()> + Send + 'static) -> Result<Self> {
-        let answers = Arc::new(AtomicU64::new(0));
-        let (stop, counted) = (Arc::clone(stop), Arc::clone(&answers));
+        let counts = Arc::new(Counts::default());
+        let (stop, counted) = (Arc::clone(stop), Arc::clone(&counts));
         let reading = thread::Builder::new().name(name.to_owned()).spawn(move || {
             while !stop.load(Ordering::Relaxed) {
-                ask()?;
-                counted.fetch_add(1, Ordering::Relaxed);
+                match ask() {
+                    Ok(()) => counted.answers.fetch_add(1, Ordering::Relaxed),
+                    Err(error) => {
+                        eprintln!("a reader: {error}");
+                        thread::sleep(PAUSE);
+                        counted.failures.fetch_add(1, Ordering::Relaxed)
+                    }
+                };
             }
-            Ok(())
         });
-        Ok(Self { answers, thread: Some(reading.context("can't start a thread")?) })
+        Ok(Self { counts, thread: Some(reading.context("can't start a thread")?) })
     }
 
-    fn end(&mut self) -> Result<u64> {
+    /// Answers and failures.
+    fn end(&mut self) -> Result<(u64, u64)> {
         let joined = self.thread.take().context("it was ended before")?.join();
-        joined.unwrap_or_else(|_| Err(anyhow!("a reader panicked")))?;
-        Ok(self.answers.load(Ordering::Relaxed))
+        joined.map_err(|_| anyhow!("a reader panicked"))?;
+        let Counts { answers, failures } = &*self.counts;
+        Ok((answers.load(Ordering::Relaxed), failures.load(Ordering::Relaxed)))
+    }
+}
+
+impl std::fmt::Display for Answers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { scrapes, diffs, failed } = self;
+        write!(f, "{scrapes} scrapes and {diffs} diffs")?;
+        if *failed > 0 { write!(f, " ({failed} more failed)") } else { Ok(()) }
     }
 }
