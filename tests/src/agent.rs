@@ -51,9 +51,13 @@ const PATIENCE: Duration = Duration::from_secs(30);
 impl Agent {
     /// Writes the configuration, starts the agent on the balancer and waits until it is ready.
     pub fn start(bed: &Bed, config: &AgentConfig) -> Result<Self> {
+        Self::prepare(bed, config)?.started()
+    }
+
+    /// Writes the configuration of an agent on the balancer, and starts nothing yet.
+    pub fn prepare(bed: &Bed, config: &AgentConfig) -> Result<Self> {
         // In the file system and not its root: `weir cleanup` removes the directory.
-        let agent = Self::new(&bed.lb, bed.dir(), bed.dir().join("bpf/weir"), config)?;
-        agent.started()
+        Self::new(&bed.lb, bed.dir(), bed.dir().join("bpf/weir"), config)
     }
 
     /// The same on another machine of the bed. `name`, which is also that of its directories, is

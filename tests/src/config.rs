@@ -24,7 +24,18 @@ pub struct AgentConfig {
     pub tunnel_peers: Vec<IpAddr>,
     /// `tunnel.source`: prefixes, at most one of each family.
     pub tunnel_source: Vec<&'static str>,
+    /// The agent's own limits if it is `None`.
+    pub limits: Option<Limits>,
     pub services: Vec<Service>,
+}
+
+/// `limits`: how much the maps are to hold.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    pub backends: u32,
+    pub ring_slots: u32,
+    pub services: u32,
+    pub addresses: u32,
 }
 
 #[derive(Clone, Debug)]
@@ -38,6 +49,8 @@ pub struct Service {
     pub source: &'static str,
     /// `none` or `client-ip`.
     pub affinity: &'static str,
+    /// A prime; the agent's default if it is `None`.
+    pub ring_size: Option<u32>,
     pub health: Option<Health>,
     /// The agent's default if it is `None`.
     pub drain_timeout: Option<Duration>,
@@ -48,19 +61,31 @@ pub struct Service {
     pub backends: Vec<Backend>,
 }
 
-/// HTTP probes of /healthz.
 #[derive(Clone, Copy, Debug)]
 pub struct Health {
+    pub probe: Probe,
     pub interval: Duration,
     pub timeout: Duration,
     pub fall: u32,
     pub rise: u32,
 }
 
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Probe {
+    Tcp,
+    /// Of /healthz.
+    Http,
+}
+
 impl Health {
     /// Quick enough for a test, slow enough for a busy machine.
-    pub const QUICK: Health =
-        Health { interval: Duration::from_millis(500), timeout: Duration::from_millis(400), fall: 3, rise: 2 };
+    pub const QUICK: Health = Health {
+        probe: Probe::Http,
+        interval: Duration::from_millis(500),
+        timeout: Duration::from_millis(400),
+        fall: 3,
+        rise: 2,
+    };
 
     /// After this a dead server gets no new connection: the promise of the project, with the tenth
     /// of a second that it allows.
@@ -95,6 +120,7 @@ impl AgentConfig {
             mode: bed.mode(),
             source: "translate",
             affinity: "none",
+            ring_size: None,
             health: Some(health),
             drain_timeout: None,
             settle_time: None,
@@ -110,6 +136,7 @@ impl AgentConfig {
             transient_flows: None,
             tunnel_peers: Vec::new(),
             tunnel_source: Vec::new(),
+            limits: None,
             services: vec![web],
         }
     }
@@ -137,6 +164,7 @@ impl AgentConfig {
             mode: bed.mode(),
             source: "translate",
             affinity: "client-ip",
+            ring_size: None,
             health: None,
             drain_timeout: None,
             settle_time: None,
@@ -184,6 +212,10 @@ impl fmt::Display for AgentConfig {
         if !peers.is_empty() || !self.tunnel_source.is_empty() {
             writeln!(f, "tunnel: {{ peers: {peers:?}, source: {:?} }}", self.tunnel_source)?;
         }
+        if let Some(Limits { backends, ring_slots, services, addresses }) = self.limits {
+            write!(f, "limits: {{ backends: {backends}, ringSlots: {ring_slots}, ")?;
+            writeln!(f, "services: {services}, addresses: {addresses} }}")?;
+        }
         writeln!(f, "services:{}", if self.services.is_empty() { " []" } else { "" })?;
         for service in &self.services {
             let vips: Vec<String> = service.vips.iter().map(|vip| format!("\"{vip}\"")).collect();
@@ -195,9 +227,16 @@ impl fmt::Display for AgentConfig {
                 writeln!(f, "    source: {}", service.source)?;
             }
             writeln!(f, "    affinity: {}", service.affinity)?;
-            if let Some(Health { interval, timeout, fall, rise }) = service.health {
+            if let Some(size) = service.ring_size {
+                writeln!(f, "    ringSize: {size}")?;
+            }
+            if let Some(Health { probe, interval, timeout, fall, rise }) = service.health {
                 let (interval, timeout) = (interval.as_millis(), timeout.as_millis());
-                write!(f, "    health: {{ http: {{ path: /healthz }}, interval: {interval}ms, timeout: {timeout}ms, ")?;
+                let probe = match probe {
+                    Probe::Tcp => "tcp: {}",
+                    Probe::Http => "http: { path: /healthz }",
+                };
+                write!(f, "    health: {{ {probe}, interval: {interval}ms, timeout: {timeout}ms, ")?;
                 writeln!(f, "fall: {fall}, rise: {rise} }}")?;
             }
             if let Some(time) = service.drain_timeout {

@@ -1,13 +1,16 @@
-//! One HTTP request from inside a namespace.
+//! HTTP: one request from inside a namespace, or many to the agent's API over one connection.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{net::SocketAddr, path::Path, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use bytes::Bytes;
-use http_body_util::{BodyExt, Empty};
-use hyper::{Request, client::conn::http1};
+use http_body_util::{BodyExt, Empty, Full};
+use hyper::{Method, Request, client::conn::http1};
 use hyper_util::rt::TokioIo;
-use tokio::net::TcpStream;
+use tokio::{
+    net::{TcpStream, UnixStream},
+    runtime::Runtime,
+};
 
 use crate::netns::Netns;
 
@@ -50,5 +53,60 @@ async fn fetch(to: SocketAddr, path: &str) -> Result<Answer> {
             ended?;
             exchange.await
         }
+    }
+}
+
+/// A connection to the agent's API that is kept, so that a request costs no more than the agent's
+/// answer.
+pub struct Api {
+    runtime: Runtime,
+    sender: http1::SendRequest<Full<Bytes>>,
+    patience: Duration,
+}
+
+impl Api {
+    /// `patience` is for each answer.
+    pub fn connect(socket: &Path, patience: Duration) -> Result<Self> {
+        let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+        let sender = runtime.block_on(async {
+            let stream = UnixStream::connect(socket).await?;
+            let (sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+            // A failure of the connection is also one of the request that waits for it.
+            tokio::spawn(connection);
+            Ok::<_, anyhow::Error>(sender)
+        });
+        let sender = sender.with_context(|| format!("can't connect to {}", socket.display()))?;
+        Ok(Self { runtime, sender, patience })
+    }
+
+    /// The answer's body.
+    pub fn get(&mut self, path: &str) -> Result<Bytes> {
+        self.ask(Method::GET, path, Bytes::new())
+    }
+
+    /// The answer's body; `document` is JSON.
+    pub fn post(&mut self, path: &str, document: &serde_json::Value) -> Result<Bytes> {
+        self.ask(Method::POST, path, Bytes::from(document.to_string()))
+    }
+
+    fn ask(&mut self, method: Method, path: &str, body: Bytes) -> Result<Bytes> {
+        let Self { runtime, sender, patience } = self;
+        let what = format!("{method} {path}");
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header("host", "weir")
+            .header("content-type", "application/json")
+            .body(Full::new(body))?;
+        let exchange = async {
+            sender.ready().await?;
+            let response = sender.send_request(request).await?;
+            let status = response.status();
+            let body = response.into_body().collect().await?.to_bytes();
+            ensure!(status.is_success(), "{status}: {}", String::from_utf8_lossy(&body));
+            Ok(body)
+        };
+        let answer = runtime.block_on(async { tokio::time::timeout(*patience, exchange).await });
+        answer.with_context(|| format!("{what}: not within {patience:?}"))?.context(what)
     }
 }

@@ -32,17 +32,26 @@ pub fn run_demo(arguments: &Arguments) -> Result<()> {
 
 /// Builds what a program of the crate `weir-tests` needs, and replaces xtask with that program.
 pub fn hand_over(program: &str, arguments: impl IntoIterator<Item = String>) -> Result<()> {
+    hand_over_with(program, "debug", arguments)
+}
+
+/// The same with the `weir` of a profile, `debug` or `release`. The program itself is always
+/// `debug`.
+pub fn hand_over_with(program: &str, profile: &str, arguments: impl IntoIterator<Item = String>) -> Result<()> {
     if !exec::is_root() {
         bail!("{program} makes network namespaces and loads BPF programs: run it as root");
     }
     setup::programs()?;
     ebpf::build()?;
     run(&mut host_cargo(["build", "-p", "lb-userspace", "-p", "weir-tests", "--bins"]))?;
+    if profile == "release" {
+        run(&mut host_cargo(["build", "-p", "lb-userspace", "--release"]))?;
+    }
     let path = exec::target().join("debug").join(program);
     say(program, path.display());
     let mut command = std::process::Command::new(&path);
     command.args(arguments).env("PATH", exec::path_with_sbin()?);
     // exec replaces this process, so that the exit status and signals are the program's own.
-    Err(command.env("WEIR_BIN", exec::target().join("debug/weir")).exec())
+    Err(command.env("WEIR_BIN", exec::target().join(profile).join("weir")).exec())
         .with_context(|| format!("can't start {}", path.display()))
 }

@@ -85,6 +85,16 @@ enum Bench {
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
+    /// The agent, built for release, with 1,000 services of 16 backends: from a change to the last
+    /// slot, processor time at rest and with probes, memory, start; each beside its target. Some
+    /// minutes.
+    Control {
+        /// Handed on: `--json`, `--services N`, `--backends N`, `--ring N`, `--limits`,
+        /// `--mode nat|dsr-ipip|mixed`, `--no-probes`, `--probes-only`, `--changes N`,
+        /// `--seconds N`, `--interval MS`, `--flips N`.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
     /// wrk through `nat` against wrk through a plain router, on beds alike that take turns.
     Http {
         /// Handed on: `--rounds N`, `--seconds N`, `--connections N`.
@@ -102,6 +112,7 @@ impl Command {
             Command::Demo(arguments) => demo::run_demo(&arguments),
             Command::Bench(Bench::Packet { arguments }) => bench("packet", arguments),
             Command::Bench(Bench::Forward { arguments }) => bench("forward", arguments),
+            Command::Bench(Bench::Control { arguments }) => bench_control(arguments),
             Command::Bench(Bench::Http { arguments }) => demo::hand_over("compare", arguments),
             Command::Test(arguments) => suites::run_suites(&arguments),
             Command::Mutate(arguments) => mutate::run_all(&arguments),
@@ -113,6 +124,11 @@ impl Command {
 fn bench(what: &str, arguments: Vec<String>) -> Result<()> {
     ebpf::build_bench()?;
     demo::hand_over("bench", std::iter::once(what.to_owned()).chain(arguments))
+}
+
+/// It measures the agent as it is shipped.
+fn bench_control(arguments: Vec<String>) -> Result<()> {
+    demo::hand_over_with("bench", "release", std::iter::once("control".to_owned()).chain(arguments))
 }
 
 fn build(release: bool) -> Result<()> {

@@ -53,3 +53,37 @@ fn bench_forward_gets_frames_through_every_dsr_mode() {
         assert!(said.contains(row), "{row} is missing in\n{said}");
     }
 }
+
+#[test]
+fn bench_control_reports_every_figure_as_json() {
+    let size = ["--services", "20", "--backends", "4", "--ring", "101"];
+    let pace = ["--seconds", "1", "--changes", "10", "--interval", "500", "--flips", "5"];
+    let report: Value = serde_json::from_str(&bench(&[&["control", "--json"], &size[..], &pace].concat())).unwrap();
+    let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
+    assert_eq!(keys(&report), ["binary", "figures", "machine", "size"]);
+    let mut targets = BTreeSet::new();
+    for figure in report["figures"].as_array().unwrap() {
+        assert_eq!(keys(figure), ["met", "name", "target", "unit", "value", "what"]);
+        assert!(figure["value"].is_number(), "{figure}");
+        assert_eq!(figure["met"].is_boolean(), figure["target"].is_number(), "{figure}");
+        if figure["target"].is_number() {
+            targets.insert(figure["name"].as_str().unwrap().to_owned());
+        }
+    }
+    let wanted = [
+        "burst_max",
+        "change_p99",
+        "change_read_max",
+        "flip_read_max",
+        "memory_reloaded",
+        "memory_small_reloaded",
+        "memory_small_started",
+        "memory_started",
+        "probe_user",
+        "probes",
+        "rest",
+        "start",
+        "start_again",
+    ];
+    assert_eq!(targets, wanted.map(str::to_owned).into());
+}

@@ -10,7 +10,7 @@ use anyhow::{Context, Result, bail, ensure};
 use lb_userspace::view::types::BackendView;
 use weir_tests::{
     bed::{Bed, Layout, VIPS},
-    config::{AgentConfig, Backend, Health, Service},
+    config::{AgentConfig, Backend, Health, Probe, Service},
     machine::{Machine, disk},
     servers::Nginx,
 };
@@ -34,8 +34,13 @@ const FILES: [&str; 2] = ["weir.yaml", "weir-more.yaml"];
 const EDITOR: &str = "#!/bin/sh\ncat /root/weir/weir.yaml > \"$1\"\n";
 
 /// Emulation is slow, and two machines share the processors with all the rest.
-const HEALTH: Health =
-    Health { interval: Duration::from_secs(3), timeout: Duration::from_millis(2500), fall: 3, rise: 1 };
+const HEALTH: Health = Health {
+    probe: Probe::Http,
+    interval: Duration::from_secs(3),
+    timeout: Duration::from_millis(2500),
+    fall: 3,
+    rise: 1,
+};
 
 /// How long the agent may take from its start until everything is in order: the verifier alone
 /// takes 20 s.
