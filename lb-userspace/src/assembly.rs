@@ -15,7 +15,8 @@ use tracing::{error, info, warn};
 
 use crate::{
     agent::{
-        AgentOptions, examine, flows,
+        AgentOptions, examine,
+        flows::{self, Flows},
         handle::AgentHandle,
         node,
         owner::{Links, Owner, Start},
@@ -114,7 +115,7 @@ async fn prepare(
     let metrics = Metrics::new();
     let (targets, health, views) = start_probes(&metrics, tasks, shutdown);
     let (node_wanted, node) = node::start(data_path, config, shutdown.clone())?;
-    let (census, flow_timeouts) = flows::start(pin_dir, shutdown.clone())?;
+    let Flows { census, passes, looked_at } = flows::start(pin_dir, shutdown.clone())?;
     let (settled, settle_scope) = settle::start(pin_dir, shutdown.clone())?;
     let tracer = trace::start(pin_dir, shutdown.clone())?;
     info!(
@@ -135,7 +136,7 @@ async fn prepare(
         node: node.clone(),
         node_wanted,
         census: census.clone(),
-        flow_timeouts,
+        flow_passes: passes,
         settle_scope,
         examined: examination.config,
         is_traced: tracer.is_wanted.clone(),
@@ -147,7 +148,8 @@ async fn prepare(
     let start = Start { config: config.clone(), seed, overrides, state_dir, file, writer };
     let (owner, published) = Owner::new(start, links);
     let findings = examination.findings;
-    let sources = Sources { published: published.clone(), node, census, settled, findings, health: views, tracer };
+    let sources =
+        Sources { published: published.clone(), node, census, settled, findings, health: views, looked_at, tracer };
     let reader = Reader::open(pin_dir, slots, sources)?;
     tasks.spawn("report", report::run(reader.clone(), published, shutdown.clone()));
     servers.start(AgentHandle::new(command, reader), metrics, tasks, shutdown);

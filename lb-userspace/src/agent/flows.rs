@@ -6,7 +6,7 @@ use lb_common::nat::NatTimeouts;
 use tokio::{
     sync::watch,
     task::spawn_blocking,
-    time::{Instant, sleep},
+    time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
 use tracing::error;
@@ -41,34 +41,81 @@ impl Counted {
     }
 }
 
-/// Starts the task on the current runtime. It begins its passes over the tables once it has
-/// received the time-outs.
-pub fn start(
-    pin_dir: &Path,
-    shutdown: CancellationToken,
-) -> Result<(watch::Receiver<Counted>, watch::Sender<Option<NatTimeouts>>), MapsError> {
+/// What the owner of the maps wants of the passes.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Passes {
+    pub timeouts: NatTimeouts,
+    /// Whether a drain waits for its flows to end.
+    pub is_awaited: bool,
+}
+
+/// The task's results, and how often they are needed.
+pub struct Flows {
+    pub census: watch::Receiver<Counted>,
+    /// The passes begin once there is something here.
+    pub passes: watch::Sender<Option<Passes>>,
+    /// When a person looked at counts of connections last.
+    pub looked_at: watch::Sender<Option<Instant>>,
+}
+
+/// Starts the task on the current runtime.
+pub fn start(pin_dir: &Path, shutdown: CancellationToken) -> Result<Flows, MapsError> {
     let tables = FlowTables::open(pin_dir)?;
     let (publish, census) = watch::channel(Counted::default());
-    let (timeouts, told) = watch::channel(None);
-    tokio::spawn(run(tables, publish, told, shutdown));
-    Ok((census, timeouts))
+    let (passes, told) = watch::channel(None);
+    let (looked_at, looks) = watch::channel(None);
+    tokio::spawn(run(tables, publish, Need { told, looks }, shutdown));
+    Ok(Flows { census, passes, looked_at })
+}
+
+/// How soon the next pass is needed.
+struct Need {
+    told: watch::Receiver<Option<Passes>>,
+    looks: watch::Receiver<Option<Instant>>,
+}
+
+impl Need {
+    /// Whether somebody waits for the next pass: a drain, or a person.
+    fn is_urgent(&self) -> bool {
+        let is_looked_at = self.looks.borrow().is_some_and(|at| at.elapsed() < ATTENTION);
+        is_looked_at || self.told.borrow().is_some_and(|passes| passes.is_awaited)
+    }
+
+    /// Waits until the next pass is due, after one that took `took`.
+    async fn wait(&mut self, took: Duration) {
+        let ended = Instant::now();
+        loop {
+            let pause = pause(took, self.is_urgent() || self.told.borrow().is_none());
+            tokio::select! {
+                () = sleep_until(ended + pause) => return,
+                Ok(()) = self.told.changed() => {}
+                Ok(()) = self.looks.changed() => {}
+            }
+        }
+    }
 }
 
 const PAUSE: Duration = Duration::from_millis(500);
-/// Pause this many times as long as the last pass took, to cap CPU use.
-const PAUSES_PER_PASS: u32 = 10;
+/// Pause this many times as long as the last pass took, to cap CPU use: below 10 % of a core while
+/// somebody waits for the result, else half a percent.
+const PAUSES_PER_URGENT_PASS: u32 = 10;
+const PAUSES_PER_PASS: u32 = 200;
+/// Every entry is looked at this often, however long a pass takes.
+const LONGEST_PAUSE: Duration = Duration::from_secs(50);
+/// For how long after a look the counts are kept fresh.
+const ATTENTION: Duration = Duration::from_secs(10);
 
-async fn run(
-    mut tables: FlowTables,
-    publish: watch::Sender<Counted>,
-    told: watch::Receiver<Option<NatTimeouts>>,
-    shutdown: CancellationToken,
-) {
+fn pause(took: Duration, is_urgent: bool) -> Duration {
+    let pauses = if is_urgent { PAUSES_PER_URGENT_PASS } else { PAUSES_PER_PASS };
+    (took * pauses).clamp(PAUSE, LONGEST_PAUSE)
+}
+
+async fn run(mut tables: FlowTables, publish: watch::Sender<Counted>, mut need: Need, shutdown: CancellationToken) {
     let mut failing = false;
     loop {
         let begun = Instant::now();
-        let timeouts = *told.borrow();
-        if let Some(timeouts) = timeouts {
+        let passes = *need.told.borrow();
+        if let Some(Passes { timeouts, .. }) = passes {
             let began_ns = boottime_ns();
             let pass = spawn_blocking(move || {
                 let census = tables.collect(began_ns, &timeouts);
@@ -96,7 +143,45 @@ async fn run(
         tokio::select! {
             biased;
             () = shutdown.cancelled() => return,
-            () = sleep(PAUSE.max(begun.elapsed() * PAUSES_PER_PASS)) => {}
+            () = need.wait(begun.elapsed()) => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn passes_take_half_a_percent_of_a_core_unless_somebody_waits_for_them() {
+        let took = Duration::from_millis(20);
+        assert_eq!(pause(took, false), Duration::from_secs(4));
+        assert_eq!(pause(took, true), PAUSE);
+        assert_eq!(pause(Duration::from_millis(1), false), PAUSE, "never without a pause");
+        assert_eq!(pause(Duration::from_secs(2), false), LONGEST_PAUSE, "every entry is looked at within a minute");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn look_of_a_person_or_a_drain_brings_the_next_pass_forward() {
+        let (passes, told) = watch::channel(None);
+        let (look, looks) = watch::channel(None);
+        let mut need = Need { told, looks };
+        let timeouts = NatTimeouts { half_open_ns: 1, established_ns: 1, closing_ns: 1 };
+        passes.send_replace(Some(Passes { timeouts, is_awaited: false }));
+        let took = Duration::from_millis(100);
+        let begun = Instant::now();
+        need.wait(took).await;
+        assert_eq!(begun.elapsed().as_secs(), 20);
+        let begun = Instant::now();
+        tokio::join!(need.wait(took), async {
+            tokio::time::sleep(Duration::from_secs(3)).await;
+            look.send_replace(Some(Instant::now()));
+        });
+        assert_eq!(begun.elapsed().as_secs(), 3);
+        tokio::time::sleep(ATTENTION).await;
+        passes.send_replace(Some(Passes { timeouts, is_awaited: true }));
+        let begun = Instant::now();
+        need.wait(took).await;
+        assert_eq!(begun.elapsed().as_secs(), 1);
     }
 }

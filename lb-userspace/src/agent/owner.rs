@@ -7,7 +7,6 @@ use std::{
     time::Instant,
 };
 
-use lb_common::nat::NatTimeouts;
 use tokio::{
     signal::unix::Signal,
     sync::{mpsc, watch},
@@ -19,7 +18,7 @@ use tracing::{info, warn};
 
 use super::{
     desired::{Desired, HealthOf, Rings, is_judged, nat_timeouts, wanted, wanted_service},
-    flows::Counted,
+    flows::{Counted, Passes},
     handle::{Applied, Command, failed_reload},
     node::{Node, NodeWanted},
     overriding::{self, choose},
@@ -55,7 +54,7 @@ pub struct Links {
     pub node: watch::Receiver<Node>,
     pub node_wanted: watch::Sender<NodeWanted>,
     pub census: watch::Receiver<Counted>,
-    pub flow_timeouts: watch::Sender<Option<NatTimeouts>>,
+    pub flow_passes: watch::Sender<Option<Passes>>,
     pub settle_scope: watch::Sender<Option<settle::scope::Scope>>,
     /// The configuration that the doctor looks at.
     pub examined: watch::Sender<Arc<Config>>,
@@ -273,6 +272,10 @@ impl Owner {
         if written.is_whole {
             self.note_services();
         }
+        if written.writes > 0 {
+            // Its slots may have something to settle.
+            self.links.settle_scope.send_modify(|_| {});
+        }
         if self.desired.is_traced {
             let programmed = self.writer.programmed();
             let node = self.links.node.borrow();
@@ -281,8 +284,12 @@ impl Owner {
         }
         // The maps are in the desired state: from now on, hooks may be attached and flows counted.
         self.links.node_wanted.send_if_modified(|wanted| !std::mem::replace(&mut wanted.attach, true));
-        let timeouts = Some(nat_timeouts(&self.desired.config.node.timeouts));
-        self.links.flow_timeouts.send_if_modified(|told| std::mem::replace(told, timeouts) != timeouts);
+        let programmed = self.writer.programmed();
+        let passes = Some(Passes {
+            timeouts: nat_timeouts(&self.desired.config.node.timeouts),
+            is_awaited: programmed.parts().any(|part| part.next_ns.is_some()) || programmed.keeps_for_flows(),
+        });
+        self.links.flow_passes.send_if_modified(|told| std::mem::replace(told, passes) != passes);
     }
 
     /// Notes what has changed in the set of services.

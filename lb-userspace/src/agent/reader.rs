@@ -52,6 +52,8 @@ pub struct Sources {
     pub settled: watch::Receiver<Settled>,
     pub findings: watch::Receiver<Vec<Finding>>,
     pub health: HealthViews,
+    /// When a person looked at counts of connections last.
+    pub looked_at: watch::Sender<Option<tokio::time::Instant>>,
     pub tracer: Tracer,
 }
 
@@ -89,6 +91,9 @@ impl Reader {
 
     fn moment(&self, rates: Rates) -> Moment {
         let Shared { sources, slots, .. } = &*self.0;
+        if rates == Rates::Measured {
+            sources.looked_at.send_replace(Some(tokio::time::Instant::now()));
+        }
         let published = sources.published.borrow().clone();
         let node = sources.node.borrow().clone();
         let sampled = lock(&self.0.samples).take(rates, || self.sample(&published, &node));

@@ -34,7 +34,7 @@ impl Settled {
 }
 
 /// Starts the task on the current runtime. It begins its passes over the rings once it has received
-/// their scope.
+/// their scope; send the scope again, changed or not, after every write of a slot.
 pub fn start(
     pin_dir: &Path,
     shutdown: CancellationToken,
@@ -49,18 +49,22 @@ pub fn start(
 const PAUSE: Duration = Duration::from_millis(500);
 /// Pause this many times as long as the last pass took, to cap CPU use.
 const PAUSES_PER_PASS: u32 = 4;
+/// Every slot that was settled stays so until the owner of the maps writes it, so there is nothing
+/// to do until then. This is for whatever somebody else has changed.
+const REST: Duration = Duration::from_secs(30);
 
 async fn run(
     mut settler: Settler,
     publish: watch::Sender<Settled>,
-    told: watch::Receiver<Option<Scope>>,
+    mut told: watch::Receiver<Option<Scope>>,
     shutdown: CancellationToken,
 ) {
     let mut failing = false;
+    let mut rests = false;
     let mut is_full = false;
     loop {
         let begun = Instant::now();
-        let scope = told.borrow().clone();
+        let scope = told.borrow_and_update().clone();
         if let Some(scope) = scope {
             let began_ns = boottime_ns();
             let pass = spawn_blocking(move || {
@@ -71,6 +75,7 @@ async fn run(
                 Ok((back, Ok(census))) => {
                     settler = back;
                     failing = false;
+                    rests = census.has_nothing_left();
                     let settled = Settled { began_ns, census };
                     tell(&settled, &mut is_full);
                     publish.send_replace(settled);
@@ -80,7 +85,7 @@ async fn run(
                     if !failing {
                         error!(%error, "slots cannot settle: their old connections go on as exceptions; it is tried again");
                     }
-                    failing = true;
+                    (failing, rests) = (true, false);
                 }
                 Err(error) => {
                     error!(%error, "the task that settles slots has failed: slots stay in transition until the agent is restarted");
@@ -91,7 +96,8 @@ async fn run(
         tokio::select! {
             biased;
             () = shutdown.cancelled() => return,
-            () = sleep(PAUSE.max(begun.elapsed() * PAUSES_PER_PASS)) => {}
+            () = sleep(if rests { REST } else { PAUSE.max(begun.elapsed() * PAUSES_PER_PASS) }) => {}
+            Ok(()) = told.changed(), if rests => {}
         }
     }
 }

@@ -71,6 +71,8 @@ pub struct Writer {
 /// What a successful write has done.
 #[derive(Debug)]
 pub struct Written {
+    /// The number of writes.
+    pub writes: usize,
     /// Whether all services were planned, and not only some.
     pub is_whole: bool,
     /// Backends that had left the configuration and whose drain has ended.
@@ -156,7 +158,7 @@ impl Writer {
                 }
                 self.sync.last_success_at = unix_now();
                 self.retry = None;
-                Some(Written { is_whole, gone: gone(&before, &self.programmed) })
+                Some(Written { writes, is_whole, gone: gone(&before, &self.programmed) })
             }
             Err(error) => {
                 self.fail(&error);

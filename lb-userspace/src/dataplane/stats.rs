@@ -18,6 +18,9 @@ use super::{
     raw,
 };
 
+/// From this many entries on, a map is read whole in batches, and not entry by entry.
+const MANY: usize = 256;
+
 /// Has its own handles, so that counters can be read independently of the owner of the maps.
 pub struct Counters {
     services: PerCpuArray<MapData, Stats>,
@@ -63,8 +66,18 @@ impl Counters {
         interfaces: &BTreeSet<u32>,
     ) -> Result<Sample, MapsError> {
         let read = |table: &PerCpuArray<MapData, Stats>, name, indexes: &BTreeSet<u32>| {
-            let one = |index: &u32| Ok((*index, sum(&table.get(index, 0).map_err(unread(name))?)));
-            indexes.iter().map(one).collect::<Result<BTreeMap<u32, Stats>, MapsError>>()
+            if indexes.len() < MANY {
+                let one = |index: &u32| Ok((*index, sum(&table.get(index, 0).map_err(unread(name))?)));
+                return indexes.iter().map(one).collect::<Result<BTreeMap<u32, Stats>, MapsError>>();
+            }
+            let mut found = BTreeMap::new();
+            raw::scan(table.map(), self.cpus, |index: &u32, values: &[Stats]| {
+                if indexes.contains(index) {
+                    found.insert(*index, sum(values));
+                }
+            })
+            .map_err(unread(name))?;
+            Ok(found)
         };
         let mut verdicts = BTreeMap::new();
         for ifindex in interfaces {

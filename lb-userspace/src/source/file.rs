@@ -87,7 +87,7 @@ impl FileSource {
         let mut watcher = FileWatcher::new(path);
         // Watch before reading, so that no change in between is missed.
         watcher.follow();
-        let first = Arc::new(read(path.to_owned()).await);
+        let first = read(path.to_owned(), None).await;
         let (publish, loaded) = watch::channel(first);
         let (reloads, requests) = mpsc::channel(16);
         let follower = Follower { path: path.to_owned(), pace, watcher, publish, requests, shutdown };
@@ -153,12 +153,11 @@ impl Follower {
     /// Reads the file, and publishes its contents if they have changed.
     async fn refresh(&mut self) -> Arc<Loaded> {
         self.watcher.follow();
-        let now = read(self.path.clone()).await;
         let before = self.publish.borrow().clone();
+        let now = read(self.path.clone(), Some(before.clone())).await;
         if before.is_same(&now) {
             return before;
         }
-        let now = Arc::new(now);
         self.publish.send_replace(Arc::clone(&now));
         now
     }
@@ -177,19 +176,24 @@ async fn settle(changed: &Notify, pace: Pace) {
     }
 }
 
-async fn read(path: PathBuf) -> Loaded {
+/// Reads the file. Its text is parsed only if it is another one than `before`.
+async fn read(path: PathBuf, before: Option<Arc<Loaded>>) -> Arc<Loaded> {
     let unreadable = |path: &Path, error| Loaded { result: Err(LoadError::unreadable(path, error)), digest: None };
     let reading = {
         let path = path.clone();
         tokio::task::spawn_blocking(move || match config::text(&path) {
             Ok(text) => {
                 let digest = Sha256::digest(&text).iter().map(|byte| format!("{byte:02x}")).collect();
-                Loaded { result: config::parse(&text, &path).map_err(LoadError::from), digest: Some(digest) }
+                let digest: Option<String> = Some(digest);
+                match before.filter(|before| before.digest == digest) {
+                    Some(before) => before,
+                    None => Loaded { result: config::parse(&text, &path).map_err(LoadError::from), digest }.into(),
+                }
             }
-            Err(error) => Loaded { result: Err(error), digest: None },
+            Err(error) => Loaded { result: Err(error), digest: None }.into(),
         })
     };
-    reading.await.unwrap_or_else(|error| unreadable(&path, std::io::Error::other(error)))
+    reading.await.unwrap_or_else(|error| unreadable(&path, std::io::Error::other(error)).into())
 }
 
 /// Watches the directories on the way to a file.

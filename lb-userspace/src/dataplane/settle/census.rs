@@ -23,6 +23,17 @@ pub struct SettleCensus {
     pub removed: u64,
 }
 
+impl SettleCensus {
+    /// Whether every slot is settled and no table has an entry, so that the next pass would find
+    /// the same.
+    pub fn has_nothing_left(&self) -> bool {
+        let did_nothing = self.settled + self.collected + self.removed == 0;
+        did_nothing
+            && self.tables.iter().all(|table| table.entries == 0)
+            && self.rings.values().all(|counts| *counts == SlotCounts::default())
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct ExceptionCounts {
     pub half_open: u64,
@@ -61,4 +72,29 @@ pub struct SlotCounts {
     pub tracked: u64,
     /// The slot is due to settle, but ESTABLISHED has no room for its flows.
     pub without_room: u64,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pass_that_found_or_did_anything_is_followed_by_another() {
+        let empty = TableFill { map: "SEEN_V4", entries: 0, max_entries: 9 };
+        let nothing = SettleCensus {
+            rings: BTreeMap::from([(7, SlotCounts::default())]),
+            tables: vec![empty.clone()],
+            ..SettleCensus::default()
+        };
+        assert!(nothing.has_nothing_left());
+        let tracked = SlotCounts { tracked: 1, ..SlotCounts::default() };
+        for other in [
+            SettleCensus { settled: 1, ..nothing.clone() },
+            SettleCensus { removed: 1, ..nothing.clone() },
+            SettleCensus { rings: BTreeMap::from([(7, tracked)]), ..nothing.clone() },
+            SettleCensus { tables: vec![TableFill { entries: 1, ..empty }], ..nothing.clone() },
+        ] {
+            assert!(!other.has_nothing_left(), "{other:?}");
+        }
+    }
 }

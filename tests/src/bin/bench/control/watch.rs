@@ -13,7 +13,7 @@ use lb_common::{
     backend::{Backend, HEALTH_UP},
     limits::map,
 };
-use lb_userspace::dataplane::{maps::Maps, plan::address, rings::Rings};
+use lb_userspace::dataplane::{image::Slots, maps::Maps, plan::address, rings::Rings};
 
 /// How often the slots are looked at. The kernel adds some 50 µs.
 const LOOK_EVERY: Duration = Duration::from_micros(50);
@@ -48,7 +48,8 @@ impl Watch {
         let maps = Maps::open(pin_dir).with_context(|| format!("can't open the maps in {}", pin_dir.display()))?;
         let image = maps.read().context("can't read the maps")?;
         let mut slots: HashMap<u32, Vec<u32>> = HashMap::new();
-        for (at, slot) in image.rings.iter().flat_map(|(offset, ring)| (*offset..).zip(ring.iter())) {
+        let ring = |(offset, len)| (offset..).zip(maps.slots().range(offset, len));
+        for (at, slot) in image.ranges().into_iter().flat_map(ring) {
             slots.entry(slot.current()).or_default().push(at);
         }
         let of_backend = |(index, slots)| Some((address(image.backends.get(&index)?)?, (index, slots)));
