@@ -3,6 +3,7 @@
 
 pub mod genl;
 pub mod interfaces;
+pub mod neighbour_tables;
 pub mod neighbours;
 pub mod routes;
 pub mod ways_out;
