@@ -3,6 +3,7 @@
 mod backends;
 mod capabilities;
 mod kernel;
+mod neighbours;
 mod network;
 mod unit;
 

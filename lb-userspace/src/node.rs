@@ -1,8 +1,13 @@
 //! The machine as the kernel describes it over netlink: interfaces, routes, neighbours, and how XDP
-//! may send through each interface. Nothing here depends on the data path.
+//! may send through each interface; and what the kernel announces about them. Nothing here depends
+//! on the data path.
 
+pub mod changes;
 pub mod genl;
 pub mod interfaces;
+pub mod neighbour_tables;
 pub mod neighbours;
+pub mod pace;
+pub mod reach;
 pub mod routes;
 pub mod ways_out;

@@ -9,7 +9,11 @@ use std::{
 };
 
 use anyhow::Context as _;
-use tokio::{sync::watch, task::block_in_place, time::sleep};
+use tokio::{
+    sync::watch,
+    task::block_in_place,
+    time::{Instant, sleep_until},
+};
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
 
@@ -17,9 +21,12 @@ use crate::{
     dataplane::{data_path::DataPath, hooks::Hook},
     model::{Config, XdpMode},
     node::{
+        changes::{Changes, News},
         genl::Genl,
-        interfaces::{self, HookMode, Interface, Netlink, matching},
+        interfaces::{HookMode, Interface, Netlink, matching},
         neighbours::NextHop,
+        pace::Pace,
+        reach::Reach,
         routes::Route,
         ways_out::ways_out,
     },
@@ -61,8 +68,9 @@ pub struct Node {
     pub lost_hooks: u64,
     pub ways_out: BTreeMap<u32, u32>,
     pub routes: BTreeMap<IpAddr, Route>,
-    /// Why the node could not be examined; the other fields are then from an earlier examination.
-    pub error: Option<String>,
+    /// Which parts of the node could not be examined, and why; their fields are then from an
+    /// earlier examination. And which neighbour entries the kernel refuses.
+    pub problems: Vec<String>,
 }
 
 impl Node {
@@ -81,16 +89,39 @@ pub fn start(
     let (publish, node) = watch::channel(Node::default());
     let netlink = Netlink::connect()?;
     let genl = Genl::connect().context("cannot open a generic netlink socket")?;
-    let changes = interfaces::watch()?;
-    let keeper = Keeper { data_path, netlink, genl, wanted: asked, publish, node: Node::default() };
+    let changes = Changes::watch()?;
+    let now = Instant::now();
+    let keeper = Keeper {
+        data_path,
+        reach: Reach::new(netlink.clone()),
+        netlink,
+        genl,
+        wanted: asked,
+        publish,
+        node: Node::default(),
+        interfaces: Part::new(now),
+        routes: Part::new(now),
+        neighbours: Part::new(now),
+        lost: BTreeSet::new(),
+        restores: Pace::new(now),
+    };
     tokio::spawn(keeper.run(changes, shutdown));
     Ok((wanted, node))
 }
 
-/// Hooks can be lost and routes can change without any watched event.
-const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// Interfaces seldom change one at a time.
-const QUIET: Duration = Duration::from_millis(20);
+/// A hook can be lost, and what an interface can do can change, without an announcement.
+const INTERFACES_EVERY: Duration = Duration::from_secs(5);
+/// Routes and neighbours are announced. This finds what was not, for example an ICMP redirect.
+const REACH_EVERY: Duration = Duration::from_secs(60);
+/// After a failure.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// One part of the examination: when it is due, and why the last one failed.
+struct Part {
+    pace: Pace,
+    is_seen: bool,
+    problems: Vec<String>,
+}
 
 struct Keeper {
     data_path: DataPath,
@@ -98,40 +129,142 @@ struct Keeper {
     genl: Genl,
     wanted: watch::Receiver<NodeWanted>,
     publish: watch::Sender<Node>,
+    reach: Reach,
     node: Node,
+    /// Interfaces, hooks and ways out.
+    interfaces: Part,
+    routes: Part,
+    neighbours: Part,
+    /// Kept neighbours whose entries were announced as removed, or as no longer managed.
+    lost: BTreeSet<NextHop>,
+    /// When they may be made again.
+    restores: Pace,
 }
 
 impl Keeper {
-    async fn run(mut self, mut changes: tokio::sync::mpsc::Receiver<()>, shutdown: CancellationToken) {
+    async fn run(mut self, changes: Changes, shutdown: CancellationToken) {
+        let mut changes = Some(changes);
+        let mut subscribe_at = Instant::now() + RETRY;
+        let mut wanted = self.wanted.borrow_and_update().clone();
         loop {
-            let wanted = self.wanted.borrow_and_update().clone();
-            self.look(&wanted).await;
-            self.publish.send_if_modified(|node| {
-                let differs = *node != self.node;
-                node.clone_from(&self.node);
-                differs
-            });
+            self.catch_up(&wanted).await;
+            let due = self.due();
             tokio::select! {
-                // Shutdown first; then the wishes of the agent, before changes of the interfaces.
+                // Shutdown first; then the wishes of the agent, before changes of the machine.
                 biased;
                 () = shutdown.cancelled() => return,
-                changed = self.wanted.changed() => if changed.is_err() { return },
-                Some(()) = changes.recv() => sleep(QUIET).await,
-                () = sleep(LOOK_EVERY) => {}
+                changed = self.wanted.changed() => {
+                    if changed.is_err() {
+                        return;
+                    }
+                    wanted = self.wanted.borrow_and_update().clone();
+                    self.interfaces.pace.insist(Instant::now());
+                    self.look_up_new(&wanted).await;
+                }
+                news = next(&mut changes, subscribe_at) => match news {
+                    Some(news) => self.take(news),
+                    None => {
+                        changes = None;
+                        if subscribe_at <= Instant::now() {
+                            changes = self.subscribe();
+                            subscribe_at = Instant::now() + RETRY;
+                        }
+                    }
+                },
+                () = sleep_until(due) => {}
             }
         }
     }
 
-    async fn look(&mut self, wanted: &NodeWanted) {
-        let result = self.find_out(wanted).await;
-        let error = result.err().map(|error| format!("{error:#}"));
-        if let Some(error) = error.as_ref().filter(|error| self.node.error.as_ref() != Some(error)) {
-            error!(error, "cannot find out what the node is like; what was known before holds");
+    fn due(&self) -> Instant {
+        let mut due = self.interfaces.pace.due().min(self.routes.pace.due());
+        // Without routes no next hop is known.
+        if self.routes.is_seen {
+            due = due.min(self.neighbours.pace.due());
         }
-        self.node.error = error;
+        if !self.lost.is_empty() {
+            due = due.min(self.restores.due());
+        }
+        due
     }
 
-    async fn find_out(&mut self, wanted: &NodeWanted) -> anyhow::Result<()> {
+    /// Subscribes to announcements after their socket has failed. Until that succeeds, everything
+    /// is looked at with each attempt.
+    fn subscribe(&mut self) -> Option<Changes> {
+        self.take(News::everything());
+        match Changes::watch() {
+            Ok(changes) => {
+                warn!("the subscription to the kernel's announcements had ended; subscribed again");
+                Some(changes)
+            }
+            Err(error) => {
+                error!(%error, "the kernel's announcements cannot be followed; looking periodically");
+                None
+            }
+        }
+    }
+
+    fn take(&mut self, news: News) {
+        let now = Instant::now();
+        if news.interfaces {
+            self.interfaces.pace.ask(now);
+        }
+        if news.routes {
+            self.routes.pace.ask(now);
+        }
+        if news.is_incomplete {
+            self.neighbours.pace.ask(now);
+        }
+        self.lost.extend(news.neighbours.into_iter().filter(|neighbour| self.reach.keeps(neighbour)));
+        if !self.lost.is_empty() {
+            self.restores.ask(now);
+        }
+    }
+
+    /// Does what is due, and publishes what has changed.
+    async fn catch_up(&mut self, wanted: &NodeWanted) {
+        if self.due() > Instant::now() {
+            return;
+        }
+        let begun = Instant::now();
+        if self.interfaces.pace.is_due(begun) {
+            let result = self.look_at_interfaces(wanted).await;
+            self.interfaces.looked(begun, INTERFACES_EVERY, result);
+        }
+        let begun = Instant::now();
+        if self.routes.pace.is_due(begun) {
+            let result = self.reach.look_up(&wanted.backends).await;
+            self.routes.looked(begun, REACH_EVERY, result.map_err(Into::into));
+            if self.reach.has_other_next_hops() {
+                self.neighbours.pace.ask(Instant::now());
+            }
+        }
+        self.publish();
+        // Last, because it matters least: a next hop whose neighbour entry is not kept is resolved
+        // by the first packet, which goes through TC.
+        if self.routes.is_seen && self.keep_neighbours().await {
+            self.publish();
+        }
+    }
+
+    /// Looks up the routes to backends that are new in the wish, and to no others.
+    async fn look_up_new(&mut self, wanted: &NodeWanted) {
+        // All are about to be looked up.
+        if !self.routes.is_seen {
+            return;
+        }
+        let now = Instant::now();
+        match self.reach.look_up_new(&wanted.backends).await {
+            Ok(_) if self.reach.has_other_next_hops() => self.neighbours.pace.ask(now),
+            Ok(_) => {}
+            Err(error) => {
+                warn!(%error, "the routes to new backends cannot be looked up; looking up all again");
+                self.routes.pace.insist(now);
+            }
+        }
+    }
+
+    async fn look_at_interfaces(&mut self, wanted: &NodeWanted) -> anyhow::Result<()> {
         let all = self.netlink.interfaces().await?;
         let (listed, unmet) = matching(&all, &wanted.interfaces);
         let unmet: Vec<String> = unmet.into_iter().map(str::to_owned).collect();
@@ -141,38 +274,95 @@ impl Keeper {
         let hooks =
             if wanted.attach { block_in_place(|| self.data_path.sync(&listed, wanted.xdp_mode)) } else { Vec::new() };
         log_changes(&self.node.hooks, &hooks);
-        let is_native = |hook: &&Hook| hook.xdp == Some(HookMode::Native);
-        let native = hooks.iter().filter(is_native).map(|hook| hook.ifindex).collect();
-        let ways_out = ways_out(&self.genl, &all, &native).context("cannot ask what the interfaces can do")?;
-        let mut routes = BTreeMap::new();
-        for address in &wanted.backends {
-            match self.netlink.route_to(*address).await? {
-                Some(route) => drop(routes.insert(*address, route)),
-                None if !self.node.is_known || self.node.routes.contains_key(address) => {
-                    warn!(backend = %address, "there is no route to this backend");
-                }
-                None => {}
-            }
+        self.node.unmet = unmet;
+        self.node.hooks = hooks;
+        self.node.lost_hooks = self.data_path.lost_hooks();
+        // Changes of interfaces are announced, but an announcement can be lost.
+        if self.node.interfaces != all {
+            self.routes.pace.ask(Instant::now());
+            self.node.interfaces = all;
         }
-        let next_hops: BTreeSet<NextHop> = routes
-            .iter()
-            .filter(|(_, route)| !route.is_local)
-            .map(|(address, route)| (route.ifindex, route.next_hop(*address)))
-            .collect();
-        self.node = Node {
-            is_known: true,
-            interfaces: all,
-            unmet,
-            hooks,
-            lost_hooks: self.data_path.lost_hooks(),
-            ways_out,
-            routes,
-            error: None,
-        };
-        // Last, because it matters least: a next hop whose neighbour entry is not kept is resolved
-        // by the first packet, which goes through TC.
-        self.netlink.keep_neighbours(&next_hops).await?;
+        let is_native = |hook: &&Hook| hook.xdp == Some(HookMode::Native);
+        let native = self.node.hooks.iter().filter(is_native).map(|hook| hook.ifindex).collect();
+        let ways_out = ways_out(&self.genl, &self.node.interfaces, &native);
+        self.node.ways_out = ways_out.context("cannot ask what the interfaces can do")?;
         Ok(())
+    }
+
+    /// Keeps the neighbour entries of the present next hops: looks at all when that is due, else
+    /// makes those again that were announced as lost. Returns whether it did anything.
+    async fn keep_neighbours(&mut self) -> bool {
+        let begun = Instant::now();
+        if self.neighbours.pace.is_due(begun) {
+            self.lost.clear();
+            let result = self.reach.keep_neighbours().await;
+            let is_ok = result.is_ok();
+            let poll = if self.reach.has_refusals() { RETRY } else { REACH_EVERY };
+            self.neighbours.looked(begun, poll, result.map_err(Into::into));
+            if !is_ok {
+                return true;
+            }
+        } else if !self.lost.is_empty() && self.restores.is_due(begun) {
+            let lost = std::mem::take(&mut self.lost);
+            self.reach.restore_neighbours(&lost).await;
+            self.restores.looked(begun, Instant::now(), REACH_EVERY);
+            if self.reach.has_refusals() {
+                self.neighbours.pace.looked(begun, Instant::now(), RETRY);
+            }
+        } else {
+            return false;
+        }
+        let problems = self.reach.problems().await;
+        self.neighbours.tell(problems.unwrap_or_else(|error| vec![error.to_string()]));
+        true
+    }
+
+    fn publish(&mut self) {
+        self.node.is_known |= self.interfaces.is_seen && self.routes.is_seen;
+        let parts = [&self.interfaces, &self.routes, &self.neighbours];
+        self.node.problems = parts.into_iter().flat_map(|part| part.problems.iter().cloned()).collect();
+        if self.node.routes != *self.reach.routes() {
+            self.node.routes.clone_from(self.reach.routes());
+        }
+        self.publish.send_if_modified(|node| {
+            let differs = *node != self.node;
+            if differs {
+                node.clone_from(&self.node);
+            }
+            differs
+        });
+    }
+}
+
+impl Part {
+    const fn new(now: Instant) -> Self {
+        Self { pace: Pace::new(now), is_seen: false, problems: Vec::new() }
+    }
+
+    /// A look that has `begun` then has ended now; the next one is due after `poll`.
+    fn looked(&mut self, begun: Instant, poll: Duration, result: anyhow::Result<()>) {
+        let poll = if result.is_ok() { poll } else { RETRY };
+        self.pace.looked(begun, Instant::now(), poll);
+        self.is_seen |= result.is_ok();
+        self.tell(result.err().map(|error| format!("{error:#}; what was known before holds")).into_iter().collect());
+    }
+
+    fn tell(&mut self, problems: Vec<String>) {
+        for problem in problems.iter().filter(|problem| !self.problems.contains(problem)) {
+            error!("{problem}");
+        }
+        self.problems = problems;
+    }
+}
+
+/// The next news; `None` if there is no subscription any more, and it is time for a new one.
+async fn next(changes: &mut Option<Changes>, subscribe_at: Instant) -> Option<News> {
+    match changes {
+        Some(changes) => changes.next().await,
+        None => {
+            sleep_until(subscribe_at).await;
+            None
+        }
     }
 }
 

@@ -5,7 +5,7 @@ use std::{
     net::IpAddr,
 };
 
-use super::{error, ok, warning};
+use super::{error, neighbours, ok, warning};
 use crate::{
     model::{Config, Mode, Service, SourceAddress},
     node::{
@@ -24,9 +24,11 @@ pub(super) async fn findings(
     let name = |ifindex: u32| interfaces.get(&ifindex).map_or("an interface that is gone", |link| link.name.as_str());
     let mut findings = Vec::new();
     let mut next_hops: BTreeMap<NextHop, String> = BTreeMap::new();
-    for (service, address) in backends(config) {
+    let backends = backends(config);
+    let routes = netlink.routes_to(&backends.iter().map(|(_, address)| *address).collect()).await?;
+    for (service, address) in backends {
         let check = format!("backend {}/{address}", service.name);
-        let Some(route) = netlink.route_to(address).await? else {
+        let Some(route) = routes.get(&address) else {
             findings.push(error(check, format!("no route to {address}"), format!("ip route add {address} ...")));
             continue;
         };
@@ -57,7 +59,9 @@ pub(super) async fn findings(
         }
         next_hops.entry((route.ifindex, route.next_hop(address))).or_insert(check);
     }
-    let unresolved = netlink.unresolved(&next_hops.keys().copied().collect()).await?;
+    let all: BTreeSet<NextHop> = next_hops.keys().copied().collect();
+    findings.extend(neighbours::findings(&all, netlink).await?);
+    let unresolved = netlink.unresolved(&all).await?;
     for (next_hop, check) in next_hops {
         let (ifindex, address) = next_hop;
         let out = name(ifindex);

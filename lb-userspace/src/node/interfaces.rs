@@ -3,17 +3,17 @@
 
 use std::{collections::BTreeMap, io, net::IpAddr};
 
-use futures_util::{StreamExt, TryStreamExt};
+use futures_util::TryStreamExt;
 use rtnetlink::{
-    Handle, MulticastGroup,
-    packet_core::{NetlinkMessage, NetlinkPayload},
+    Handle,
     packet_route::{
         RouteNetlinkMessage,
         address::AddressAttribute,
         link::{InfoKind, LinkAttribute, LinkFlags, LinkInfo, LinkMessage, LinkXdp, XdpAttached},
     },
+    proto::{self, ConnectionHandle},
+    sys::protocols::NETLINK_ROUTE,
 };
-use tokio::sync::mpsc;
 
 #[derive(Debug, thiserror::Error)]
 pub enum NetlinkError {
@@ -69,18 +69,22 @@ impl HookMode {
     }
 }
 
-/// A netlink connection of this process; clones share it.
+/// Two netlink connections of this process; clones share them.
 #[derive(Clone)]
 pub struct Netlink {
     pub(super) handle: Handle,
+    /// For many requests in one system call, which [`Handle`] cannot make.
+    pub(super) batches: ConnectionHandle<RouteNetlinkMessage>,
 }
 
 impl Netlink {
-    /// Starts a task on the current runtime; the task ends with the last clone.
+    /// Starts tasks on the current runtime; they end with the last clone.
     pub fn connect() -> Result<Self, NetlinkError> {
         let (connection, handle, _) = rtnetlink::new_connection().map_err(NetlinkError::Socket)?;
         tokio::spawn(connection);
-        Ok(Self { handle })
+        let (connection, batches, _) = proto::new_connection(NETLINK_ROUTE).map_err(NetlinkError::Socket)?;
+        tokio::spawn(connection);
+        Ok(Self { handle, batches })
     }
 
     /// All interfaces with their addresses, by index.
@@ -110,50 +114,6 @@ impl Netlink {
         }
         Ok(interfaces)
     }
-}
-
-/// Returns a channel that gets one message after interfaces or addresses have changed, or TC
-/// filters or qdiscs were removed, even if several did at once; the task ends with the receiver.
-pub fn watch() -> Result<mpsc::Receiver<()>, NetlinkError> {
-    let groups = [MulticastGroup::Link, MulticastGroup::Ipv4Ifaddr, MulticastGroup::Ipv6Ifaddr, MulticastGroup::Tc];
-    let (connection, _, mut messages) = rtnetlink::new_multicast_connection(&groups).map_err(NetlinkError::Socket)?;
-    let connection = tokio::spawn(connection);
-    // Capacity one: further changes while a message is still waiting need no message of their own.
-    let (changed, changes) = mpsc::channel(1);
-    tokio::spawn(async move {
-        loop {
-            tokio::select! {
-                message = messages.next() => match message {
-                    Some((message, _)) if !is_news(&message) => {}
-                    Some(_) => match changed.try_send(()) {
-                        Ok(()) | Err(mpsc::error::TrySendError::Full(())) => {}
-                        Err(mpsc::error::TrySendError::Closed(())) => break,
-                    },
-                    None => break,
-                },
-                () = changed.closed() => break,
-            }
-        }
-        connection.abort();
-    });
-    Ok(changes)
-}
-
-/// Whether a message reports a change that matters. A new filter does not: Weir replaces its own
-/// filters at every sync.
-fn is_news(message: &NetlinkMessage<RouteNetlinkMessage>) -> bool {
-    use RouteNetlinkMessage as Message;
-    !matches!(
-        message.payload,
-        NetlinkPayload::InnerMessage(
-            Message::NewTrafficFilter(_)
-                | Message::NewTrafficChain(_)
-                | Message::DelTrafficChain(_)
-                | Message::NewTrafficClass(_)
-                | Message::DelTrafficClass(_)
-                | Message::NewQueueDiscipline(_)
-        )
-    )
 }
 
 /// The interfaces that match one of `patterns` (names, or globs with `*`, `?` and `[...]`), and the

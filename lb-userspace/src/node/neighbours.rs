@@ -1,6 +1,8 @@
 //! Keeps the neighbour entries of backends' next hops resolved, so that XDP can forward at once. It
-//! uses managed entries, which the kernel (from 5.16 on) probes by itself. Our entries carry a
-//! protocol number of our own, by which the next agent recognises them.
+//! uses managed entries, which the kernel (from 5.16 on) probes by itself. They are marked as
+//! learned elsewhere: such entries are not collected as garbage, and `gc_thresh3`, the limit of the
+//! kernel's neighbour table, does not count them. Our entries carry a protocol number of our own,
+//! by which the next agent recognises them.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -9,6 +11,7 @@ use std::{
 
 use aya::util::KernelVersion;
 use futures_util::TryStreamExt;
+use lb_common::flow::Family;
 use rtnetlink::packet_route::{
     neighbour::{
         NeighbourAddress, NeighbourAttribute, NeighbourExtFlags, NeighbourFlags, NeighbourMessage, NeighbourState,
@@ -33,6 +36,17 @@ pub struct Neighbourhood {
     pub unresolved: BTreeSet<NextHop>,
     /// The kernel cannot manage entries; packets to an unresolved next hop go by TC.
     pub is_unmanaged: bool,
+    /// The wanted next hops for which the kernel has refused a managed entry, and why.
+    pub refused: BTreeMap<NextHop, Refusal>,
+}
+
+/// Why the kernel refuses a neighbour entry.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub enum Refusal {
+    /// The neighbour table of the address's family has no room (ENOBUFS).
+    TableFull,
+    /// Anything else, as the kernel says it.
+    Other(String),
 }
 
 struct Entry {
@@ -42,29 +56,65 @@ struct Entry {
     is_permanent: bool,
     is_managed: bool,
     is_ours: bool,
+    /// Neither collected as garbage nor counted by `gc_thresh3`.
+    is_exempt: bool,
+}
+
+impl Entry {
+    /// Whether nothing needs to be done for a wanted next hop that has this entry. Entries that
+    /// earlier versions of Weir made are not exempt.
+    const fn is_kept(&self) -> bool {
+        self.is_permanent || self.is_managed && (self.is_exempt || !self.is_ours)
+    }
 }
 
 impl Netlink {
     /// Makes managed entries for the `wanted` next hops that have none, and removes our other
-    /// entries.
+    /// entries. Entries that the kernel refuses are in the result, and no error.
     pub async fn keep_neighbours(&self, wanted: &BTreeSet<NextHop>) -> Result<Neighbourhood, NetlinkError> {
-        let can_manage = KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(5, 16, 0));
         let entries = self.neighbours().await?;
-        let mut found = Neighbourhood { is_unmanaged: !can_manage, ..Neighbourhood::default() };
+        let mut found = Neighbourhood { is_unmanaged: !can_manage(), ..Neighbourhood::default() };
+        // First, because it makes room.
+        for (next_hop, entry) in &entries {
+            if entry.is_ours && !wanted.contains(next_hop) {
+                self.forget(*next_hop, entry.message.clone()).await?;
+            }
+        }
+        let mut missing = BTreeSet::new();
         for next_hop in wanted {
             let entry = entries.get(next_hop);
             let is_resolved = entry.is_some_and(|entry| entry.is_resolved);
             if is_resolved { &mut found.resolved } else { &mut found.unresolved }.insert(*next_hop);
-            if can_manage && !entry.is_some_and(|entry| entry.is_permanent || entry.is_managed) {
-                self.manage(*next_hop).await?;
+            if !entry.is_some_and(Entry::is_kept) {
+                missing.insert(*next_hop);
             }
         }
-        for (next_hop, entry) in entries {
-            if entry.is_ours && !wanted.contains(&next_hop) {
-                self.forget(next_hop, entry.message).await?;
-            }
-        }
+        found.refused = self.manage_all(&missing).await;
         Ok(found)
+    }
+
+    /// Makes managed entries for these next hops, whatever entries they have; returns those that
+    /// the kernel refuses. Makes none if the kernel cannot manage them.
+    pub async fn manage_all(&self, next_hops: &BTreeSet<NextHop>) -> BTreeMap<NextHop, Refusal> {
+        let mut refused = BTreeMap::new();
+        let mut full = BTreeSet::new();
+        for next_hop in next_hops.iter().filter(|_| can_manage()) {
+            let family = Family::of(&next_hop.1);
+            // A full table refuses the rest as well.
+            if full.contains(&family) {
+                refused.insert(*next_hop, Refusal::TableFull);
+                continue;
+            }
+            match self.manage(*next_hop).await {
+                Ok(()) => {}
+                Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::ENOBUFS => {
+                    full.insert(family);
+                    refused.insert(*next_hop, Refusal::TableFull);
+                }
+                Err(error) => drop(refused.insert(*next_hop, Refusal::Other(error.to_string()))),
+            }
+        }
+        refused
     }
 
     /// Removes all our entries, for `weir cleanup`; returns them.
@@ -86,13 +136,25 @@ impl Netlink {
         Ok(wanted.iter().filter(|next_hop| !is_resolved(next_hop)).copied().collect())
     }
 
-    async fn manage(&self, (ifindex, address): NextHop) -> Result<(), NetlinkError> {
-        let mut add = self.handle.neighbours().add(ifindex, address).state(NeighbourState::None).replace();
+    /// How many entries of each family, in this network namespace, count towards `gc_thresh3`.
+    pub async fn counted_neighbours(&self) -> Result<BTreeMap<Family, usize>, NetlinkError> {
+        let mut counted = BTreeMap::new();
+        for ((_, address), entry) in self.neighbours().await? {
+            if !entry.is_exempt {
+                *counted.entry(Family::of(&address)).or_default() += 1;
+            }
+        }
+        Ok(counted)
+    }
+
+    async fn manage(&self, (ifindex, address): NextHop) -> Result<(), rtnetlink::Error> {
+        let add = self.handle.neighbours().add(ifindex, address);
+        let mut add = add.state(NeighbourState::None).flags(NeighbourFlags::ExtLearned).replace();
         add.message_mut()
             .attributes
             .extend([NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed), NeighbourAttribute::Protocol(PROTOCOL)]);
         tracing::debug!(ifindex, %address, "neighbour entry kept resolved");
-        add.execute().await.map_err(request(format!("keep the neighbour {address} resolved")))
+        add.execute().await
     }
 
     async fn forget(&self, (ifindex, address): NextHop, message: NeighbourMessage) -> Result<(), NetlinkError> {
@@ -115,21 +177,39 @@ impl Netlink {
         let mut entries = BTreeMap::new();
         let mut messages = self.handle.neighbours().get().execute();
         while let Some(message) = messages.try_next().await.map_err(request("list neighbours"))? {
-            if let Some((address, entry)) = entry(message) {
-                entries.insert((entry.message.header.ifindex, address), entry);
+            if let Some(next_hop) = next_hop(&message) {
+                entries.insert(next_hop, entry(message));
             }
         }
         Ok(entries)
     }
 }
 
-fn entry(message: NeighbourMessage) -> Option<(IpAddr, Entry)> {
-    let mut address = None;
+/// Whether this kernel knows managed entries.
+pub fn can_manage() -> bool {
+    KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(5, 16, 0))
+}
+
+/// The neighbour that a message is about, if it is an IP neighbour.
+pub(super) fn next_hop(message: &NeighbourMessage) -> Option<NextHop> {
+    let address = message.attributes.iter().find_map(|attribute| match attribute {
+        NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => Some(IpAddr::V4(*v4)),
+        NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => Some(IpAddr::V6(*v6)),
+        _ => None,
+    });
+    Some((message.header.ifindex, address?))
+}
+
+/// The neighbour that a message is about, if its entry is not one that would be left as it is.
+pub(super) fn unmanaged(message: NeighbourMessage) -> Option<NextHop> {
+    let next_hop = next_hop(&message)?;
+    (!entry(message).is_kept()).then_some(next_hop)
+}
+
+fn entry(message: NeighbourMessage) -> Entry {
     let (mut has_address, mut is_managed, mut is_ours) = (false, false, false);
     for attribute in &message.attributes {
         match attribute {
-            NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => address = Some(IpAddr::V4(*v4)),
-            NeighbourAttribute::Destination(NeighbourAddress::Inet6(v6)) => address = Some(IpAddr::V6(*v6)),
             NeighbourAttribute::LinkLayerAddress(_) => has_address = true,
             NeighbourAttribute::ExtFlags(flags) => is_managed = flags.contains(NeighbourExtFlags::Managed),
             NeighbourAttribute::Protocol(protocol) => is_ours = *protocol == PROTOCOL,
@@ -143,6 +223,13 @@ fn entry(message: NeighbourMessage) -> Option<(IpAddr, Entry)> {
             state,
             NeighbourState::Reachable | NeighbourState::Stale | NeighbourState::Delay | NeighbourState::Probe
         );
-    let is_ours = is_ours && is_managed;
-    Some((address?, Entry { message, is_resolved: is_valid && has_address, is_permanent, is_managed, is_ours }))
+    let is_learned = message.header.flags.contains(NeighbourFlags::ExtLearned);
+    Entry {
+        is_resolved: is_valid && has_address,
+        is_permanent,
+        is_managed,
+        is_ours: is_ours && is_managed,
+        is_exempt: is_learned || state == NeighbourState::Permanent,
+        message,
+    }
 }

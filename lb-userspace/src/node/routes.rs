@@ -1,12 +1,21 @@
 //! How the node reaches an address, according to its routing tables.
 
-use std::net::IpAddr;
-
-use futures_util::TryStreamExt;
-use rtnetlink::packet_route::{
-    AddressFamily,
-    route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia},
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, Ipv4Addr},
+    time::Duration,
 };
+
+use futures_util::StreamExt;
+use rtnetlink::{
+    packet_core::{NLM_F_REQUEST, NetlinkMessage, NetlinkPayload},
+    packet_route::{
+        AddressFamily, RouteNetlinkMessage,
+        route::{RouteAddress, RouteAttribute, RouteMessage, RouteType, RouteVia},
+    },
+    sys::SocketAddr,
+};
+use tokio::time::timeout;
 
 use super::interfaces::{Netlink, NetlinkError, request};
 
@@ -32,19 +41,69 @@ impl Route {
 impl Netlink {
     /// The route to an address; `None` if there is none, or if it is a rejecting route.
     pub async fn route_to(&self, to: IpAddr) -> Result<Option<Route>, NetlinkError> {
-        let mut message = RouteMessage::default();
-        (message.header.address_family, message.header.destination_prefix_length) = match to {
-            IpAddr::V4(_) => (AddressFamily::Inet, 32),
-            IpAddr::V6(_) => (AddressFamily::Inet6, 128),
-        };
-        message.attributes.push(RouteAttribute::Destination(RouteAddress::from(to)));
-        let found = self.handle.route().get(message).execute().try_next().await;
-        match found {
-            Ok(found) => Ok(found.and_then(route)),
-            Err(rtnetlink::Error::NetlinkError(error)) if is_no_route(error.raw_code()) => Ok(None),
-            Err(error) => Err(request(format!("look up the route to {to}"))(error)),
-        }
+        Ok(self.routes_to(&BTreeSet::from([to])).await?.remove(&to))
     }
+
+    /// The routes to these addresses; an address without a route, or with a rejecting one, is left
+    /// out. Each address is one request, and many requests are one system call.
+    pub async fn routes_to(&self, addresses: &BTreeSet<IpAddr>) -> Result<BTreeMap<IpAddr, Route>, NetlinkError> {
+        let mut routes = BTreeMap::new();
+        let mut left = addresses.iter().copied().peekable();
+        while left.peek().is_some() {
+            let batch: Vec<IpAddr> = left.by_ref().take(BATCH).collect();
+            self.look_up(&batch, &mut routes).await?;
+        }
+        Ok(routes)
+    }
+
+    async fn look_up(&self, batch: &[IpAddr], routes: &mut BTreeMap<IpAddr, Route>) -> Result<(), NetlinkError> {
+        let requests = batch.iter().map(|to| {
+            let mut request = NetlinkMessage::from(RouteNetlinkMessage::GetRoute(request_for(*to)));
+            request.header.flags = NLM_F_REQUEST;
+            request
+        });
+        let unanswered = |to: IpAddr| request(look_up_of(to))(rtnetlink::Error::RequestFailed);
+        let kernel = SocketAddr::new(0, 0);
+        let first = batch.first().copied().unwrap_or(IpAddr::V4(Ipv4Addr::UNSPECIFIED));
+        let mut answers =
+            self.batches.request_batch(requests.collect::<Vec<_>>(), kernel).map_err(|_| unanswered(first))?;
+        // The kernel works on the requests in order, and answers each by one message.
+        for to in batch {
+            let answer = timeout(PATIENCE, answers.next()).await.ok().flatten().ok_or_else(|| unanswered(*to))?;
+            match answer.payload {
+                NetlinkPayload::InnerMessage(RouteNetlinkMessage::NewRoute(found)) => {
+                    routes.extend(route(found).map(|route| (*to, route)));
+                }
+                NetlinkPayload::Error(error) if is_no_route(error.raw_code()) => {}
+                NetlinkPayload::Error(error) => {
+                    return Err(request(look_up_of(*to))(rtnetlink::Error::NetlinkError(error)));
+                }
+                _ => return Err(unanswered(*to)),
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The answers to this many requests fit into the receive buffer of a socket, which is 208 KiB
+/// unless somebody has changed it. An answer takes up to 5 KiB of it.
+const BATCH: usize = 32;
+
+/// The kernel answers at once; an answer that takes longer was dropped.
+const PATIENCE: Duration = Duration::from_secs(5);
+
+fn look_up_of(to: IpAddr) -> String {
+    format!("look up the route to {to}")
+}
+
+fn request_for(to: IpAddr) -> RouteMessage {
+    let mut message = RouteMessage::default();
+    (message.header.address_family, message.header.destination_prefix_length) = match to {
+        IpAddr::V4(_) => (AddressFamily::Inet, 32),
+        IpAddr::V6(_) => (AddressFamily::Inet6, 128),
+    };
+    message.attributes.push(RouteAttribute::Destination(RouteAddress::from(to)));
+    message
 }
 
 /// Whether the error code is one that the kernel returns for `unreachable`, `prohibit` and

@@ -16,7 +16,10 @@ use lb_userspace::{
         migrate::plan::MapSizes,
     },
     model::XdpMode,
-    node::interfaces::{HookMode, Interface, Netlink, matching, watch},
+    node::{
+        changes::{Changes, News},
+        interfaces::{HookMode, Interface, Netlink, matching},
+    },
 };
 
 use crate::sandbox::{Sandbox, sandbox};
@@ -303,16 +306,19 @@ fn removed_filter_is_told_by_the_kernel_and_our_own_replacements_are_not() {
         sandbox.veth("one", "two");
         let netlink = Netlink::connect().unwrap();
         let mut data_path = open_with_clsact(sandbox, &netlink).await;
-        let mut news = watch().unwrap();
+        let mut changes = Changes::watch().unwrap();
         let quiet = std::time::Duration::from_millis(300);
         sync(&mut data_path, &netlink, &["one"], XdpMode::Auto).await;
-        assert!(tokio::time::timeout(quiet, news.recv()).await.is_err(), "looking after the hooks made news of itself");
+        assert!(
+            tokio::time::timeout(quiet, changes.next()).await.is_err(),
+            "looking after the hooks made news of itself"
+        );
         for removed in ["tc filter del dev one ingress", "tc qdisc del dev one clsact"] {
             sandbox.run(removed);
-            let told = tokio::time::timeout(std::time::Duration::from_secs(5), news.recv()).await;
-            assert_eq!(told, Ok(Some(())), "{removed}");
+            let told = tokio::time::timeout(std::time::Duration::from_secs(5), changes.next()).await;
+            assert_eq!(told, Ok(Some(News { interfaces: true, ..News::default() })), "{removed}");
             sync(&mut data_path, &netlink, &["one"], XdpMode::Auto).await;
-            while tokio::time::timeout(quiet, news.recv()).await.is_ok() {}
+            while tokio::time::timeout(quiet, changes.next()).await.is_ok() {}
         }
     });
 }

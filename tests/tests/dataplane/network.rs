@@ -1,16 +1,20 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
     time::Duration,
 };
 
-use lb_common::limits::{WAY_OUT_NO_TX, WAY_OUT_REDIRECT};
+use lb_common::{
+    flow::Family,
+    limits::{WAY_OUT_NO_TX, WAY_OUT_REDIRECT},
+};
 use lb_userspace::{
     dataplane::{data_path::DataPath, hooks::Hook, load::BpfLog},
     model::XdpMode,
     node::{
+        changes::Changes,
         genl::Genl,
-        interfaces::{self, HookMode, Interface, Netlink, matching},
+        interfaces::{HookMode, Interface, Netlink, matching},
         neighbours::{Neighbourhood, NextHop},
         ways_out::ways_out,
     },
@@ -42,11 +46,11 @@ pub async fn resolved(netlink: &Netlink, wanted: &BTreeSet<NextHop>) -> Neighbou
 fn interfaces_are_told_with_their_addresses_and_changes_are_announced() {
     sandbox(async |sandbox| {
         let netlink = Netlink::connect().unwrap();
-        let mut changes = interfaces::watch().unwrap();
+        let mut changes = Changes::watch().unwrap();
         sandbox.veth("one", "two");
         sandbox.run("ip addr add 10.1.0.1/24 dev one");
         sandbox.run("ip addr add fd01::1/64 dev one nodad");
-        tokio::time::timeout(Duration::from_secs(5), changes.recv()).await.unwrap().unwrap();
+        tokio::time::timeout(Duration::from_secs(5), changes.next()).await.unwrap().unwrap();
 
         let all = netlink.interfaces().await.unwrap();
         let one = named(&all, "one");
@@ -118,6 +122,50 @@ fn next_hops_are_kept_resolved_as_long_as_they_are_wanted() {
         let shown = sandbox.run("ip neigh show dev one");
         assert!(!shown.contains("10.1.0.2") && !shown.contains("fd01::2"), "{shown}");
         assert!(shown.contains("10.1.0.3 lladdr 02:00:00:00:00:03 PERMANENT"), "{shown}");
+    });
+}
+
+#[test]
+fn entries_of_earlier_versions_become_exempt_from_the_limit_of_the_table() {
+    sandbox(async |sandbox| {
+        let netlink = Netlink::connect().unwrap();
+        sandbox.veth("one", "two");
+        sandbox.run("ip addr add 10.1.0.1/24 dev one");
+        sandbox.run("ip neigh add 10.1.0.2 dev one managed proto 87");
+        let one = named(&netlink.interfaces().await.unwrap(), "one").index;
+        let counted = |counted: BTreeMap<Family, usize>| counted.get(&Family::V4).copied().unwrap_or_default();
+        assert_eq!(counted(netlink.counted_neighbours().await.unwrap()), 1);
+        netlink.keep_neighbours(&BTreeSet::from([(one, ip("10.1.0.2"))])).await.unwrap();
+        assert_eq!(counted(netlink.counted_neighbours().await.unwrap()), 0);
+        let shown = sandbox.run("ip neigh show 10.1.0.2");
+        assert!(shown.contains("managed extern_learn"), "{shown}");
+    });
+}
+
+#[test]
+fn more_next_hops_are_kept_than_the_neighbour_table_has_room_for() {
+    sandbox(async |sandbox| {
+        let netlink = Netlink::connect().unwrap();
+        sandbox.veth("one", "two");
+        sandbox.run("ip addr add 10.1.0.1/16 dev one");
+        sandbox.run("ip addr add fd01::1/64 dev one nodad");
+        let tables = netlink.neighbour_tables().await.unwrap();
+        let one = named(&netlink.interfaces().await.unwrap(), "one").index;
+        let mut wanted = BTreeSet::new();
+        for family in Family::BOTH {
+            // Where the limit was raised far, so many would only take time.
+            let number = tables[&family].limit.min(4000) + 100;
+            wanted.extend((1..=number).map(|number| match family {
+                Family::V4 => (one, Ipv4Addr::from_bits(0x0a01_0100 + number).into()),
+                Family::V6 => (one, Ipv6Addr::from_bits((0xfd01 << 112) + 0x100 + u128::from(number)).into()),
+            }));
+        }
+        assert_eq!(netlink.keep_neighbours(&wanted).await.unwrap().refused, BTreeMap::new());
+        // The kernel's collection of garbage comes at once when the table is full.
+        let found = netlink.keep_neighbours(&wanted).await.unwrap();
+        assert_eq!(found.refused, BTreeMap::new());
+        assert_eq!(sandbox.run("ip neigh show dev one").matches("managed").count(), wanted.len());
+        assert!(netlink.counted_neighbours().await.unwrap().values().sum::<usize>() < 10);
     });
 }
 

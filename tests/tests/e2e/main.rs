@@ -8,6 +8,7 @@ mod deluge;
 mod ecmp;
 mod ipip;
 mod modes;
+mod node;
 mod scene;
 mod see;
 mod stack;

@@ -70,7 +70,7 @@ impl Moment {
             degraded.push(format!("interface {}: {}", interface.name, interface.problem));
         }
         degraded.extend(node.unmet.iter().map(|pattern| format!("no interface fits {pattern}")));
-        degraded.extend(node.error.iter().cloned());
+        degraded.extend(node.problems.iter().cloned());
         let without_room = self.settled.without_room();
         if without_room > 0 {
             degraded.push(format!(

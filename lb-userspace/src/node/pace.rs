@@ -1,0 +1,104 @@
+//! When to look at a part of the machine again: soon after an announcement, after a while without
+//! one, and never so often that looking keeps a core busy.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// The times of one kind of look.
+#[derive(Clone, Copy, Debug)]
+pub struct Pace {
+    due: Instant,
+    /// Until then an announcement must wait.
+    rests_until: Instant,
+}
+
+/// After a look the rest is this many times as long as the look: under a storm of announcements a
+/// tenth of the time goes into looking.
+const REST: u32 = 9;
+const LEAST_REST: Duration = Duration::from_millis(100);
+
+impl Pace {
+    /// Due at once.
+    pub const fn new(now: Instant) -> Self {
+        Self { due: now, rests_until: now }
+    }
+
+    /// Something was announced: due as soon as the rest is over.
+    pub fn ask(&mut self, now: Instant) {
+        self.due = self.due.min(now.max(self.rests_until));
+    }
+
+    /// Somebody waits for it: due at once.
+    pub fn insist(&mut self, now: Instant) {
+        self.due = self.due.min(now);
+    }
+
+    pub const fn due(&self) -> Instant {
+        self.due
+    }
+
+    pub fn is_due(&self, now: Instant) -> bool {
+        self.due <= now
+    }
+
+    /// A look has taken from `begun` to `ended`. Without an announcement the next one is due after
+    /// `poll`.
+    pub fn looked(&mut self, begun: Instant, ended: Instant, poll: Duration) {
+        let rest = (ended.saturating_duration_since(begun) * REST).max(LEAST_REST);
+        self.rests_until = ended + rest;
+        self.due = ended + poll;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POLL: Duration = Duration::from_secs(60);
+
+    fn ms(milliseconds: u64) -> Duration {
+        Duration::from_millis(milliseconds)
+    }
+
+    #[test]
+    fn first_announcement_after_a_rest_waits_for_nothing() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start);
+        assert!(pace.is_due(start));
+        pace.looked(start, start + ms(5), POLL);
+        assert_eq!(pace.due(), start + ms(5) + POLL);
+        let later = start + ms(2000);
+        pace.ask(later);
+        assert_eq!(pace.due(), later);
+    }
+
+    #[test]
+    fn storm_gets_a_tenth_of_the_time() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start);
+        let (mut now, mut looking) = (start, Duration::ZERO);
+        while now < start + Duration::from_secs(60) {
+            pace.ask(now);
+            if pace.is_due(now) {
+                pace.looked(now, now + ms(200), POLL);
+                looking += ms(200);
+                now += ms(200);
+            }
+            now += ms(1);
+        }
+        assert!((ms(5600)..=ms(6200)).contains(&looking), "{looking:?}");
+    }
+
+    #[test]
+    fn slow_look_does_not_hold_back_the_poll_nor_a_person() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start);
+        let ended = start + Duration::from_secs(3);
+        pace.looked(start, ended, Duration::from_secs(5));
+        pace.ask(ended + ms(1));
+        assert_eq!(pace.due(), ended + Duration::from_secs(5));
+        pace.insist(ended + ms(2));
+        assert!(pace.is_due(ended + ms(2)));
+    }
+}
