@@ -20,6 +20,8 @@ pub struct AgentConfig {
     pub hash_seed: Option<String>,
     /// The size of HALF_OPEN and of SEEN, if not the default.
     pub transient_flows: Option<u32>,
+    /// As in `ringSlots: 8388608, services: 20000`.
+    pub limits: Option<String>,
     /// Whose tunnel packets are opened.
     pub tunnel_peers: Vec<IpAddr>,
     /// `tunnel.source`: prefixes, at most one of each family.
@@ -108,6 +110,7 @@ impl AgentConfig {
             http: SocketAddr::from(([127, 0, 0, 1], 9560)),
             hash_seed: None,
             transient_flows: None,
+            limits: None,
             tunnel_peers: Vec::new(),
             tunnel_source: Vec::new(),
             services: vec![web],
@@ -179,6 +182,9 @@ impl fmt::Display for AgentConfig {
         }
         if let Some(entries) = self.transient_flows {
             writeln!(f, "flowTables: {{ halfOpen: {entries}, seen: {entries} }}")?;
+        }
+        if let Some(limits) = &self.limits {
+            writeln!(f, "limits: {{ {limits} }}")?;
         }
         let peers: Vec<String> = self.tunnel_peers.iter().map(IpAddr::to_string).collect();
         if !peers.is_empty() || !self.tunnel_source.is_empty() {

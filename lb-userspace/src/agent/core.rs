@@ -160,6 +160,7 @@ impl Agent {
             judged: Judged::accepted(parts.first),
             options: parts.options,
             desired: Desired {
+                limits: parts.config.node.limits,
                 config: parts.config,
                 seed: parts.seed,
                 overrides: parts.overrides,

@@ -17,9 +17,9 @@ use aya::{
 use ipnet::IpNet;
 use lb_common::{
     backend::Backend,
-    filter::{self, FILTER_WORDS},
+    filter,
     flow::{AnyAddr, Family, V4Addr, V6Addr, any_addr, ip_addr, v4_addr, v6_addr},
-    limits::{RING_ARENA_SLOTS, map},
+    limits::map,
     service::{Refusal, Service, Stats, TCP, VipKey},
     settings::Settings,
     slot::Slot,
@@ -43,8 +43,8 @@ pub enum MapsError {
     Read { map: &'static str, source: MapError },
     #[error("cannot write {key} in map {map}: {source}{}", hint(.source))]
     Write { map: &'static str, key: String, source: MapError },
-    #[error("slot {at} is outside of the ring arena of {RING_ARENA_SLOTS} slots")]
-    NoSuchSlot { at: u32 },
+    #[error("slot {at} is outside of the ring arena of {slots} slots")]
+    NoSuchSlot { at: u32, slots: usize },
     #[error("membarrier(MEMBARRIER_CMD_GLOBAL): {0}")]
     GracePeriod(io::Error),
 }
@@ -123,7 +123,8 @@ impl Maps {
     /// because the slot had changed meanwhile.
     pub fn apply(&mut self, write: &Write) -> Result<Option<Slot>, MapsError> {
         if let Write::Slot { at, from, to, now_ds } = write {
-            let changed = self.rings.change(*at, *from, *to, *now_ds).ok_or(MapsError::NoSuchSlot { at: *at })?;
+            let missing = || MapsError::NoSuchSlot { at: *at, slots: self.rings.len() };
+            let changed = self.rings.change(*at, *from, *to, *now_ds).ok_or_else(missing)?;
             return Ok((changed != *to).then_some(changed));
         }
         self.put(write).map(|()| None)
@@ -154,7 +155,7 @@ impl Maps {
                 if self.rings.fill(*offset, slots) {
                     Ok(())
                 } else {
-                    Err(MapsError::NoSuchSlot { at: *offset })
+                    Err(MapsError::NoSuchSlot { at: *offset, slots: self.rings.len() })
                 }
             }
             Write::Service { vip, service } => {
@@ -254,7 +255,7 @@ impl Maps {
     }
 
     fn let_through(&mut self, address: &IpAddr) -> Result<(), MapsError> {
-        let (word, bit) = filter_bit(address);
+        let (word, bit) = filter_bit(address, filter::shift(self.address_filter.len()));
         let before = self.address_filter.get(&word, 0).map_err(unread(map::ADDRESS_FILTER))?;
         if before & bit != 0 {
             self.address_filter.set(word, before & !bit, 0).map_err(failed(map::ADDRESS_FILTER, word))?;
@@ -266,8 +267,9 @@ impl Maps {
     /// others may have changed: the address filter, and the cached services.
     pub fn fit_shortcuts(&mut self, image: &Image) -> Result<(), MapsError> {
         self.let_services_be_looked_up()?;
-        let mut wanted = vec![u64::MAX; FILTER_WORDS as usize];
-        for (word, bit) in image.addresses.keys().map(filter_bit) {
+        let mut wanted = vec![u64::MAX; self.address_filter.len() as usize];
+        let shift = filter::shift(self.address_filter.len());
+        for (word, bit) in image.addresses.keys().map(|address| filter_bit(address, shift)) {
             if let Some(word) = wanted.get_mut(word as usize) {
                 *word &= !bit;
             }
@@ -349,10 +351,10 @@ impl Maps {
 }
 
 /// The word and the bit of an address in the filter.
-fn filter_bit(address: &IpAddr) -> (u32, u64) {
+fn filter_bit(address: &IpAddr, shift: u32) -> (u32, u64) {
     match address {
-        IpAddr::V4(v4) => filter::place(&v4_addr(*v4)),
-        IpAddr::V6(v6) => filter::place(&v6_addr(*v6)),
+        IpAddr::V4(v4) => filter::place(&v4_addr(*v4), shift),
+        IpAddr::V6(v6) => filter::place(&v6_addr(*v6), shift),
     }
 }
 
@@ -455,9 +457,9 @@ pub(super) fn unread(map: &'static str) -> impl FnOnce(MapError) -> MapsError {
 fn hint(error: &MapError) -> &'static str {
     match error {
         MapError::SyscallError(error) if error.io_error.raw_os_error() == Some(libc::E2BIG) => {
-            " (the map is full: see the limits in docs/operations.md)"
+            " (the map is full: see `limits` in docs/operations.md)"
         }
-        MapError::OutOfBounds { .. } => " (over the limit of this build: see the limits in docs/operations.md)",
+        MapError::OutOfBounds { .. } => " (over the limit of this map: see `limits` in docs/operations.md)",
         _ => "",
     }
 }

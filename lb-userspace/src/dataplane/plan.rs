@@ -28,7 +28,10 @@ pub use self::{
 use super::image::{Image, Write};
 use crate::{
     balance::Ring,
-    model::{Affinity, Mode, OnDead},
+    model::{
+        Affinity, Limits, Mode, OnDead,
+        limits::{Exceeded, Need},
+    },
     state::{AdminState, BackendId, Health},
 };
 
@@ -38,6 +41,8 @@ use crate::{
 pub struct Wanted {
     /// The plan adds the flags that the backends need.
     pub settings: settings::Settings,
+    /// The sizes of the maps.
+    pub limits: Limits,
     pub services: Vec<WantedService>,
     pub node_addresses: BTreeSet<IpAddr>,
     /// Prefixes that may send encapsulated packets to those addresses.
@@ -148,14 +153,16 @@ pub struct Leaving {
 /// Why there is no plan; in that case nothing is written.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum PlanError {
+    #[error("no room for the ring of service {service} ({len} slots): {full}; that takes a restart of the agent")]
+    Rings { service: String, len: u32, full: Exceeded },
     #[error(
-        "no room for the ring of service {service} ({len} slots): RINGS is full; use smaller rings or fewer services"
+        "no index is free for backend {backend}: {full}; that takes a restart of the agent, or wait for drains to end"
     )]
-    Rings { service: String, len: u32 },
-    #[error("no index is free for backend {backend}: BACKENDS is full; use fewer backends, or wait for drains to end")]
-    Backends { backend: BackendId },
-    #[error("no counter is free for {vip} of service {service}: SERVICE_STATS is full; use fewer VIPs and ports")]
-    Stats { service: String, vip: SocketAddr },
+    Backends { backend: BackendId, full: Exceeded },
+    #[error("no counter is free for {vip} of service {service}: {full}; that takes a restart of the agent")]
+    Stats { service: String, vip: SocketAddr, full: Exceeded },
+    #[error("no room for all addresses: {0}; that takes a restart of the agent")]
+    Addresses(Exceeded),
     #[error(
         "no room for the SNAT addresses of backend {backend}: SNAT_ADDRESSES is full; use fewer addresses in snat.addresses"
     )]
@@ -180,6 +187,7 @@ pub fn plan_again(
     backends::plan_backends(wanted, programmed, in_use, now_ns, &mut plan)?;
     services::plan_services(wanted, programmed, in_use, now_ns, memo, &mut plan)?;
     plan.target.addresses = addresses(wanted, programmed, in_use, &plan.target);
+    check_addresses(&wanted.limits, &plan.target)?;
     plan.target.settings = Some(settings(wanted, &plan.target));
     plan.target.ways_out = wanted.ways_out.clone();
     plan.target.peers = wanted.peers.clone();
@@ -235,6 +243,12 @@ fn addresses(wanted: &Wanted, programmed: &Image, in_use: &FlowUse, target: &Ima
         }
     }
     addresses
+}
+
+fn check_addresses(limits: &Limits, target: &Image) -> Result<(), PlanError> {
+    let mut need = Need::default();
+    need.add_addresses(target.addresses.keys().copied());
+    need.exceeds(limits).first().map_or(Ok(()), |exceeded| Err(PlanError::Addresses(*exceeded)))
 }
 
 /// The address and port of an entry of `BACKENDS`; `None` if the entry is free or malformed.

@@ -189,6 +189,7 @@ impl Agent {
         };
         Wanted {
             settings: settings(),
+            limits: Default::default(),
             services: vec![service],
             node_addresses: Default::default(),
             peers: Default::default(),

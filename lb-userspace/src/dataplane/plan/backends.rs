@@ -5,7 +5,6 @@ use std::{collections::BTreeMap, net::IpAddr};
 use lb_common::{
     backend::{self, Backend},
     flow::{Family, any_addr},
-    limits::MAX_BACKENDS,
 };
 
 use super::{
@@ -24,10 +23,11 @@ pub fn plan_backends(
     now_ns: u64,
     plan: &mut Plan,
 ) -> Result<(), PlanError> {
+    let len = wanted.limits.backends;
     let mut unclaimed: BTreeMap<u32, &Backend> = programmed
         .backends
         .iter()
-        .filter(|(index, backend)| **index != 0 && **index < MAX_BACKENDS && backend.family != 0)
+        .filter(|(index, backend)| **index != 0 && **index < len && backend.family != 0)
         .map(|(index, backend)| (*index, backend))
         .collect();
     let mut by_service: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
@@ -50,9 +50,9 @@ pub fn plan_backends(
             let index = match before {
                 Some((index, _)) => index,
                 None => numbers
-                    .get_or_insert_with(|| Numbers::backends(programmed, &in_use.backends))
+                    .get_or_insert_with(|| Numbers::backends(programmed, &in_use.backends, len))
                     .allocate()
-                    .ok_or_else(|| PlanError::Backends { backend: name.clone() })?,
+                    .map_err(|full| PlanError::Backends { backend: name.clone(), full })?,
             };
             unclaimed.remove(&index);
             plan.backends.insert(name, index);

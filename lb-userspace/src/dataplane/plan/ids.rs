@@ -49,7 +49,7 @@ pub fn assign(wanted: &Wanted, programmed: &Image) -> BTreeMap<String, u32> {
     let mut numbers = Numbers::service_ids(programmed);
     for service in &wanted.services {
         if !ids.contains_key(&service.name)
-            && let Some(id) = numbers.allocate()
+            && let Ok(id) = numbers.allocate()
         {
             ids.insert(service.name.clone(), id);
         }

@@ -9,7 +9,6 @@ use std::{
 
 use lb_common::{
     flow::Family,
-    limits::RING_ARENA_SLOTS,
     service::{MODE_NAT, Service},
     slot::{REJECT, Slot},
 };
@@ -17,8 +16,8 @@ use lb_common::{
 use super::{FlowUse, Image, Plan, PlanError, Wanted, WantedService, mode_number, nanoseconds};
 use crate::{
     balance::Ring,
-    dataplane::arena::{Numbers, Ranges, SERVICE_STATS_LEN, overlap},
-    model::Affinity,
+    dataplane::arena::{Numbers, Ranges, overlap},
+    model::{Affinity, limits::Exceeded},
     state::BackendId,
 };
 
@@ -35,9 +34,9 @@ pub fn plan_services(
     plan: &mut Plan,
 ) -> Result<(), PlanError> {
     let leaving = leaving(wanted, programmed, in_use, now_ns, plan);
-    let mut ranges = Ranges::of(programmed);
+    let mut ranges = Ranges::of(programmed, wanted.limits.ring_slots);
     let mut kept = kept_ranges(wanted, programmed, plan);
-    let mut stats = Stats::new(programmed, in_use);
+    let mut stats = Stats::new(programmed, in_use, wanted.limits.service_stats());
     memo.retain(plan);
     for service in &wanted.services {
         let Some(id) = plan.services.get(&service.name).copied() else { continue };
@@ -46,7 +45,11 @@ pub fn plan_services(
             let len = ring.declared().ring_size;
             let offset = match kept.remove(&(id, *family)) {
                 Some(offset) => offset,
-                None => ranges.allocate(len).ok_or_else(|| PlanError::Rings { service: service.name.clone(), len })?,
+                None => ranges.allocate(len).map_err(|full| PlanError::Rings {
+                    service: service.name.clone(),
+                    len,
+                    full,
+                })?,
             };
             let vips: Vec<SocketAddr> = service
                 .vips
@@ -61,9 +64,11 @@ pub fn plan_services(
             let slots = memo.slots((id, *family), ring, indexes, change, before);
             plan.target.rings.insert(offset, slots);
             for vip in vips {
-                let stats = stats
-                    .assign(vip, programmed)
-                    .ok_or_else(|| PlanError::Stats { service: service.name.clone(), vip })?;
+                let stats = stats.assign(vip, programmed).map_err(|full| PlanError::Stats {
+                    service: service.name.clone(),
+                    vip,
+                    full,
+                })?;
                 let entry = Service {
                     ring_offset: offset,
                     ring_len: len,
@@ -84,16 +89,16 @@ pub fn plan_services(
     if leaving.is_empty() {
         return Ok(());
     }
-    let offset = match kept_rejecting(programmed, plan) {
+    let offset = match kept_rejecting(wanted, programmed, plan) {
         Some(offset) => offset,
         None => {
-            let full = || PlanError::Rings { service: "(those that left)".to_owned(), len: REJECTING };
-            ranges.allocate(REJECTING).ok_or_else(full)?
+            let service = "(those that left)".to_owned();
+            ranges.allocate(REJECTING).map_err(|full| PlanError::Rings { service, len: REJECTING, full })?
         }
     };
     plan.target.rings.insert(offset, [Slot::settled(REJECT); REJECTING as usize].into());
     for (vip, before, since_ns) in leaving {
-        let Some(stats) = stats.assign(vip, programmed) else { continue };
+        let Ok(stats) = stats.assign(vip, programmed) else { continue };
         let entry = Service {
             ring_offset: offset,
             ring_len: REJECTING,
@@ -245,7 +250,7 @@ fn kept_ranges(wanted: &Wanted, programmed: &Image, plan: &Plan) -> BTreeMap<(u3
                 && before.mode == mode_number(service.mode)
                 && before.ring_len == ring.declared().ring_size
                 && before.draining_since_ns == 0
-                && is_whole(programmed, before);
+                && is_whole(wanted, programmed, before);
             if is_right {
                 kept.entry((id, family)).or_insert((before.ring_offset, before.ring_len));
             }
@@ -257,11 +262,11 @@ fn kept_ranges(wanted: &Wanted, programmed: &Image, plan: &Plan) -> BTreeMap<(u3
     kept.iter().filter(|(one, range)| is_alone(one, **range)).map(|(one, (offset, _))| (*one, *offset)).collect()
 }
 
-fn kept_rejecting(programmed: &Image, plan: &Plan) -> Option<u32> {
+fn kept_rejecting(wanted: &Wanted, programmed: &Image, plan: &Plan) -> Option<u32> {
     programmed
         .services
         .values()
-        .filter(|service| service.ring_len == REJECTING && is_whole(programmed, service))
+        .filter(|service| service.ring_len == REJECTING && is_whole(wanted, programmed, service))
         .map(|service| service.ring_offset)
         .find(|offset| {
             plan.target.rings.iter().all(|(other, slots)| !overlap((*offset, REJECTING), (*other, slots.len() as u32)))
@@ -269,8 +274,8 @@ fn kept_rejecting(programmed: &Image, plan: &Plan) -> Option<u32> {
 }
 
 /// Whether all slots of the service are in the arena and were read.
-fn is_whole(programmed: &Image, service: &Service) -> bool {
-    service.ring_offset.checked_add(service.ring_len).is_some_and(|end| end <= RING_ARENA_SLOTS)
+fn is_whole(wanted: &Wanted, programmed: &Image, service: &Service) -> bool {
+    service.ring_offset.checked_add(service.ring_len).is_some_and(|end| end <= wanted.limits.ring_slots)
         && programmed.rings.get(&service.ring_offset).is_some_and(|slots| slots.len() == service.ring_len as usize)
 }
 
@@ -317,21 +322,23 @@ fn leaving(
 /// Assigns counters: a VIP keeps the one it has, or gets a free one.
 struct Stats {
     numbers: Numbers,
+    /// The number of entries of `SERVICE_STATS`.
+    len: u32,
     given: BTreeSet<u32>,
 }
 
 impl Stats {
-    fn new(programmed: &Image, in_use: &FlowUse) -> Self {
-        Self { numbers: Numbers::service_stats(programmed, &in_use.vips), given: BTreeSet::new() }
+    fn new(programmed: &Image, in_use: &FlowUse, len: u32) -> Self {
+        Self { numbers: Numbers::service_stats(programmed, &in_use.vips, len), len, given: BTreeSet::new() }
     }
 
-    fn assign(&mut self, vip: SocketAddr, programmed: &Image) -> Option<u32> {
+    fn assign(&mut self, vip: SocketAddr, programmed: &Image) -> Result<u32, Exceeded> {
         let before = programmed.services.get(&vip).map(|before| before.stats);
-        let index = match before.filter(|index| *index < SERVICE_STATS_LEN && !self.given.contains(index)) {
+        let index = match before.filter(|index| *index < self.len && !self.given.contains(index)) {
             Some(index) => index,
             None => self.numbers.allocate()?,
         };
         self.given.insert(index);
-        Some(index)
+        Ok(index)
     }
 }
