@@ -26,6 +26,8 @@ use lb_userspace::{
 use crate::sandbox::{Sandbox, sandbox};
 
 const RAISED: Limits = Limits { backends: 1 << 16, ring_slots: 1 << 24, services: 1 << 16, addresses: 1 << 18 };
+/// Larger than [`LOWERED`], and quicker to make than [`RAISED`].
+const LARGER: Limits = Limits { backends: 4096, ring_slots: 1 << 16, services: 4096, addresses: 4096 };
 const LOWERED: Limits = Limits { backends: 1024, ring_slots: 8192, services: 1024, addresses: 1024 };
 
 fn start(sandbox: &Sandbox, limits: Limits) -> Result<DataPath, LoadError> {
@@ -179,7 +181,7 @@ fn new_limits_can_be_used_to_the_last_entry() {
 #[test]
 fn lower_limits_are_taken_once_what_is_in_use_fits_and_are_refused_by_name_before() {
     sandbox(async |sandbox| {
-        let first = start(sandbox, RAISED).unwrap();
+        let first = start(sandbox, LARGER).unwrap();
         let mut maps = Maps::open(&sandbox.pin_dir()).unwrap();
         let low = (1000, 17, 23);
         serve(sandbox, &mut maps, 1, low);
@@ -190,7 +192,7 @@ fn lower_limits_are_taken_once_what_is_in_use_fits_and_are_refused_by_name_befor
             ((2000, 18, 2048), "limits.services", "1025"),
         ] {
             // An agent of the limits before makes it, and a start with lower ones finds it.
-            let before_start = start(sandbox, RAISED).unwrap();
+            let before_start = start(sandbox, LARGER).unwrap();
             let mut maps = Maps::open(&sandbox.pin_dir()).unwrap();
             serve(sandbox, &mut maps, 2, high);
             let before = image(sandbox);
@@ -198,7 +200,7 @@ fn lower_limits_are_taken_once_what_is_in_use_fits_and_are_refused_by_name_befor
             let said = refused(start(sandbox, LOWERED));
             assert!(said.contains(&format!("{limit} cannot be lowered")), "{said}");
             assert!(said.contains(&format!("set it to {needed} or more")), "{said}");
-            expect_sizes(sandbox, RAISED);
+            expect_sizes(sandbox, LARGER);
             assert_eq!(image(sandbox), before, "nothing was changed");
             // What is gone leaves slots, counters and a generation behind, which nothing uses.
             remove(&mut Maps::open(&sandbox.pin_dir()).unwrap(), 2, high.1);

@@ -68,8 +68,8 @@ impl Pair {
         let (old, new) = (Bytes::of(old)?, Bytes::of(new)?);
         let mut converter = Converter::new(way, &old, &new);
         let (mut keys, mut values) = (Vec::new(), Vec::new());
-        each(&old, |key, value| {
-            if way.leaves(key) || copied.find(key, value) == Found::Nothing {
+        each(&old, way, |key, value| {
+            if copied.find(key, value) == Found::Nothing {
                 return Ok(());
             }
             copied.insert(key, value);
@@ -93,10 +93,7 @@ impl Pair {
         let (old, new) = (Bytes::of(old)?, Bytes::of(new)?);
         let mut converter = Converter::new(way, &old, &new);
         copied.look_again();
-        each(&old, |key, value| {
-            if way.leaves(key) {
-                return Ok(());
-            }
+        each(&old, way, |key, value| {
             match copied.find(key, value) {
                 Found::Nothing | Found::Same => return Ok(()),
                 Found::Changed(_) | Found::Appeared => copied.insert(key, value),
@@ -121,9 +118,6 @@ impl Pair {
         let (mut base, mut now) = (vec![0; new.value], vec![0; new.value]);
         let mut brought = Brought::default();
         let mut bring = |copied: &mut Copied, key: &[u8], value: &[u8]| -> Result<bool, CopyError> {
-            if way.leaves(key) {
-                return Ok(false);
-            }
             let before = match copied.find(key, value) {
                 Found::Nothing | Found::Same => return Ok(false),
                 Found::Changed(before) => before,
@@ -142,7 +136,7 @@ impl Pair {
             Ok(new.put(key, &now, Put::Existing)?)
         };
         copied.look_again();
-        each(&old, |key, value| brought.add(bring(copied, key, value)))?;
+        each(&old, way, |key, value| brought.add(bring(copied, key, value)))?;
         for (key, before) in copied.take_gone(&old)? {
             brought.add(remove_unchanged(&mut Converter::new(way, &old, &new), &new, &key, &before))?;
         }
@@ -183,11 +177,15 @@ fn raise(limit: &Option<Limit>) -> String {
     limit.map_or_else(String::new, |limit| format!(" ({} in the configuration)", limit.key()))
 }
 
-/// [`Bytes::scan`] with a visitor that can fail.
-fn each(map: &Bytes<'_>, mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), CopyError>) -> Result<(), CopyError> {
+/// The entries that are not left behind, for a visitor that can fail.
+fn each(
+    map: &Bytes<'_>,
+    way: &Way,
+    mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), CopyError>,
+) -> Result<(), CopyError> {
     let mut outcome = Ok(());
-    map.scan(|key, value| {
-        if outcome.is_ok() {
+    map.scan_first(way.kept.unwrap_or(u32::MAX), |key, value| {
+        if outcome.is_ok() && !way.leaves(key) {
             outcome = visit(key, value);
         }
     })?;

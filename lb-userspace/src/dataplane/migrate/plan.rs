@@ -162,24 +162,26 @@ impl MigrationPlan {
             }
         }
         plan.unknown = pinned.into_keys().collect();
-        plan.shrink(pin_dir)?;
+        plan.leave_unused(pin_dir)?;
         Ok(plan)
     }
 
     /// Lets arrays that get smaller leave behind what nothing uses; fails if what is in use does not
-    /// fit.
-    fn shrink(&mut self, pin_dir: &Path) -> Result<(), PlanError> {
-        if self.changes.iter().all(|change| change.shrinks_to.is_none()) {
+    /// fit. The slots of the arena that no service uses are always left behind: most are not used,
+    /// and reading them would make the handover longer.
+    fn leave_unused(&mut self, pin_dir: &Path) -> Result<(), PlanError> {
+        let is_of_slots = |name| Limit::of_map(name) == Some(Limit::RingSlots);
+        if self.changes.iter().all(|change| change.shrinks_to.is_none() && !is_of_slots(change.name)) {
             return Ok(());
         }
         let extent = Extent::of(pin_dir, &self.pinned).map_err(|source| PlanError::Extent { source })?;
         for change in &mut self.changes {
-            let MapChange { name, way: Some(way), shrinks_to: Some(entries), .. } = change else { continue };
+            let MapChange { name, way: Some(way), shrinks_to, .. } = change else { continue };
             let (Some(limit), Some(needed)) = (Limit::of_map(name), extent.entries(name)) else { continue };
-            if needed > *entries {
-                return Err(PlanError::TooSmall { map: name, limit, entries: *entries, needed });
+            if let Some(entries) = shrinks_to.filter(|entries| needed > *entries) {
+                return Err(PlanError::TooSmall { map: name, limit, entries, needed });
             }
-            way.kept = Some(*entries);
+            way.kept = if limit == Limit::RingSlots { Some(needed) } else { *shrinks_to };
         }
         Ok(())
     }
