@@ -42,8 +42,8 @@ pub struct NodeSettings {
     pub timeouts: Timeouts,
     pub tunnel: Tunnel,
     pub flow_tables: FlowTables,
-    /// Take effect when the agent starts, which moves the contents of the maps to larger ones, or to
-    /// smaller ones if all that is in use fits.
+    /// Take effect when the agent starts, which moves the contents of the maps to larger ones, or
+    /// to smaller ones if all that is in use fits.
     pub limits: Limits,
     pub admin: Admin,
 }

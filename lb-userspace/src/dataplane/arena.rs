@@ -35,8 +35,8 @@ impl Ranges {
         *taken = len.max(*taken);
     }
 
-    /// Takes the first free range of length `len`; the error says with how many slots there would be
-    /// one.
+    /// Takes the first free range of length `len`; the error says with how many slots there would
+    /// be one.
     pub fn allocate(&mut self, len: u32) -> Result<u32, Exceeded> {
         let mut free = 0_u32;
         for (offset, taken) in &self.taken {
@@ -84,8 +84,8 @@ impl Numbers {
         Self { taken, next: 0, end, limit: (Limit::Services, 2) }
     }
 
-    /// Indexes of `BACKENDS`, which has `end` entries, that are not in use and not named by any slot
-    /// or flow. A grace period must pass before they are written.
+    /// Indexes of `BACKENDS`, which has `end` entries, that are not in use and not named by any
+    /// slot or flow. A grace period must pass before they are written.
     pub fn backends(image: &Image, in_use: &BTreeSet<u32>, end: u32) -> Self {
         let entries = image.backends.iter().filter(|(_, backend)| backend.family != 0).map(|(index, _)| *index);
         let slots =
@@ -98,7 +98,7 @@ impl Numbers {
         self.taken.insert(number);
     }
 
-    /// Takes the next free number; the error says what would have to be allowed for there to be one.
+    /// Takes the next free number; the error says how many would have to be allowed.
     pub fn allocate(&mut self) -> Result<u32, Exceeded> {
         let number = (self.next..u32::MAX).find(|number| !self.taken.contains(number)).unwrap_or(u32::MAX);
         if number >= self.end {

@@ -1,4 +1,4 @@
-//! How far the pinned arrays are in use whose indexes the agent gives away: what lies beyond is left
+//! How far the pinned arrays are in use whose indexes the agent assigns: what lies beyond is left
 //! from backends, rings and VIPs that are gone, and need not fit into a smaller array.
 
 use std::path::Path;

@@ -166,9 +166,9 @@ impl MigrationPlan {
         Ok(plan)
     }
 
-    /// Lets arrays that get smaller leave behind what nothing uses; fails if what is in use does not
-    /// fit. The slots of the arena that no service uses are always left behind: most are not used,
-    /// and reading them would make the handover longer.
+    /// Lets arrays that get smaller leave behind what nothing uses; fails if what is in use does
+    /// not fit. The slots that no service uses are always left behind: most are not used, and
+    /// reading them would make the handover longer.
     fn leave_unused(&mut self, pin_dir: &Path) -> Result<(), PlanError> {
         let is_of_slots = |name| Limit::of_map(name) == Some(Limit::RingSlots);
         if self.changes.iter().all(|change| change.shrinks_to.is_none() && !is_of_slots(change.name)) {
