@@ -1,13 +1,13 @@
 //! The sizes of the maps, and the names under which they are found.
 
-/// Slots in the ring arena (8 bytes each): 256 rings of the default size.
+/// Slots in the ring arena (8 bytes each): 256 rings of the default size; the default.
 pub const RING_ARENA_SLOTS: u32 = 1 << 22;
-/// Backends of all services together; index 0 is `reject`.
+/// Backends of all services together; index 0 is `reject`; the default.
 pub const MAX_BACKENDS: u32 = 1 << 14;
-/// VIP:port entries, for each family.
+/// VIP:port entries, for each family; the default.
 pub const MAX_VIP_PORTS: u32 = 1 << 14;
 /// Addresses that the program knows, for each family: VIPs, SNAT addresses, backends that keep the
-/// client's address.
+/// client's address; the default.
 pub const MAX_ADDRESSES: u32 = 1 << 15;
 /// SNAT addresses of both families together.
 pub const MAX_SNAT_ADDRESSES: u32 = 256;
@@ -24,7 +24,7 @@ pub const MAX_HALF_OPEN: u32 = 1 << 17;
 pub const MAX_SEEN: u32 = 1 << 17;
 /// Words of `SYNS`; a power of two. 1 MiB stays in a core's cache.
 pub const SYNS_LEN: u32 = 1 << 17;
-/// Entries of `REFUSALS`: VIPs times the reasons that occur at them.
+/// Entries of `REFUSALS`: VIPs times the reasons that occur at them; the default.
 pub const MAX_REFUSALS: u32 = 1 << 13;
 /// Prefixes of `PEERS_*`, for each family.
 pub const MAX_PEERS: u32 = 1 << 12;
@@ -73,6 +73,8 @@ pub mod map {
     pub const BACKEND_STATS: &str = "BACKEND_STATS";
     pub const VERDICTS: &str = "VERDICTS";
     pub const WAYS_OUT: &str = "WAYS_OUT";
+    /// Not pinned: a memory of the programs alone.
+    pub const HOPS: &str = "HOPS";
 
     /// Every map that is pinned, so that the data path outlives the agent.
     pub const PINNED: [&str; 32] = [

@@ -8,7 +8,7 @@ use aya_ebpf::{
 use lb_common::{
     backend::Backend,
     exception::Exception,
-    filter::{self, FILTER_WORDS},
+    filter::{self, FILTER_SHIFT, FILTER_WORDS},
     flow::{Addr, AnyAddr, Flow, V4Addr, V6Addr},
     limits::{
         MAX_ADDRESSES, MAX_BACKENDS, MAX_ESTABLISHED, MAX_HALF_OPEN, MAX_INTERFACES, MAX_NAT_ESTABLISHED,
@@ -40,6 +40,11 @@ pub type NatHalfOpen<A> = LruHashMap<Flow<A>, NatEntry<A>, { MAX_NAT_HALF_OPEN a
 /// One entry: what the agent tells the programs as a whole.
 #[btf_map]
 pub static SETTINGS: Array<Settings, 1> = Array::new();
+
+/// What places an address in `ADDRESS_FILTER`: the agent sets it before it loads the programs, by
+/// the size of the map, and to the verifier it is a constant.
+#[unsafe(no_mangle)]
+static ADDRESS_FILTER_SHIFT: u32 = FILTER_SHIFT;
 
 /// A filter before `ADDRESSES_*`: see `lb_common::filter`.
 #[btf_map]
@@ -154,7 +159,9 @@ pub static WAYS_OUT: Table<u32, u32, { MAX_INTERFACES as usize }> = HashMap::new
 /// Whether `ADDRESSES_*` may know an address: false is certain.
 #[inline(always)]
 pub fn may_be_known<A: Addr>(address: &A) -> bool {
-    let (word, bit) = filter::place(address);
+    // SAFETY: an aligned word that nobody writes; volatile, for it is not what the compiler sees.
+    let shift = unsafe { (&raw const ADDRESS_FILTER_SHIFT).read_volatile() };
+    let (word, bit) = filter::place(address, shift);
     // SAFETY: an aligned word of a live array, read once.
     ADDRESS_FILTER.get_ptr(word).is_some_and(|word| unsafe { word.read_volatile() } & bit == 0)
 }

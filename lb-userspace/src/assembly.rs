@@ -34,7 +34,7 @@ use crate::{
     doctor::Subject,
     health::{self, HealthEvent, HealthViews, ProbeTarget},
     metrics::Metrics,
-    model::{Admin, Config, FlowTables, seed::Seed},
+    model::{Admin, Config, NodeSettings, seed::Seed},
     overrides::{Overrides, StateDir},
     serve::{HttpServer, SocketServer},
     source::file::{FileSource, Loaded},
@@ -174,7 +174,7 @@ fn open_state(dir: &Path, config: &Config) -> anyhow::Result<(StateDir, Seed, Ov
 }
 
 async fn open_data_path(options: &AgentOptions, config: &Config) -> anyhow::Result<DataPath> {
-    let sizes = map_sizes(&config.node.flow_tables);
+    let sizes = map_sizes(&config.node);
     let mut data_path = match DataPath::open_sized(&options.pin_dir, options.bpf_log, &sizes) {
         Ok(data_path) => data_path,
         Err(error) => return Err(explained(&error, config, &options.pin_dir).await),
@@ -227,15 +227,17 @@ impl Servers {
 }
 
 /// The sizes of the maps whose size comes from the configuration instead of the build.
-fn map_sizes(tables: &FlowTables) -> MapSizes {
-    MapSizes::from([
+fn map_sizes(node: &NodeSettings) -> MapSizes {
+    let tables = &node.flow_tables;
+    let of_flows = [
         (map::ESTABLISHED_V4, tables.established),
         (map::ESTABLISHED_V6, tables.established),
         (map::HALF_OPEN_V4, tables.half_open),
         (map::HALF_OPEN_V6, tables.half_open),
         (map::SEEN_V4, tables.seen),
         (map::SEEN_V6, tables.seen),
-    ])
+    ];
+    of_flows.into_iter().chain(node.limits.map_sizes()).collect()
 }
 
 /// The error, followed by the problems found on the machine, which may be its cause: a missing

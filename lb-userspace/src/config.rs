@@ -6,6 +6,7 @@ mod document;
 mod example;
 mod fields;
 mod health;
+mod limits;
 mod prime;
 pub mod problem;
 mod range;

@@ -2,6 +2,7 @@
 //! file is one of them.
 
 pub mod incompatible;
+pub mod limits;
 pub mod seed;
 
 use std::{
@@ -17,6 +18,7 @@ use lb_common::{
 };
 
 pub use incompatible::{Incompatible, incompatible};
+pub use limits::Limits;
 
 use crate::state::AdminState;
 
@@ -48,6 +50,9 @@ pub struct NodeSettings {
     pub timeouts: Timeouts,
     pub tunnel: Tunnel,
     pub flow_tables: FlowTables,
+    /// Take effect when the agent starts, which moves the contents of the maps to larger ones, or
+    /// to smaller ones if all that is in use fits.
+    pub limits: Limits,
     pub admin: Admin,
 }
 

@@ -20,22 +20,13 @@ pub struct AgentConfig {
     pub hash_seed: Option<String>,
     /// The size of HALF_OPEN and of SEEN, if not the default.
     pub transient_flows: Option<u32>,
+    /// As in `ringSlots: 8388608, services: 20000`.
+    pub limits: Option<String>,
     /// Whose tunnel packets are opened.
     pub tunnel_peers: Vec<IpAddr>,
     /// `tunnel.source`: prefixes, at most one of each family.
     pub tunnel_source: Vec<&'static str>,
-    /// The agent's own limits if it is `None`.
-    pub limits: Option<Limits>,
     pub services: Vec<Service>,
-}
-
-/// `limits`: how much the maps are to hold.
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    pub backends: u32,
-    pub ring_slots: u32,
-    pub services: u32,
-    pub addresses: u32,
 }
 
 #[derive(Clone, Debug)]
@@ -208,13 +199,12 @@ impl fmt::Display for AgentConfig {
         if let Some(entries) = self.transient_flows {
             writeln!(f, "flowTables: {{ halfOpen: {entries}, seen: {entries} }}")?;
         }
+        if let Some(limits) = &self.limits {
+            writeln!(f, "limits: {{ {limits} }}")?;
+        }
         let peers: Vec<String> = self.tunnel_peers.iter().map(IpAddr::to_string).collect();
         if !peers.is_empty() || !self.tunnel_source.is_empty() {
             writeln!(f, "tunnel: {{ peers: {peers:?}, source: {:?} }}", self.tunnel_source)?;
-        }
-        if let Some(Limits { backends, ring_slots, services, addresses }) = self.limits {
-            write!(f, "limits: {{ backends: {backends}, ringSlots: {ring_slots}, ")?;
-            writeln!(f, "services: {services}, addresses: {addresses} }}")?;
         }
         writeln!(f, "services:{}", if self.services.is_empty() { " []" } else { "" })?;
         for service in &self.services {

@@ -73,9 +73,10 @@ pub fn unsettled(pin_dir: &Path) -> Result<usize> {
 }
 
 /// The slots of each ring, by the ring's offset in the arena.
-type RingSlots = BTreeMap<u32, Vec<Slot>>;
+pub type RingSlots = BTreeMap<u32, Vec<Slot>>;
 
-fn read(pin_dir: &Path) -> Result<(Image, RingSlots)> {
+/// What the pinned maps hold, and the slots.
+pub fn read(pin_dir: &Path) -> Result<(Image, RingSlots)> {
     let look = || look(&Maps::open(pin_dir)?);
     look().with_context(|| format!("can't read the maps in {}", pin_dir.display()))
 }

@@ -89,7 +89,7 @@ enum Bench {
     /// slot, processor time at rest and with probes, memory, start; each beside its target. Some
     /// minutes.
     Control {
-        /// Handed on: `--json`, `--services N`, `--backends N`, `--ring N`, `--limits`,
+        /// Handed on: `--json`, `--services N`, `--backends N`, `--ring N`, `--default-limits`,
         /// `--mode nat|dsr-ipip|mixed`, `--no-probes`, `--probes-only`, `--changes N`,
         /// `--seconds N`, `--interval MS`, `--flips N`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]

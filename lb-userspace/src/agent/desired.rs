@@ -20,7 +20,7 @@ use super::node::Node;
 use crate::{
     balance::{Declared, Ring, eligible::is_eligible},
     dataplane::plan::{Tunnel, Wanted, WantedBackend, WantedService},
-    model::{Backend, Config, Mode, Service, SourceAddress, Timeouts, seed::Seed},
+    model::{Backend, Config, Limits, Mode, Service, SourceAddress, Timeouts, seed::Seed},
     overrides::{Overrides, effective},
     state::{AdminState, BackendId, Health},
 };
@@ -29,6 +29,9 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Desired {
     pub config: Arc<Config>,
+    /// The limits with which the agent was started, which its maps have. Those of `config` wait for
+    /// a restart.
+    pub limits: Limits,
     pub seed: Seed,
     pub overrides: Overrides,
     /// When the desired state last changed, in CLOCK_BOOTTIME.
@@ -81,6 +84,7 @@ pub fn wanted(desired: &Desired, health: &HealthOf, node: &Node, rings: &mut Rin
         config.services.iter().map(|service| wanted_service(service, desired, health, node, rings).into()).collect();
     Wanted {
         settings: settings(desired),
+        limits: desired.limits,
         services,
         node_addresses: node.addresses(),
         peers: config.node.tunnel.peers.iter().copied().collect(),
@@ -235,6 +239,7 @@ mod tests {
         let config = crate::config::parse(&text, Path::new("weir.yaml")).unwrap();
         Desired {
             config: Arc::new(config),
+            limits: Limits::default(),
             seed: [1; 16],
             overrides: Overrides::default(),
             since_ns: 1,

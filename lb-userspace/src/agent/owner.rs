@@ -23,7 +23,7 @@ use super::{
     node::{Node, NodeWanted},
     overriding::{self, choose},
     published::Published,
-    reload::{File, Reload, carry_health, changed_services, needs_restart, summary},
+    reload::{File, Reload, carry_health, changed_services, needs_larger_maps, needs_restart, summary},
     report::outcome_of_reload,
     trace::Names,
     warmup::{Warmup, startup_time},
@@ -37,7 +37,7 @@ use crate::{
         settle,
     },
     health::{HealthEvent, ProbeTarget},
-    model::{Config, incompatible, seed::Seed},
+    model::{Config, incompatible, limits::Need, seed::Seed},
     overrides::StateDir,
     source::file::Loaded,
     state::{BackendId, Health},
@@ -110,7 +110,8 @@ impl Owner {
     pub fn new(start: Start, links: Links) -> (Self, watch::Receiver<Arc<Published>>) {
         let Start { config, seed, overrides, state_dir, file, writer } = start;
         let startup_time = startup_time(&config.services);
-        let desired = Desired { config, seed, overrides, since_ns: boottime_ns(), is_traced: false };
+        let limits = config.node.limits;
+        let desired = Desired { config, limits, seed, overrides, since_ns: boottime_ns(), is_traced: false };
         let (health, mut rings) = (HealthOf::new(), Rings::default());
         let wanted = wanted(&desired, &health, &links.node.borrow(), &mut rings);
         let published = Published {
@@ -569,6 +570,12 @@ impl Owner {
         if *config == *running && seed == self.desired.seed {
             return Ok("nothing has changed".to_owned());
         }
+        // The maps have the sizes with which the agent was started.
+        let limits = self.desired.limits;
+        let exceeded = Need::of(config).exceeds(&limits);
+        if !exceeded.is_empty() {
+            return Err(exceeded.iter().map(|one| needs_larger_maps(one, config)).collect());
+        }
         let losses = incompatible(&running, &self.desired.seed, config, &seed);
         if !losses.is_empty() && !accept_loss {
             return Err(losses.iter().map(ToString::to_string).collect());
@@ -577,6 +584,7 @@ impl Owner {
         let scope = changed.map_or(Scope::All(Read::Maps), Scope::Services);
         let desired = Desired {
             config: Arc::new(config.clone()),
+            limits,
             seed,
             overrides: self.desired.overrides.clone(),
             since_ns: boottime_ns(),
@@ -588,9 +596,16 @@ impl Owner {
         let in_use = self.links.census.borrow().in_use();
         let trial = wanted(&desired, &health, &self.links.node.borrow(), &mut self.rings);
         self.writer.fits(&trial, &scope, &in_use).map_err(|error| vec![error.to_string()])?;
-        let message = summary(&running, config);
-        for what in needs_restart(&running, config) {
+        let mut message = summary(&running, config);
+        let waiting = needs_restart(&running, config, &limits);
+        for what in &waiting {
             warn!("{what} has changed: that takes a restart of the agent, which loses nothing");
+        }
+        if !waiting.is_empty() {
+            message.push_str(&format!(
+                "; a restart of the agent, which loses nothing, is needed for: {}",
+                waiting.join(", ")
+            ));
         }
         self.links.examined.send_replace(desired.config.clone());
         self.desired = desired;

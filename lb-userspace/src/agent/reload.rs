@@ -8,7 +8,7 @@ use tracing::{debug, error, info};
 use super::{desired::HealthOf, report::counted};
 use crate::{
     clock::unix_now,
-    model::Config,
+    model::{Config, Limits, limits::Exceeded},
     source::file::{FileSource, Loaded},
     state::{BackendId, Health},
     view::types::ConfigStatus,
@@ -131,6 +131,20 @@ pub fn carry_health(running: &Config, config: &Config, health: &mut HealthOf) {
     });
 }
 
+/// Why a configuration does not fit into the maps that this agent has, though its own limits may
+/// suffice.
+pub fn needs_larger_maps(exceeded: &Exceeded, config: &Config) -> String {
+    if u64::from(config.node.limits.of(exceeded.limit)) < exceeded.needed {
+        return exceeded.to_string();
+    }
+    let Exceeded { limit, allows, needed, .. } = exceeded;
+    format!(
+        "{} has changed from {allows} to {}, and {needed} are needed: that takes a restart of the agent, which loses nothing",
+        limit.key(),
+        config.node.limits.of(*limit),
+    )
+}
+
 pub fn summary(running: &Config, config: &Config) -> String {
     let backends = |config: &Config| -> Vec<BackendId> {
         let of = |service: &crate::model::Service| {
@@ -153,13 +167,20 @@ pub fn summary(running: &Config, config: &Config) -> String {
     )
 }
 
-pub fn needs_restart(running: &Config, config: &Config) -> Vec<&'static str> {
+/// The keys that have changed and take a restart; `limits` are those that the maps have.
+pub fn needs_restart(running: &Config, config: &Config, limits: &Limits) -> Vec<&'static str> {
     let mut what = Vec::new();
     if running.node.admin.socket != config.node.admin.socket {
         what.push("admin.socket");
     }
     if running.node.admin.http != config.node.admin.http {
         what.push("admin.http");
+    }
+    if running.node.flow_tables != config.node.flow_tables {
+        what.push("flowTables");
+    }
+    if config.node.limits != *limits {
+        what.push("limits");
     }
     what
 }
@@ -169,11 +190,38 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::config::{self, LoadError};
+    use crate::{
+        config::{self, LoadError},
+        model::limits::Limit,
+    };
 
     fn loaded(text: &str, digest: &str) -> Arc<Loaded> {
         let result = config::parse(text, Path::new("weir.yaml")).map_err(LoadError::from);
         Arc::new(Loaded { result, digest: Some(digest.to_owned()) })
+    }
+
+    #[test]
+    fn sizes_of_maps_wait_for_a_restart_and_are_named() {
+        let parse = |more: &str| {
+            let text = format!("version: 1\ninterfaces: [eth0]\nservices: []\n{more}\n");
+            config::parse(&text, Path::new("weir.yaml")).unwrap()
+        };
+        let running = parse("");
+        for (more, expected) in [
+            ("", vec![]),
+            ("limits: { ringSlots: 8388608 }", vec!["limits"]),
+            ("flowTables: { seen: 2048 }", vec!["flowTables"]),
+            ("limits: { ringSlots: 4194304 }", vec![]),
+        ] {
+            assert_eq!(needs_restart(&running, &parse(more), &running.node.limits), expected, "{more}");
+        }
+        // The file may have been taken over before; the maps are as they were.
+        let raised = parse("limits: { ringSlots: 8388608 }");
+        assert_eq!(needs_restart(&raised, &raised, &running.node.limits), ["limits"]);
+        let exceeded = Exceeded { limit: Limit::RingSlots, allows: 4_194_304, needed: 5_000_000, family: None };
+        let said = needs_larger_maps(&exceeded, &raised);
+        assert!(said.contains("from 4194304 to 8388608") && said.contains("restart"), "{said}");
+        assert!(needs_larger_maps(&exceeded, &running).contains("set it to 5000000 or more"));
     }
 
     #[test]

@@ -63,6 +63,7 @@ mod tests {
 
     use super::*;
     use crate::{
+        model::Limits,
         overrides::Overrides,
         state::{BackendId, Health},
     };
@@ -72,7 +73,14 @@ mod tests {
         let text = "version: 1\ninterfaces: [eth0]\nservices:\n  - { name: web, vips: [192.0.2.1], port: 80, mode: dsr-l2, health: { tcp: {}, interval: 1s, fall: 3, timeout: 1s }, \
                     backends: [{ address: 10.0.0.1, port: 80 }, { address: 10.0.0.2, port: 80 }] }\n";
         let config = Arc::new(crate::config::parse(text, Path::new("weir.yaml")).unwrap());
-        let desired = Desired { config, seed: [1; 16], overrides: Overrides::default(), since_ns: 1, is_traced: false };
+        let desired = Desired {
+            config,
+            limits: Limits::default(),
+            seed: [1; 16],
+            overrides: Overrides::default(),
+            since_ns: 1,
+            is_traced: false,
+        };
         let now = Instant::now();
         let web = BTreeSet::from(["web".to_owned()]);
         let mut known = Image::default();

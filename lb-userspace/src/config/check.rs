@@ -1,18 +1,21 @@
 //! Checks that concern all services together.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::{IpAddr, SocketAddr},
 };
 
-use lb_common::limits::{MAX_BACKENDS, MAX_VIP_PORTS, RING_ARENA_SLOTS};
-
-use super::{fields::Value, service::Read};
+use super::{fields::Value, limits, service::Read};
 use crate::model::{Service, Snat};
 
 /// Runs all checks, and returns the services sorted by name. Mistakes are recorded at the position
 /// of the value.
-pub fn services(read: Vec<Read<'_>>, snat_at: Option<Value<'_>>, snat: Option<&Snat>) -> Option<Vec<Service>> {
+pub fn services(
+    read: Vec<Read<'_>>,
+    snat_at: Option<&Value<'_>>,
+    snat: Option<&Snat>,
+    limits: Option<&limits::Read<'_>>,
+) -> Option<Vec<Service>> {
     unique_names(&read);
     let vips = unique_vips(&read);
     no_loops(&read, &vips);
@@ -21,7 +24,9 @@ pub fn services(read: Vec<Read<'_>>, snat_at: Option<Value<'_>>, snat: Option<&S
             at.problem::<()>(format!("{address} is a VIP: replies to it could not be told from clients' connections"));
         }
     }
-    within_limits(&read);
+    if let Some(limits) = limits {
+        limits::check(limits, &read, snat);
+    }
     let mut services: Vec<Service> = read.into_iter().map(|read| read.service).collect::<Option<_>>()?;
     services.sort_by(|a, b| a.name.cmp(&b.name));
     Some(services)
@@ -63,40 +68,6 @@ fn no_loops(read: &[Read<'_>], vips: &BTreeMap<IpAddr, &str>) {
             }
             if let Some((tunnel, name)) = backend.tunnel.and_then(|tunnel| Some((tunnel, vips.get(&tunnel)?))) {
                 at.problem::<()>(format!("the tunnel {tunnel} is a VIP of service {name}: a tunnel ends at a server"));
-            }
-        }
-    }
-}
-
-fn within_limits(read: &[Read<'_>]) {
-    let mut slots: u64 = 0;
-    let mut backends: u64 = 0;
-    let mut served = [0_u64; 2];
-    let mut said = BTreeSet::new();
-    for one in read {
-        let families = [true, false].map(|v4| one.vips.iter().filter(|(vip, _)| vip.is_ipv4() == v4).count() as u64);
-        let rings = families.iter().filter(|vips| **vips > 0).count() as u64;
-        slots += rings * u64::from(one.ring.0.unwrap_or_default());
-        backends += one.backends.len() as u64;
-        served[0] += families[0];
-        served[1] += families[1];
-        // Index 0 is `reject`.
-        if backends >= u64::from(MAX_BACKENDS) && said.insert("backends") {
-            one.at.problem::<()>(format!(
-                "with this service there are {backends} backends, there can be {}",
-                MAX_BACKENDS - 1
-            ));
-        }
-        if slots > u64::from(RING_ARENA_SLOTS) && said.insert("slots") {
-            one.ring.1.problem::<()>(format!(
-                "with this service all rings together have {slots} slots (ringSize for each family of a service), there can be {RING_ARENA_SLOTS}: choose smaller ones"
-            ));
-        }
-        for (count, family) in served.iter().zip(["IPv4", "IPv6"]) {
-            if *count > u64::from(MAX_VIP_PORTS) && said.insert(family) {
-                one.at.problem::<()>(format!(
-                    "with this service there are {count} {family} VIPs, there can be {MAX_VIP_PORTS}"
-                ));
             }
         }
     }

@@ -9,13 +9,24 @@ use std::{
 
 use lb_common::{limits::MAX_SNAT_ADDRESSES, ports::MAX_RANGES};
 
-use super::{address, check, fields::Value, range, service, tunnel};
+use super::{address, check, fields::Value, limits, range, service, tunnel};
 use crate::model::{
     Admin, Config, DEFAULT_SNAT_PORTS, FlowTables, NodeSettings, Snat, Timeouts, Tunnel, XdpMode, seed,
 };
 
-pub const KEYS: [&str; 10] =
-    ["version", "interfaces", "xdpMode", "hashSeed", "snat", "timeouts", "tunnel", "flowTables", "admin", "services"];
+pub const KEYS: [&str; 11] = [
+    "version",
+    "interfaces",
+    "xdpMode",
+    "hashSeed",
+    "snat",
+    "timeouts",
+    "tunnel",
+    "flowTables",
+    "limits",
+    "admin",
+    "services",
+];
 pub const SNAT_KEYS: [&str; 2] = ["addresses", "ports"];
 pub const TIMEOUT_KEYS: [&str; 3] = ["halfOpen", "established", "closing"];
 pub const FLOW_TABLE_KEYS: [&str; 3] = ["established", "halfOpen", "seen"];
@@ -48,13 +59,16 @@ pub fn read(root: &Value<'_>) -> Option<Config> {
     let admin = fields.or("admin", default_admin(), admin);
     let tunnel = fields.or("tunnel", Tunnel::default(), tunnel::read);
     let flow_tables = fields.or("flowTables", FlowTables::default(), flow_tables);
+    let limits = fields.or("limits", limits::Read::default(), limits::read);
     // A node that only decapsulates packets from tunnels balances nothing.
     let only_decapsulates = tunnel.as_ref().is_none_or(|tunnel| !tunnel.peers.is_empty());
     let services = match fields.given("services") {
         None if only_decapsulates => Some(Vec::new()),
         _ => fields.required("services").and_then(|value| service::read_all(&value)),
     };
-    let services = services.and_then(|services| check::services(services, fields.optional("snat"), snat.as_ref()));
+    let services = services.and_then(|services| {
+        check::services(services, fields.optional("snat").as_ref(), snat.as_ref(), limits.as_ref())
+    });
     version?;
     Some(Config {
         node: NodeSettings {
@@ -65,6 +79,7 @@ pub fn read(root: &Value<'_>) -> Option<Config> {
             timeouts: timeouts?,
             tunnel: tunnel?,
             flow_tables: flow_tables?,
+            limits: limits?.limits,
             admin: admin?,
         },
         services: services?,

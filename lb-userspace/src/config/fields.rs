@@ -69,6 +69,11 @@ impl<'a> Value<'a> {
         None
     }
 
+    /// Records at this value's position that what belongs to another `key` is wrong.
+    pub fn problem_of(&self, key: &str, reason: impl Display) {
+        self.reader.problem(self.at, key, reason);
+    }
+
     pub fn is_null(&self) -> bool {
         matches!(self.node.data, Data::Null)
     }
@@ -130,7 +135,16 @@ impl<'a> Value<'a> {
     where
         N: Copy + PartialOrd + Display + TryFrom<i128>,
     {
-        let must = || format!("must be {} to {}, is {}", range.start(), range.end(), self.node.kind());
+        self.integer_because(range, "")
+    }
+
+    /// Like [`Value::integer`]; `why` is the reason for the upper bound.
+    pub fn integer_because<N>(&self, range: RangeInclusive<N>, why: &str) -> Option<N>
+    where
+        N: Copy + PartialOrd + Display + TryFrom<i128>,
+    {
+        let why = if why.is_empty() { String::new() } else { format!(" ({why})") };
+        let must = || format!("must be {} to {}{why}, is {}", range.start(), range.end(), self.node.kind());
         let Data::Scalar { text, plain: true } = &self.node.data else {
             return self.problem(format!(
                 "must be a number, {} to {}, is {}",

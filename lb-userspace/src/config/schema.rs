@@ -38,6 +38,8 @@ struct File {
     tunnel: Option<Tunnel>,
     /// Most exceptions of the DSR services, for each family.
     flow_tables: Option<FlowTables>,
+    /// How much the maps hold, which costs kernel memory. A change takes a restart of the agent.
+    limits: Option<Limits>,
     /// How the agent is asked.
     admin: Option<Admin>,
     /// What is balanced. Only a node with `tunnel.peers` can leave it out.
@@ -109,6 +111,25 @@ struct FlowTables {
     /// Flows seen going to the owner before; not more than `established`. Default 131072.
     #[schemars(range(min = 1024, max = 4194304))]
     seen: Option<u32>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(rename_all = "camelCase", deny_unknown_fields)]
+struct Limits {
+    /// Backends of all services together, and one entry of Weir's own. Default 16384.
+    #[schemars(range(min = 1024, max = 65536))]
+    backends: Option<u32>,
+    /// Slots of all rings together (`ringSize` for each family of a service), and one of Weir's
+    /// own. Default 4194304.
+    #[schemars(range(min = 1024, max = 16777216))]
+    ring_slots: Option<u32>,
+    /// VIPs and ports of each family. Default 16384.
+    #[schemars(range(min = 1024, max = 65536))]
+    services: Option<u32>,
+    /// VIPs, SNAT addresses, and backends of services with `source: keep`, of each family. Default
+    /// 32768.
+    #[schemars(range(min = 1024, max = 262144))]
+    addresses: Option<u32>,
 }
 
 /// A time with its unit: 500ms, 2s, 15m, 2h.

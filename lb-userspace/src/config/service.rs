@@ -62,6 +62,8 @@ pub struct Read<'a> {
     /// The backends that could be read.
     pub backends: Vec<(Backend, Value<'a>)>,
     pub ring: (Option<u32>, Value<'a>),
+    /// Whether the programs must know its backends' addresses.
+    pub keeps_source: bool,
     /// `None` after a mistake.
     pub service: Option<Service>,
 }
@@ -83,6 +85,7 @@ pub fn read_all<'a>(value: &Value<'a>) -> Option<Vec<Read<'a>>> {
             vips: Vec::new(),
             backends: Vec::new(),
             ring: (None, item.clone()),
+            keeps_source: false,
             service: None,
         },
     };
@@ -140,7 +143,8 @@ fn read<'a>(fields: &Fields<'a>) -> Read<'a> {
         })
     };
     let service = service();
-    Read { at, name, port, vips, backends, ring, service }
+    let keeps_source = source == Some(SourceAddress::Keep);
+    Read { at, name, port, vips, backends, ring, keeps_source, service }
 }
 
 fn name(value: &Value<'_>) -> Option<String> {

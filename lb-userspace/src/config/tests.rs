@@ -4,10 +4,11 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    model::{Affinity, FlowTables, Mode, OnDead, Probe, SourceAddress, Tunnel, XdpMode},
+    model::{Affinity, FlowTables, Limits, Mode, OnDead, Probe, SourceAddress, Tunnel, XdpMode},
     state::AdminState,
 };
 
+mod limits;
 mod schema;
 mod services;
 

@@ -3,26 +3,27 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use lb_common::{
-    limits::{MAX_BACKENDS, MAX_VIP_PORTS, RING_ARENA_SLOTS},
-    slot::REJECT,
-};
+use lb_common::slot::REJECT;
 
 use super::image::Image;
-use crate::model::MAX_RING_SIZE;
+use crate::model::{
+    MAX_RING_SIZE,
+    limits::{Exceeded, Limit},
+};
 
-/// The number of entries of `SERVICE_STATS`.
-pub const SERVICE_STATS_LEN: u32 = 2 * MAX_VIP_PORTS;
-
-/// The ring ranges in use, by offset.
-#[derive(Default)]
-pub struct Ranges(BTreeMap<u32, u32>);
+/// The ring ranges in use.
+pub struct Ranges {
+    /// Lengths, by offset.
+    taken: BTreeMap<u32, u32>,
+    /// The number of slots of the arena.
+    slots: u32,
+}
 
 impl Ranges {
     /// Every range that a service of `image` names, wanted or not, because programs may be reading
-    /// it. Ranges longer than any valid ring are ignored.
-    pub fn of(image: &Image) -> Self {
-        let mut ranges = Self::default();
+    /// it. Ranges longer than any valid ring are ignored. The arena has `slots` slots.
+    pub fn of(image: &Image, slots: u32) -> Self {
+        let mut ranges = Self { taken: BTreeMap::new(), slots };
         for service in image.services.values().filter(|service| service.ring_len <= MAX_RING_SIZE) {
             ranges.take(service.ring_offset, service.ring_len);
         }
@@ -30,29 +31,31 @@ impl Ranges {
     }
 
     pub fn take(&mut self, offset: u32, len: u32) {
-        let taken = self.0.entry(offset).or_default();
+        let taken = self.taken.entry(offset).or_default();
         *taken = len.max(*taken);
     }
 
     /// No room for any range.
     pub fn none() -> Self {
-        Self(BTreeMap::from([(0, RING_ARENA_SLOTS)]))
+        Self { taken: BTreeMap::new(), slots: 0 }
     }
 
-    /// Takes the first free range of length `len`; `None` if there is none.
-    pub fn allocate(&mut self, len: u32) -> Option<u32> {
+    /// Takes the first free range of length `len`; the error says with how many slots there would
+    /// be one.
+    pub fn allocate(&mut self, len: u32) -> Result<u32, Exceeded> {
         let mut free = 0_u32;
-        for (offset, taken) in &self.0 {
+        for (offset, taken) in &self.taken {
             if offset.checked_sub(free).is_some_and(|gap| gap >= len) {
                 break;
             }
             free = free.max(offset.saturating_add(*taken));
         }
-        let fits = free.checked_add(len).is_some_and(|end| end <= RING_ARENA_SLOTS);
-        fits.then(|| {
-            self.take(free, len);
-            free
-        })
+        let needed = u64::from(free) + u64::from(len);
+        if needed > u64::from(self.slots) {
+            return Err(Exceeded { limit: Limit::RingSlots, allows: self.slots, needed, family: None });
+        }
+        self.take(free, len);
+        Ok(free)
     }
 }
 
@@ -66,6 +69,8 @@ pub struct Numbers {
     taken: BTreeSet<u32>,
     next: u32,
     end: u32,
+    /// The limit from which `end` follows, and how many numbers it has for each that it allows.
+    limit: (Limit, u32),
 }
 
 impl Numbers {
@@ -73,25 +78,27 @@ impl Numbers {
     pub fn service_ids(image: &Image) -> Self {
         let services = image.services.values().map(|service| service.id);
         let backends = image.backends.values().filter(|backend| backend.family != 0).map(|backend| backend.service);
-        Self { taken: services.chain(backends).collect(), next: 1, end: u32::MAX }
+        Self { taken: services.chain(backends).collect(), next: 1, end: u32::MAX, limit: (Limit::Services, 2) }
     }
 
-    /// Indexes of `SERVICE_STATS`; `in_use` are the indexes that flows still name.
-    pub fn service_stats(image: &Image, in_use: &BTreeSet<u32>) -> Self {
+    /// Indexes of `SERVICE_STATS`, which has `end` entries; `in_use` are the indexes that flows
+    /// still name.
+    pub fn service_stats(image: &Image, in_use: &BTreeSet<u32>, end: u32) -> Self {
         let services = image.services.values().map(|service| service.stats);
-        Self { taken: services.chain(in_use.iter().copied()).collect(), next: 0, end: SERVICE_STATS_LEN }
+        let taken = services.chain(in_use.iter().copied()).collect();
+        Self { taken, next: 0, end, limit: (Limit::Services, 2) }
     }
 
-    /// Indexes of `BACKENDS` that are not in use and not named by any slot (`named`) or flow
-    /// (`in_use`). A grace period must pass before they are written.
-    pub fn backends(image: &Image, named: &BTreeSet<u32>, in_use: &BTreeSet<u32>) -> Self {
+    /// Indexes of `BACKENDS`, which has `end` entries, that are not in use and not named by any slot
+    /// (`named`) or flow (`in_use`). A grace period must pass before they are written.
+    pub fn backends(image: &Image, named: &BTreeSet<u32>, in_use: &BTreeSet<u32>, end: u32) -> Self {
         let entries = image.backends.iter().filter(|(_, backend)| backend.family != 0).map(|(index, _)| *index);
-        Self::backends_except(entries.chain(named.iter().copied()).chain(in_use.iter().copied()).collect())
+        Self::backends_except(entries.chain(named.iter().copied()).chain(in_use.iter().copied()).collect(), end)
     }
 
-    /// Indexes of `BACKENDS` other than these.
-    pub fn backends_except(taken: BTreeSet<u32>) -> Self {
-        Self { taken, next: REJECT + 1, end: MAX_BACKENDS }
+    /// Indexes of `BACKENDS`, which has `end` entries, other than these.
+    pub fn backends_except(taken: BTreeSet<u32>, end: u32) -> Self {
+        Self { taken, next: REJECT + 1, end, limit: (Limit::Backends, 1) }
     }
 
     pub fn take(&mut self, number: u32) {
@@ -100,13 +107,19 @@ impl Numbers {
 
     /// No number at all.
     pub fn none() -> Self {
-        Self { taken: BTreeSet::new(), next: 0, end: 0 }
+        Self { taken: BTreeSet::new(), next: 0, end: 0, limit: (Limit::Services, 2) }
     }
 
-    pub fn allocate(&mut self) -> Option<u32> {
-        let number = (self.next..self.end).find(|number| !self.taken.contains(number))?;
+    /// Takes the next free number; the error says how many would have to be allowed.
+    pub fn allocate(&mut self) -> Result<u32, Exceeded> {
+        let number = (self.next..u32::MAX).find(|number| !self.taken.contains(number)).unwrap_or(u32::MAX);
+        if number >= self.end {
+            let (limit, each) = self.limit;
+            let needed = (u64::from(number) + 1).div_ceil(u64::from(each));
+            return Err(Exceeded { limit, allows: self.end / each, needed, family: None });
+        }
         self.next = number + 1;
-        Some(number)
+        Ok(number)
     }
 }
 
@@ -120,22 +133,23 @@ mod tests {
     proptest! {
         #[test]
         fn ranges_never_overlap_and_fill_gaps_first(lens in proptest::collection::vec(1..5000_u32, 1..60), freed in 0..60_usize) {
-            let mut ranges = Ranges::default();
+            let mut ranges = Ranges::of(&Image::default(), 1 << 22);
             let mut taken: Vec<(u32, u32)> = lens.iter().map(|len| (ranges.allocate(*len).unwrap(), *len)).collect();
             for (at, one) in taken.iter().enumerate() {
                 prop_assert!(taken.iter().skip(at + 1).all(|other| !overlap(*one, *other)));
             }
             let (offset, len) = taken.remove(freed % taken.len());
-            ranges.0.remove(&offset);
-            prop_assert_eq!(ranges.allocate(len), Some(offset));
+            ranges.taken.remove(&offset);
+            prop_assert_eq!(ranges.allocate(len), Ok(offset));
         }
     }
 
     #[test]
     fn full_arena_is_said() {
-        let mut ranges = Ranges::default();
-        assert_eq!(ranges.allocate(RING_ARENA_SLOTS), Some(0));
-        assert_eq!(ranges.allocate(1), None);
+        let mut ranges = Ranges::of(&Image::default(), 5000);
+        assert_eq!(ranges.allocate(5000), Ok(0));
+        let full = ranges.allocate(1).unwrap_err().to_string();
+        assert!(full.starts_with("limits.ringSlots allows 5000 ") && full.contains("5001 are needed"), "{full}");
     }
 
     #[test]
@@ -143,7 +157,11 @@ mod tests {
         let mut image = Image::default();
         image.backends.insert(1, Backend { family: 4, ..Backend::FREE });
         image.backends.insert(2, Backend { generation: 7, ..Backend::FREE });
-        let mut numbers = Numbers::backends(&image, &BTreeSet::from([1, 3, 4]), &BTreeSet::from([5]));
-        assert_eq!([numbers.allocate(), numbers.allocate()], [Some(2), Some(6)]);
+        let mut numbers = Numbers::backends(&image, &BTreeSet::from([1, 3, 4]), &BTreeSet::from([5]), 7);
+        assert_eq!([numbers.allocate(), numbers.allocate()], [Ok(2), Ok(6)]);
+        let full = numbers.allocate().unwrap_err().to_string();
+        assert!(full.starts_with("limits.backends allows 7 ") && full.contains("8 are needed"), "{full}");
+        let mut stats = Numbers::service_stats(&image, &BTreeSet::from([0, 1, 2]), 3);
+        assert_eq!(stats.allocate().unwrap_err().needed, 2, "there are two for each that is allowed");
     }
 }

@@ -4,7 +4,10 @@ use aya::{
     Ebpf, EbpfError, EbpfLoader,
     programs::{ProgramError, SchedClassifier, Xdp},
 };
-use lb_common::limits::{map, program};
+use lb_common::{
+    filter,
+    limits::{map, program},
+};
 
 use super::{
     bpffs::BpffsError,
@@ -76,6 +79,8 @@ pub(super) fn load_all(migration: &Migration, log: BpfLog, sizes: &MapSizes) -> 
     for name in map::PINNED {
         loader.map_pin_path(name, migration.pin_path(name));
     }
+    let filter_shift = filter::shift(sizes.get(map::ADDRESS_FILTER).copied().unwrap_or(filter::FILTER_WORDS));
+    loader.override_global("ADDRESS_FILTER_SHIFT", &filter_shift, true);
     for (name, entries) in sizes {
         loader.map_max_entries(name, *entries);
     }

@@ -18,9 +18,9 @@ use aya::{
 use ipnet::IpNet;
 use lb_common::{
     backend::Backend,
-    filter::{self, FILTER_WORDS},
+    filter,
     flow::{AnyAddr, Family, V4Addr, V6Addr, any_addr, ip_addr, v4_addr, v6_addr},
-    limits::{RING_ARENA_SLOTS, map},
+    limits::map,
     service::{Refusal, Service, Stats, TCP, VipKey},
     settings::Settings,
     verdict::Reason,
@@ -43,8 +43,8 @@ pub enum MapsError {
     Read { map: &'static str, source: MapError },
     #[error("cannot write {key} in map {map}: {source}{}", hint(.source))]
     Write { map: &'static str, key: String, source: MapError },
-    #[error("slot {at} is outside of the ring arena of {RING_ARENA_SLOTS} slots")]
-    NoSuchSlot { at: u32 },
+    #[error("slot {at} is outside of the ring arena of {slots} slots")]
+    NoSuchSlot { at: u32, slots: usize },
     #[error("membarrier(MEMBARRIER_CMD_GLOBAL): {0}")]
     GracePeriod(io::Error),
 }
@@ -129,7 +129,8 @@ impl Maps {
     pub fn apply(&mut self, write: &Write) -> Result<(), MapsError> {
         match write {
             Write::Slot { at, from, to, now_ds } => {
-                self.rings.change(*at, *from, *to, *now_ds).map(drop).ok_or(MapsError::NoSuchSlot { at: *at })
+                let missing = || MapsError::NoSuchSlot { at: *at, slots: self.rings.len() };
+                self.rings.change(*at, *from, *to, *now_ds).map(drop).ok_or_else(missing)
             }
             Write::Settings(settings) => {
                 self.settings.set(0, settings, 0).map_err(failed(map::SETTINGS, "the settings"))
@@ -153,7 +154,7 @@ impl Maps {
                 if self.rings.fill(*offset, slots) {
                     Ok(())
                 } else {
-                    Err(MapsError::NoSuchSlot { at: *offset })
+                    Err(MapsError::NoSuchSlot { at: *offset, slots: self.rings.len() })
                 }
             }
             Write::Service { vip, service } => {
@@ -253,7 +254,7 @@ impl Maps {
     }
 
     fn let_through(&mut self, address: &IpAddr) -> Result<(), MapsError> {
-        let (word, bit) = filter_bit(address);
+        let (word, bit) = filter_bit(address, filter::shift(self.address_filter.len()));
         let before = self.address_filter.get(&word, 0).map_err(unread(map::ADDRESS_FILTER))?;
         if before & bit != 0 {
             self.address_filter.set(word, before & !bit, 0).map_err(failed(map::ADDRESS_FILTER, word))?;
@@ -265,8 +266,9 @@ impl Maps {
     /// others may have changed: the address filter, and the cached services.
     pub fn fit_shortcuts(&mut self, image: &Image) -> Result<(), MapsError> {
         self.let_services_be_looked_up()?;
-        let mut wanted = vec![u64::MAX; FILTER_WORDS as usize];
-        for (word, bit) in image.addresses.keys().map(filter_bit) {
+        let mut wanted = vec![u64::MAX; self.address_filter.len() as usize];
+        let shift = filter::shift(self.address_filter.len());
+        for (word, bit) in image.addresses.keys().map(|address| filter_bit(address, shift)) {
             if let Some(word) = wanted.get_mut(word as usize) {
                 *word &= !bit;
             }
@@ -348,10 +350,10 @@ impl Maps {
 }
 
 /// The word and the bit of an address in the filter.
-fn filter_bit(address: &IpAddr) -> (u32, u64) {
+fn filter_bit(address: &IpAddr, shift: u32) -> (u32, u64) {
     match address {
-        IpAddr::V4(v4) => filter::place(&v4_addr(*v4)),
-        IpAddr::V6(v6) => filter::place(&v6_addr(*v6)),
+        IpAddr::V4(v4) => filter::place(&v4_addr(*v4), shift),
+        IpAddr::V6(v6) => filter::place(&v6_addr(*v6), shift),
     }
 }
 
@@ -454,9 +456,9 @@ pub(super) fn unread(map: &'static str) -> impl FnOnce(MapError) -> MapsError {
 fn hint(error: &MapError) -> &'static str {
     match error {
         MapError::SyscallError(error) if error.io_error.raw_os_error() == Some(libc::E2BIG) => {
-            " (the map is full: see the limits in docs/operations.md)"
+            " (the map is full: see `limits` in docs/operations.md)"
         }
-        MapError::OutOfBounds { .. } => " (over the limit of this build: see the limits in docs/operations.md)",
+        MapError::OutOfBounds { .. } => " (over the limit of this map: see `limits` in docs/operations.md)",
         _ => "",
     }
 }

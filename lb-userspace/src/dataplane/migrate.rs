@@ -22,6 +22,7 @@
 mod btf;
 pub mod convert;
 pub mod copy;
+mod extent;
 pub mod layout;
 pub(super) mod leftovers;
 mod meaning;

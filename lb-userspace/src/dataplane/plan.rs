@@ -37,7 +37,10 @@ use super::{
 };
 use crate::{
     balance::Ring,
-    model::{Affinity, Mode, OnDead},
+    model::{
+        Affinity, Limits, Mode, OnDead,
+        limits::{Exceeded, Need},
+    },
     state::{AdminState, BackendId, Health},
 };
 
@@ -47,6 +50,8 @@ use crate::{
 pub struct Wanted {
     /// The plan adds the flags that the backends need.
     pub settings: settings::Settings,
+    /// The sizes of the maps.
+    pub limits: Limits,
     pub services: Vec<Arc<WantedService>>,
     pub node_addresses: BTreeSet<IpAddr>,
     /// Prefixes that may send encapsulated packets to those addresses.
@@ -158,14 +163,16 @@ pub struct Leaving {
 /// Why there is no plan; in that case nothing is written.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum PlanError {
+    #[error("no room for the ring of service {service} ({len} slots): {full}; that takes a restart of the agent")]
+    Rings { service: String, len: u32, full: Exceeded },
     #[error(
-        "no room for the ring of service {service} ({len} slots): RINGS is full; use smaller rings or fewer services"
+        "no index is free for backend {backend}: {full}; that takes a restart of the agent, or wait for drains to end"
     )]
-    Rings { service: String, len: u32 },
-    #[error("no index is free for backend {backend}: BACKENDS is full; use fewer backends, or wait for drains to end")]
-    Backends { backend: BackendId },
-    #[error("no counter is free for {vip} of service {service}: SERVICE_STATS is full; use fewer VIPs and ports")]
-    Stats { service: String, vip: SocketAddr },
+    Backends { backend: BackendId, full: Exceeded },
+    #[error("no counter is free for {vip} of service {service}: {full}; that takes a restart of the agent")]
+    Stats { service: String, vip: SocketAddr, full: Exceeded },
+    #[error("no room for all addresses: {0}; that takes a restart of the agent")]
+    Addresses(Exceeded),
     #[error(
         "no room for the SNAT addresses of backend {backend}: SNAT_ADDRESSES is full; use fewer addresses in snat.addresses"
     )]
@@ -198,17 +205,19 @@ pub fn plan_again(
     let mut plan = Plan { services: ids::assign(services, programmed), ..Plan::default() };
     let numbers = || {
         let named = services::named(memo.unknown(programmed), slots, |slot| [slot.current(), slot.previous()]);
-        Numbers::backends(programmed, &named, &in_use.backends)
+        Numbers::backends(programmed, &named, &in_use.backends, wanted.limits.backends)
     };
     let blocks = Blocks::of(programmed);
-    let placed = backends::plan_backends(services, programmed, numbers, blocks, in_use, now_ns, &mut plan)?;
+    let (limits, inputs) = (&wanted.limits, (services.as_slice(), programmed));
+    let placed = backends::plan_backends(inputs, limits, numbers, blocks, in_use, now_ns, &mut plan)?;
     let leaving = services::leaving(services, programmed, in_use, now_ns, &mut plan);
-    let inputs = Inputs { services, programmed, slots, placed: &placed, now_ns };
-    let mut room = Room::of(services, programmed, in_use, &plan);
+    let inputs = Inputs { services, programmed, slots, placed: &placed, limits, now_ns };
+    let mut room = Room::of(services, programmed, in_use, &plan, limits);
     memo.retain(&plan);
     let mut slots = services::plan_services(&inputs, &mut room, memo, &mut plan)?;
     slots.extend(services::plan_leaving(leaving, &inputs, room, &mut plan)?);
     plan.target.addresses = addresses(wanted, programmed, in_use, &plan.target);
+    check_addresses(&wanted.limits, &plan.target)?;
     plan.target.settings = Some(settings(wanted, &plan.target));
     plan.target.ways_out = wanted.ways_out.clone();
     plan.target.peers = wanted.peers.clone();
@@ -271,6 +280,12 @@ fn addresses(wanted: &Wanted, programmed: &Image, in_use: &FlowUse, target: &Ima
         }
     }
     addresses
+}
+
+fn check_addresses(limits: &Limits, target: &Image) -> Result<(), PlanError> {
+    let mut need = Need::default();
+    need.add_addresses(target.addresses.keys().copied());
+    need.exceeds(limits).first().map_or(Ok(()), |exceeded| Err(PlanError::Addresses(*exceeded)))
 }
 
 /// The address and port of an entry of `BACKENDS`; `None` if the entry is free or malformed.

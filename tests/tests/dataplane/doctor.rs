@@ -8,7 +8,7 @@ use lb_userspace::{
     dataplane::{data_path::DataPath, load::BpfLog},
     doctor,
     model::{
-        Admin, Affinity, Backend, Config, FlowTables, Mode, NodeSettings, OnDead, Service, Snat, SourceAddress,
+        Admin, Affinity, Backend, Config, FlowTables, Limits, Mode, NodeSettings, OnDead, Service, Snat, SourceAddress,
         Timeouts, Tunnel, XdpMode,
     },
     node::interfaces::{Netlink, matching},
@@ -54,6 +54,7 @@ fn config(services: Vec<Service>) -> Config {
             },
             tunnel: Tunnel::default(),
             flow_tables: FlowTables::default(),
+            limits: Limits::default(),
             admin: Admin { socket: "/run/weir/agent.sock".into(), http: None },
         },
         services,

@@ -43,6 +43,7 @@ fn way(key: &Type, merge: impl Fn(&Type) -> Merge) -> Way {
         key: Conversion::new(key, key, Part::Key).unwrap(),
         value: Conversion::new(&layout(&OLD), &layout(&NEW), Part::Value).unwrap(),
         merge: merge(&layout(&NEW)),
+        kept: None,
     }
 }
 

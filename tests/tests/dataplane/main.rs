@@ -7,6 +7,7 @@ mod doctor;
 mod flows;
 mod handover;
 mod hooks;
+mod limits;
 mod maps;
 mod migrate;
 mod network;

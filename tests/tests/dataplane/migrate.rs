@@ -148,6 +148,9 @@ fn fill(sandbox: &Sandbox) {
     (0..500).for_each(|number| flows.insert(flow(number), entry(number), 0).unwrap());
     let mut stats: PerCpuArray<MapData, Stats> = pinned(sandbox, map::SERVICE_STATS);
     stats.set(7, counters(), 0).unwrap();
+    let mut verdicts: PerCpuArray<MapData, u64> = pinned(sandbox, map::VERDICTS);
+    let counted = vec![1; aya::util::nr_cpus().unwrap()];
+    verdicts.set(7, PerCpuValues::try_from(counted).unwrap(), 0).unwrap();
     let mut settings: Array<MapData, Settings> = pinned(sandbox, map::SETTINGS);
     settings
         .set(0, Settings { flags: Settings::FLAG_KEEP_SOURCE, layout: LAYOUT, ..settings.get(&0, 0).unwrap() }, 0)
@@ -233,8 +236,8 @@ fn map_that_would_have_too_little_room_is_refused_and_the_hooks_go_on() {
         let before = pins(sandbox);
         let said = refused(open_sized(sandbox, &[(map::SERVICE_STATS, 64), (map::NAT_ESTABLISHED_V6, 499)]));
         assert!(said.contains(map::NAT_ESTABLISHED_V6) && said.contains("499"), "{said}");
-        let said = refused(open_sized(sandbox, &[(map::SERVICE_STATS, 7)]));
-        assert!(said.contains(map::SERVICE_STATS) && said.contains("more than the 7 entries"), "{said}");
+        let said = refused(open_sized(sandbox, &[(map::VERDICTS, 7)]));
+        assert!(said.contains(map::VERDICTS) && said.contains("more than the 7 entries"), "{said}");
         assert_eq!((self::program(&netlink).await, pins(sandbox)), (program, before));
         expect_filled(sandbox);
     });

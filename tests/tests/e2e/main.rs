@@ -7,6 +7,7 @@ mod dead;
 mod deluge;
 mod ecmp;
 mod ipip;
+mod limits;
 mod modes;
 mod node;
 mod scene;

@@ -187,6 +187,7 @@ impl Agent {
         };
         Wanted {
             settings: settings(),
+            limits: Default::default(),
             services: vec![service.into()],
             node_addresses: Default::default(),
             peers: Default::default(),

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{
     flow::Family,
-    limits::{MAX_ADDRESSES, MAX_BACKENDS, MAX_VIP_PORTS, RING_ARENA_SLOTS, map},
+    limits::map,
     verdict::{EVENT_ESTABLISHED_FULL, EVENT_EXCEPTIONS_FULL, EVENT_HALF_OPEN_FULL, EVENT_SEEN_FULL, Reason},
 };
 
@@ -109,7 +109,7 @@ impl Moment {
     }
 
     fn tables(&self, sample: Option<&Sample>) -> Vec<TableView> {
-        let programmed = &self.published.programmed;
+        let (programmed, limits) = (&self.published.programmed, &self.published.desired.limits);
         let view = |map: &str, entries: u64, max_entries: u64| TableView {
             map: map.to_owned(),
             entries,
@@ -124,12 +124,12 @@ impl Moment {
         let slots: u64 = ranges.into_iter().map(|(_, len)| u64::from(len)).sum();
         let backends: usize = programmed.parts().map(|part| part.backends.len()).sum();
         let mut views = vec![
-            view(map::SERVICES_V4, of_family(Family::V4), u64::from(MAX_VIP_PORTS)),
-            view(map::SERVICES_V6, of_family(Family::V6), u64::from(MAX_VIP_PORTS)),
-            view(map::ADDRESSES_V4, addresses(Family::V4), u64::from(MAX_ADDRESSES)),
-            view(map::ADDRESSES_V6, addresses(Family::V6), u64::from(MAX_ADDRESSES)),
-            view(map::RINGS, slots, u64::from(RING_ARENA_SLOTS)),
-            view(map::BACKENDS, backends as u64, u64::from(MAX_BACKENDS)),
+            view(map::SERVICES_V4, of_family(Family::V4), u64::from(limits.services)),
+            view(map::SERVICES_V6, of_family(Family::V6), u64::from(limits.services)),
+            view(map::ADDRESSES_V4, addresses(Family::V4), u64::from(limits.addresses)),
+            view(map::ADDRESSES_V6, addresses(Family::V6), u64::from(limits.addresses)),
+            view(map::RINGS, slots, u64::from(limits.ring_slots)),
+            view(map::BACKENDS, backends as u64, u64::from(limits.backends)),
         ];
         let failures: BTreeMap<&str, u64> = sample
             .map(|sample| {

@@ -1,6 +1,6 @@
 use serde_json::Value;
 
-use super::super::{document, example, health, schema, service, tunnel};
+use super::super::{document, example, health, limits, schema, service, tunnel};
 
 /// The words of a schema, which schemars keeps in `enum` without and in `const` with a description.
 fn words(of: &Value) -> Vec<&str> {
@@ -69,6 +69,7 @@ fn the_schema_names_the_keys_and_words_that_the_reader_knows() {
         (&schema["$defs"]["Admin"], &document::ADMIN_KEYS),
         (&schema["$defs"]["Tunnel"], &tunnel::KEYS),
         (&schema["$defs"]["FlowTables"], &document::FLOW_TABLE_KEYS),
+        (&schema["$defs"]["Limits"], &limits::KEYS),
         (&schema["$defs"]["Service"], &service::KEYS),
         (&schema["$defs"]["Backend"], &service::BACKEND_KEYS),
         (&schema["$defs"]["Health"], &health::KEYS),

@@ -283,18 +283,3 @@ fn what_services_share_is_checked_between_them_even_if_one_is_wrong_elsewhere() 
         ),
     ]);
 }
-
-#[test]
-fn more_than_the_maps_hold_is_refused() {
-    let backends = (0..16_384_u32)
-        .map(|n| format!("      - {{ address: 10.1.{}.{}, port: 80 }}\n", n >> 8, n & 255))
-        .collect::<String>();
-    let text =
-        service(&format!("    vips: [192.0.2.10]\n    port: 80\n    ringSize: 655373\n    backends:\n{backends}"));
-    check(&[("backends", text, &[(4, "services[0]", "16384 backends, there can be 16383")])]);
-
-    let rings = (1..=5)
-        .map(|n| format!("  - {{ name: s{n}, vips: [192.0.2.{n}], port: 80, ringSize: 1048573, backends: [{{ address: 10.0.0.1, port: 80 }}] }}\n"))
-        .collect::<String>();
-    check(&[("slots", format!("{HEAD}services:\n{rings}"), &[(8, "services[4].ringSize", "there can be 4194304")])]);
-}

@@ -14,7 +14,10 @@ use self::{
     copied::{Copied, Found},
 };
 use super::convert::Cut;
-use crate::dataplane::raw::bytes::{Bytes, Put};
+use crate::{
+    dataplane::raw::bytes::{Bytes, Put},
+    model::limits::Limit,
+};
 
 /// The old map, the new map, and what was copied last.
 pub struct Pair {
@@ -29,8 +32,8 @@ pub struct Pair {
 pub enum CopyError {
     #[error(transparent)]
     Cut(#[from] Cut),
-    #[error("it holds more than the {max_entries} entries that it would have room for")]
-    TooSmall { max_entries: u32 },
+    #[error("it holds more than the {max_entries} entries that it would have room for{}", raise(.limit))]
+    TooSmall { max_entries: u32, limit: Option<Limit> },
     #[error(transparent)]
     Map(#[from] MapError),
     #[error(transparent)]
@@ -61,16 +64,16 @@ impl Pair {
 
     /// Copies everything; no one else writes the new map yet.
     pub fn copy(&mut self) -> Result<(), CopyError> {
-        let Self { old, new, way, copied, .. } = self;
+        let Self { name, old, new, way, copied } = self;
         let (old, new) = (Bytes::of(old)?, Bytes::of(new)?);
         let mut converter = Converter::new(way, &old, &new);
         let (mut keys, mut values) = (Vec::new(), Vec::new());
-        each(&old, |key, value| {
+        each(&old, way, |key, value| {
             if copied.find(key, value) == Found::Nothing {
                 return Ok(());
             }
             copied.insert(key, value);
-            check_room(copied, key, &new)?;
+            check_room(name, copied, key, &new)?;
             let (new_key, new_value) = converter.entry(key, value)?;
             keys.extend_from_slice(new_key);
             values.extend_from_slice(new_value);
@@ -86,16 +89,16 @@ impl Pair {
 
     /// Brings the new map, which no one else writes yet, up to date with the old one.
     pub fn catch_up(&mut self) -> Result<(), CopyError> {
-        let Self { old, new, way, copied, .. } = self;
+        let Self { name, old, new, way, copied } = self;
         let (old, new) = (Bytes::of(old)?, Bytes::of(new)?);
         let mut converter = Converter::new(way, &old, &new);
         copied.look_again();
-        each(&old, |key, value| {
+        each(&old, way, |key, value| {
             match copied.find(key, value) {
                 Found::Nothing | Found::Same => return Ok(()),
                 Found::Changed(_) | Found::Appeared => copied.insert(key, value),
             }
-            check_room(copied, key, &new)?;
+            check_room(name, copied, key, &new)?;
             let (key, value) = converter.entry(key, value)?;
             new.put(key, value, Put::Any)?;
             Ok(())
@@ -133,7 +136,7 @@ impl Pair {
             Ok(new.put(key, &now, Put::Existing)?)
         };
         copied.look_again();
-        each(&old, |key, value| brought.add(bring(copied, key, value)))?;
+        each(&old, way, |key, value| brought.add(bring(copied, key, value)))?;
         for (key, before) in copied.take_gone(&old)? {
             brought.add(remove_unchanged(&mut Converter::new(way, &old, &new), &new, &key, &before))?;
         }
@@ -164,16 +167,25 @@ impl Brought {
     }
 }
 
-fn check_room(copied: &Copied, key: &[u8], new: &Bytes<'_>) -> Result<(), CopyError> {
+fn check_room(name: &str, copied: &Copied, key: &[u8], new: &Bytes<'_>) -> Result<(), CopyError> {
     let max_entries = new.info.max_entries();
-    if copied.fits(key, max_entries) { Ok(()) } else { Err(CopyError::TooSmall { max_entries }) }
+    let limit = Limit::of_map(name);
+    if copied.fits(key, max_entries) { Ok(()) } else { Err(CopyError::TooSmall { max_entries, limit }) }
 }
 
-/// [`Bytes::scan`] with a visitor that can fail.
-fn each(map: &Bytes<'_>, mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), CopyError>) -> Result<(), CopyError> {
+fn raise(limit: &Option<Limit>) -> String {
+    limit.map_or_else(String::new, |limit| format!(" ({} in the configuration)", limit.key()))
+}
+
+/// The entries that are not left behind, for a visitor that can fail.
+fn each(
+    map: &Bytes<'_>,
+    way: &Way,
+    mut visit: impl FnMut(&[u8], &[u8]) -> Result<(), CopyError>,
+) -> Result<(), CopyError> {
     let mut outcome = Ok(());
-    map.scan(|key, value| {
-        if outcome.is_ok() {
+    map.scan_first(way.kept.unwrap_or(u32::MAX), |key, value| {
+        if outcome.is_ok() && !way.leaves(key) {
             outcome = visit(key, value);
         }
     })?;

@@ -14,6 +14,7 @@ use super::{
     btf::{Btf, BtfError},
     convert::{Conversion, Impossible, Part},
     copy::{CopyError, Way},
+    extent::Extent,
     layout::{Layout, Type, differences},
     leftovers::{LeftoverError, pinned_maps},
     meaning,
@@ -21,10 +22,16 @@ use super::{
     record::{LAYOUTS, Record, RecordError},
     settings::PinnedSettings,
 };
-use crate::dataplane::raw::objects::{MapTypes, map_types};
+use crate::{
+    dataplane::raw::objects::{MapTypes, map_types},
+    model::limits::Limit,
+};
 
 /// The number of entries of maps, by name, where it differs from the build's default.
 pub type MapSizes = BTreeMap<&'static str, u32>;
+
+/// Layouts of maps, by their ids.
+pub type Layouts = BTreeMap<u32, Layout>;
 
 /// What happens to the pinned maps.
 #[derive(Default, Debug)]
@@ -36,7 +43,7 @@ pub struct MigrationPlan {
     /// Maps of Weir's whose names this build does not know.
     pub unknown: Vec<String>,
     /// The layouts of the pinned maps, by their ids.
-    pub pinned: BTreeMap<u32, Layout>,
+    pub pinned: Layouts,
     /// The layouts of this build's maps, by their names.
     pub built: BTreeMap<&'static str, Layout>,
     /// The type of the value of `SETTINGS`, as pinned and as in this build; `None` if it is not
@@ -51,6 +58,8 @@ pub struct MapChange {
     /// `None`: its contents are transient and not copied.
     pub way: Option<Way>,
     pub content: Content,
+    /// The new number of entries, if there are fewer than before.
+    pub shrinks_to: Option<u32>,
     /// For the log.
     pub what: String,
 }
@@ -70,6 +79,7 @@ impl Content {
     fn of(name: &str, map: &Described) -> Self {
         match name {
             map::SETTINGS
+            | map::ADDRESS_FILTER
             | map::ADDRESSES_V4
             | map::ADDRESSES_V6
             | map::SERVICES_V4
@@ -105,6 +115,15 @@ pub enum PlanError {
         .record.display()
     )]
     Unrecorded { map: String, record: PathBuf, source: io::Error },
+    #[error(
+        "{} cannot be lowered that far: the pinned map {map} would have room for {entries} entries, and those up to {needed} are in use; nothing was \
+         changed: set it to {} or more, or first remove what uses them from the configuration and wait for drains to end",
+        .limit.key(),
+        .limit.for_entries(.map, *.needed)
+    )]
+    TooSmall { map: &'static str, limit: Limit, entries: u32, needed: u32 },
+    #[error("cannot see how much of the pinned maps is in use: {source}")]
+    Extent { source: CopyError },
     #[error(transparent)]
     Record(#[from] RecordError),
     #[error("cannot read the pinned map SETTINGS: {source}")]
@@ -143,7 +162,28 @@ impl MigrationPlan {
             }
         }
         plan.unknown = pinned.into_keys().collect();
+        plan.leave_unused(pin_dir)?;
         Ok(plan)
+    }
+
+    /// Lets arrays that get smaller leave behind what nothing uses; fails if what is in use does
+    /// not fit. The slots that no service uses are always left behind: most are not used, and
+    /// reading them would make the handover longer.
+    fn leave_unused(&mut self, pin_dir: &Path) -> Result<(), PlanError> {
+        let is_of_slots = |name| Limit::of_map(name) == Some(Limit::RingSlots);
+        if self.changes.iter().all(|change| change.shrinks_to.is_none() && !is_of_slots(change.name)) {
+            return Ok(());
+        }
+        let extent = Extent::of(pin_dir, &self.pinned).map_err(|source| PlanError::Extent { source })?;
+        for change in &mut self.changes {
+            let MapChange { name, way: Some(way), shrinks_to, .. } = change else { continue };
+            let (Some(limit), Some(needed)) = (Limit::of_map(name), extent.entries(name)) else { continue };
+            if let Some(entries) = shrinks_to.filter(|entries| needed > *entries) {
+                return Err(PlanError::TooSmall { map: name, limit, entries, needed });
+            }
+            way.kept = if limit == Limit::RingSlots { Some(needed) } else { *shrinks_to };
+        }
+        Ok(())
     }
 
     /// Decides what happens to a pinned map that must become as `new` says.
@@ -273,7 +313,13 @@ fn change(
     if old.is(MapType::RingBuf) && new.is(MapType::RingBuf) {
         let what = || format!("{} bytes -> {}", old.entries, new.entries);
         let content = Content::Remembered;
-        return Ok((old.entries != new.entries).then(|| MapChange { name, way: None, content, what: what() }));
+        return Ok((old.entries != new.entries).then(|| MapChange {
+            name,
+            way: None,
+            content,
+            shrinks_to: None,
+            what: what(),
+        }));
     }
     let impossible = |why: String| PlanError::Impossible { map: name, why };
     if !is_convertible(old, new) {
@@ -285,6 +331,12 @@ fn change(
         return Ok(None);
     }
     let content = Content::of(name, new);
+    if name == map::ADDRESS_FILTER && old.entries != new.entries {
+        // The place of an address depends on the size. An empty filter stops no packet, and the
+        // agent fills it again.
+        let what = format!("{} words -> {}", old.entries, new.entries);
+        return Ok(Some(MapChange { name, way: None, content, shrinks_to: None, what }));
+    }
     let impossible = |part: &str, error: Impossible| impossible(format!("{part}: {error}"));
     let way = Way {
         key: Conversion::new(&was.key, &is.key, Part::Key).map_err(|error| impossible("its key", error))?,
@@ -294,6 +346,7 @@ fn change(
             _ if name == map::RINGS => Merge::words(&is.value),
             Content::Told | Content::Remembered => Merge::entries(&is.value),
         },
+        kept: None,
     };
     let parts: [(&Type, &Type); 2] = [(&was.key, &is.key), (&was.value, &is.value)];
     let mut what: Vec<String> =
@@ -307,7 +360,8 @@ fn change(
     if meant_otherwise {
         what.push(format!("layout {LAYOUT}"));
     }
-    Ok(Some(MapChange { name, way: Some(way), content, what: what.join(", ") }))
+    let shrinks_to = (new.entries < old.entries).then_some(new.entries);
+    Ok(Some(MapChange { name, way: Some(way), content, shrinks_to, what: what.join(", ") }))
 }
 
 /// Arrays stay arrays and per-CPU maps stay per-CPU; a hash may become an LRU or the reverse.

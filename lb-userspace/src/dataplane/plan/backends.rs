@@ -5,7 +5,6 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use lb_common::{
     backend::{self, Backend},
     flow::{Family, any_addr},
-    limits::MAX_BACKENDS,
 };
 
 use super::{
@@ -13,7 +12,7 @@ use super::{
 };
 use crate::{
     dataplane::arena::Numbers,
-    model::{Mode, OnDead},
+    model::{Limits, Mode, OnDead},
     state::{AdminState, BackendId, Health},
 };
 
@@ -23,8 +22,8 @@ pub type Placed = BTreeMap<u32, Vec<u32>>;
 /// Plans the backends of these services. `programmed` holds no entries of other services, unless
 /// those are no longer wanted. `numbers` gives the indexes that new backends may get.
 pub fn plan_backends(
-    services: &[Arc<WantedService>],
-    programmed: &Image,
+    (services, programmed): (&[Arc<WantedService>], &Image),
+    limits: &Limits,
     numbers: impl Fn() -> Numbers,
     mut blocks: Blocks,
     in_use: &FlowUse,
@@ -34,7 +33,7 @@ pub fn plan_backends(
     let mut unclaimed: BTreeMap<u32, &Backend> = programmed
         .backends
         .iter()
-        .filter(|(index, backend)| **index != 0 && **index < MAX_BACKENDS && backend.family != 0)
+        .filter(|(index, backend)| **index != 0 && **index < limits.backends && backend.family != 0)
         .map(|(index, backend)| (*index, backend))
         .collect();
     let mut by_service: BTreeMap<u32, Vec<u32>> = BTreeMap::new();
@@ -59,7 +58,7 @@ pub fn plan_backends(
                 None => unused
                     .get_or_insert_with(&numbers)
                     .allocate()
-                    .ok_or_else(|| PlanError::Backends { backend: name.clone() })?,
+                    .map_err(|full| PlanError::Backends { backend: name.clone(), full })?,
             };
             unclaimed.remove(&index);
             plan.backends.insert(name, index);

@@ -50,7 +50,7 @@ pub fn assign(services: &[Arc<WantedService>], programmed: &Image) -> BTreeMap<S
     let mut numbers = Numbers::service_ids(programmed);
     for service in services {
         if !ids.contains_key(&service.name)
-            && let Some(id) = numbers.allocate()
+            && let Ok(id) = numbers.allocate()
         {
             ids.insert(service.name.clone(), id);
         }

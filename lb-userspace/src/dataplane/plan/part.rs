@@ -38,14 +38,15 @@ pub fn plan_part(
 ) -> Result<Option<Plan>, PlanError> {
     let Some((mut cut, ids)) = cut(changed, programmed) else { return Ok(None) };
     let mut plan = Plan { services: ids, ..Plan::default() };
-    let Some(mut room) = Room::kept(changed, &cut, &plan) else { return Ok(None) };
+    let limits = &wanted.limits;
+    let Some(mut room) = Room::kept(changed, &cut, &plan, limits) else { return Ok(None) };
     let numbers = || {
         let used = programmed.parts().flat_map(|part| part.backends.keys().copied());
-        Numbers::backends_except(used.chain(in_use.backends.iter().copied()).collect())
+        Numbers::backends_except(used.chain(in_use.backends.iter().copied()).collect(), limits.backends)
     };
     let blocks = Blocks::beside(&cut);
-    let placed = backends::plan_backends(changed, &cut, numbers, blocks, in_use, now_ns, &mut plan)?;
-    let inputs = Inputs { services: changed, programmed: &cut, slots, placed: &placed, now_ns };
+    let placed = backends::plan_backends((changed, &cut), limits, numbers, blocks, in_use, now_ns, &mut plan)?;
+    let inputs = Inputs { services: changed, programmed: &cut, slots, placed: &placed, limits, now_ns };
     let slots = services::plan_services(&inputs, &mut room, memo, &mut plan)?;
     add_addresses(wanted, programmed, &mut cut, &mut plan.target);
     plan.target.settings = cut.settings.map(|settings| {

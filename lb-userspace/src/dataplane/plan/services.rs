@@ -9,7 +9,6 @@ use std::{
 
 use lb_common::{
     flow::Family,
-    limits::RING_ARENA_SLOTS,
     service::{MODE_NAT, Service},
     slot::{REJECT, Slot},
 };
@@ -18,10 +17,10 @@ use super::{FlowUse, Image, Plan, PlanError, Slots, WantedService, Write, backen
 use crate::{
     balance::Ring,
     dataplane::{
-        arena::{Numbers, Ranges, SERVICE_STATS_LEN, overlap},
+        arena::{Numbers, Ranges, overlap},
         settle::clock::deciseconds,
     },
-    model::Affinity,
+    model::{Affinity, Limits, limits::Exceeded},
 };
 
 /// The length of the ring of a VIP that is no longer declared: one rejecting slot, shared by all
@@ -37,19 +36,26 @@ pub struct Room {
 
 impl Room {
     /// All that no service uses, besides what each service uses itself.
-    pub fn of(services: &[Arc<WantedService>], programmed: &Image, in_use: &FlowUse, plan: &Plan) -> Self {
+    pub fn of(
+        services: &[Arc<WantedService>],
+        programmed: &Image,
+        in_use: &FlowUse,
+        plan: &Plan,
+        limits: &Limits,
+    ) -> Self {
+        let numbers = Numbers::service_stats(programmed, &in_use.vips, limits.service_stats());
         Self {
-            ranges: Ranges::of(programmed),
-            kept: kept_ranges(services, programmed, plan),
-            stats: Stats::new(Numbers::service_stats(programmed, &in_use.vips)),
+            ranges: Ranges::of(programmed, limits.ring_slots),
+            kept: kept_ranges(services, programmed, plan, limits),
+            stats: Stats::new(numbers, limits),
         }
     }
 
     /// What each service uses itself, and nothing else; `None` if a service needs more.
-    pub fn kept(services: &[Arc<WantedService>], programmed: &Image, plan: &Plan) -> Option<Self> {
-        let kept = kept_ranges(services, programmed, plan);
+    pub fn kept(services: &[Arc<WantedService>], programmed: &Image, plan: &Plan, limits: &Limits) -> Option<Self> {
+        let kept = kept_ranges(services, programmed, plan, limits);
         let rings: usize = services.iter().map(|service| service.rings.len()).sum();
-        (kept.len() == rings).then(|| Self { ranges: Ranges::none(), kept, stats: Stats::new(Numbers::none()) })
+        (kept.len() == rings).then(|| Self { ranges: Ranges::none(), kept, stats: Stats::new(Numbers::none(), limits) })
     }
 }
 
@@ -60,6 +66,7 @@ pub struct Inputs<'a> {
     pub slots: &'a dyn Slots,
     /// The indexes of each service's backends.
     pub placed: &'a Placed,
+    pub limits: &'a Limits,
     pub now_ns: u64,
 }
 
@@ -82,7 +89,11 @@ pub fn plan_services(
             let len = ring.declared().ring_size;
             let offset = match kept.remove(&(id, *family)) {
                 Some(offset) => offset,
-                None => ranges.allocate(len).ok_or_else(|| PlanError::Rings { service: service.name.clone(), len })?,
+                None => ranges.allocate(len).map_err(|full| PlanError::Rings {
+                    service: service.name.clone(),
+                    len,
+                    full,
+                })?,
             };
             let decided = Decided {
                 ring: ring.clone(),
@@ -94,9 +105,11 @@ pub fn plan_services(
             writes.extend(memo.decide((id, *family), decided, inputs.slots, is_running, inputs.now_ns));
             for vip in service.vips.iter().filter(|vip| Family::of(vip) == *family) {
                 let vip = SocketAddr::new(*vip, service.port);
-                let stats = stats
-                    .assign(vip, programmed)
-                    .ok_or_else(|| PlanError::Stats { service: service.name.clone(), vip })?;
+                let stats = stats.assign(vip, programmed).map_err(|full| PlanError::Stats {
+                    service: service.name.clone(),
+                    vip,
+                    full,
+                })?;
                 let entry = Service {
                     ring_offset: offset,
                     ring_len: len,
@@ -130,11 +143,12 @@ pub fn plan_leaving(
     if leaving.is_empty() {
         return Ok(writes);
     }
-    let (offset, before) = match kept_rejecting(programmed, plan) {
+    let (offset, before) = match kept_rejecting(programmed, plan, inputs.limits) {
         Some(offset) => (offset, slots.range(offset, REJECTING)),
         None => {
-            let full = || PlanError::Rings { service: "(those that left)".to_owned(), len: REJECTING };
-            (ranges.allocate(REJECTING).ok_or_else(full)?, Vec::new())
+            let service = "(those that left)".to_owned();
+            let full = |full| PlanError::Rings { service, len: REJECTING, full };
+            (ranges.allocate(REJECTING).map_err(full)?, Vec::new())
         }
     };
     let to = Slot::settled(REJECT);
@@ -144,7 +158,7 @@ pub fn plan_leaving(
         None => writes.push(Write::Ring { offset, slots: vec![to; REJECTING as usize] }),
     }
     for (vip, before, since_ns) in leaving {
-        let Some(stats) = stats.assign(vip, programmed) else { continue };
+        let Ok(stats) = stats.assign(vip, programmed) else { continue };
         let entry = Service {
             ring_offset: offset,
             ring_len: REJECTING,
@@ -390,7 +404,12 @@ fn indexes(service: &WantedService, ring: &Ring, placed: &[u32]) -> Vec<Option<u
 /// The ranges that wanted services keep, by service id and family. A service whose mode or ring
 /// size changes gets a fresh range, so that ring and mode change in one write. Two services that
 /// share a range, which only manual edits can cause, both get a fresh one.
-fn kept_ranges(services: &[Arc<WantedService>], programmed: &Image, plan: &Plan) -> BTreeMap<(u32, Family), u32> {
+fn kept_ranges(
+    services: &[Arc<WantedService>],
+    programmed: &Image,
+    plan: &Plan,
+    limits: &Limits,
+) -> BTreeMap<(u32, Family), u32> {
     let mut kept: BTreeMap<(u32, Family), (u32, u32)> = BTreeMap::new();
     for service in services {
         let Some(id) = plan.services.get(&service.name).copied() else { continue };
@@ -402,7 +421,7 @@ fn kept_ranges(services: &[Arc<WantedService>], programmed: &Image, plan: &Plan)
                 && before.mode == mode_number(service.mode)
                 && before.ring_len == ring.declared().ring_size
                 && before.draining_since_ns == 0
-                && is_whole(before);
+                && is_whole(before, limits);
             if is_right {
                 kept.entry((id, family)).or_insert((before.ring_offset, before.ring_len));
             }
@@ -425,18 +444,18 @@ fn kept_ranges(services: &[Arc<WantedService>], programmed: &Image, plan: &Plan)
     alone
 }
 
-fn kept_rejecting(programmed: &Image, plan: &Plan) -> Option<u32> {
+fn kept_rejecting(programmed: &Image, plan: &Plan, limits: &Limits) -> Option<u32> {
     programmed
         .services
         .values()
-        .filter(|service| service.ring_len == REJECTING && is_whole(service))
+        .filter(|service| service.ring_len == REJECTING && is_whole(service, limits))
         .map(|service| service.ring_offset)
         .find(|offset| plan.target.ranges().into_iter().all(|other| !overlap((*offset, REJECTING), other)))
 }
 
 /// Whether all slots of the service are in the arena.
-fn is_whole(service: &Service) -> bool {
-    service.ring_offset.checked_add(service.ring_len).is_some_and(|end| end <= RING_ARENA_SLOTS)
+fn is_whole(service: &Service, limits: &Limits) -> bool {
+    service.ring_offset.checked_add(service.ring_len).is_some_and(|end| end <= limits.ring_slots)
 }
 
 /// The programmed VIPs that are no longer wanted but let their flows end, and since when. New
@@ -481,21 +500,23 @@ pub fn leaving(
 /// Assigns counters: a VIP keeps the one it has, or gets a free one.
 struct Stats {
     numbers: Numbers,
+    /// The number of entries of `SERVICE_STATS`.
+    len: u32,
     given: BTreeSet<u32>,
 }
 
 impl Stats {
-    fn new(numbers: Numbers) -> Self {
-        Self { numbers, given: BTreeSet::new() }
+    fn new(numbers: Numbers, limits: &Limits) -> Self {
+        Self { numbers, len: limits.service_stats(), given: BTreeSet::new() }
     }
 
-    fn assign(&mut self, vip: SocketAddr, programmed: &Image) -> Option<u32> {
+    fn assign(&mut self, vip: SocketAddr, programmed: &Image) -> Result<u32, Exceeded> {
         let before = programmed.services.get(&vip).map(|before| before.stats);
-        let index = match before.filter(|index| *index < SERVICE_STATS_LEN && !self.given.contains(index)) {
+        let index = match before.filter(|index| *index < self.len && !self.given.contains(index)) {
             Some(index) => index,
             None => self.numbers.allocate()?,
         };
         self.given.insert(index);
-        Some(index)
+        Ok(index)
     }
 }

@@ -13,7 +13,7 @@ use proptest::prelude::*;
 
 use self::fake::Fake;
 use super::*;
-use crate::{balance::Declared, dataplane::programmed::Programmed};
+use crate::{balance::Declared, dataplane::programmed::Programmed, model::Limits};
 
 const SECOND: u64 = 1_000_000_000;
 const NOW: u64 = 1000 * SECOND;
@@ -34,6 +34,7 @@ fn settings_of_test() -> settings::Settings {
 fn wanted(services: Vec<WantedService>) -> Wanted {
     Wanted {
         settings: settings_of_test(),
+        limits: Limits::default(),
         services: services.into_iter().map(Arc::new).collect(),
         node_addresses: BTreeSet::from(["10.0.0.1".parse().unwrap()]),
         peers: BTreeSet::new(),

@@ -149,7 +149,13 @@ impl<'a> Bytes<'a> {
 
     /// Calls `visit` for every entry, reading some thousand of them per system call. Entries added
     /// or removed meanwhile may be missed; the others are seen once.
-    pub fn scan(&self, mut visit: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
+    pub fn scan(&self, visit: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
+        self.scan_first(u32::MAX, visit)
+    }
+
+    /// Like `scan`, but the entries of an array from index `end` on need not be visited.
+    pub fn scan_first(&self, end: u32, mut visit: impl FnMut(&[u8], &[u8])) -> io::Result<()> {
+        let is_array = matches!(self.info.map_type(), Ok(MapType::Array | MapType::PerCpuArray));
         let (mut at, mut next): (Position, Position) = Default::default();
         let mut started = false;
         let mut size = FIRST_BATCH.min(FIRST_BATCH_BYTES / (self.key + self.value)).max(16);
@@ -184,7 +190,9 @@ impl<'a> Bytes<'a> {
             for (key, value) in keys.chunks_exact(self.key).zip(values.chunks_exact(self.value)).take(count) {
                 visit(key, value);
             }
-            if last {
+            let reached = keys.chunks_exact(self.key).take(count).next_back().and_then(|key| key.try_into().ok());
+            let is_enough = is_array && reached.is_some_and(|key| u32::from_ne_bytes(key) >= end.saturating_sub(1));
+            if last || is_enough {
                 return Ok(());
             }
             (at, next) = (next, at);

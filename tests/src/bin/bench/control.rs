@@ -40,15 +40,15 @@ pub struct Arguments {
     /// How many backends each of them has, half of them IPv4 and half IPv6.
     #[arg(long, default_value_t = 16)]
     backends: u32,
-    /// Slots of each ring, a prime. Default: 4093 with `--limits`, else 2089.
+    /// Slots of each ring, a prime. Default: 4093, or 2089 with `--default-limits`.
     #[arg(long)]
     ring: Option<u32>,
     /// The mode of the services.
     #[arg(long, value_enum, default_value_t = Mode::Mixed)]
     mode: Mode,
-    /// Write `limits` into the configuration, so that the maps hold the size, whatever it is.
+    /// Don't write `limits` into the configuration: the agent's own must hold the size.
     #[arg(long)]
-    limits: bool,
+    default_limits: bool,
     /// Leave out what takes probes.
     #[arg(long, conflicts_with = "probes_only")]
     no_probes: bool,
@@ -88,7 +88,8 @@ const START_MS: f64 = 1500.0;
 const FLIP_MS: f64 = 50.0;
 
 pub fn run(arguments: &Arguments) -> Result<()> {
-    let Arguments { services, backends, ring, mode, limits, .. } = *arguments;
+    let Arguments { services, backends, ring, mode, default_limits, .. } = *arguments;
+    let limits = !default_limits;
     let size = Size::new(services, backends, ring, mode, limits)?;
     let small = Size::new(services.min(SMALL.0), backends.min(SMALL.1), ring, mode, limits)?;
     let mut report = Report::new(size, &agent::weir_binary()?)?;

@@ -10,7 +10,7 @@ use aya::{
 };
 use lb_common::{
     backend::Backend,
-    filter::{self, FILTER_WORDS},
+    filter::{self, FILTER_SHIFT, FILTER_WORDS},
     flow::{AnyAddr, Family, any_addr, v4_addr, v6_addr},
     hash::HashKey,
     limits::{WAY_OUT_REDIRECT, map, program},
@@ -148,8 +148,8 @@ impl Stage {
 
     fn set_address(&mut self, ip: std::net::IpAddr, bits: u32) -> Result<()> {
         let (known, bit) = match ip {
-            std::net::IpAddr::V4(ip) => filter::place(&v4_addr(ip)),
-            std::net::IpAddr::V6(ip) => filter::place(&v6_addr(ip)),
+            std::net::IpAddr::V4(ip) => filter::place(&v4_addr(ip), FILTER_SHIFT),
+            std::net::IpAddr::V6(ip) => filter::place(&v6_addr(ip), FILTER_SHIFT),
         };
         let map = self.ebpf.map_mut(map::ADDRESS_FILTER).context("the object has no filter of addresses")?;
         let mut filter = Array::<_, u64>::try_from(map)?;

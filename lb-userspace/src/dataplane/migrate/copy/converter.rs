@@ -14,6 +14,16 @@ pub struct Way {
     pub key: Conversion,
     pub value: Conversion,
     pub merge: Merge,
+    /// How many entries of an array are copied, if the others are not in use; `None`: all.
+    pub kept: Option<u32>,
+}
+
+impl Way {
+    /// Whether the entry of an array is left behind, because nothing uses it.
+    pub fn leaves(&self, key: &[u8]) -> bool {
+        let index = key.try_into().map(u32::from_ne_bytes);
+        self.kept.is_some_and(|kept| index.is_ok_and(|index| index >= kept))
+    }
 }
 
 pub struct Converter<'a> {

@@ -11,7 +11,7 @@ use lb_common::limits::{MAX_BACKENDS, RING_ARENA_SLOTS};
 use serde::Serialize;
 use weir_tests::{
     bed::Bed,
-    config::{AgentConfig, Backend, Health, Limits, Probe, Service},
+    config::{AgentConfig, Backend, Health, Probe, Service},
 };
 
 /// The ring for which the targets were set.
@@ -55,7 +55,7 @@ impl Size {
         ensure!(
             limits || (size.all_backends() < MAX_BACKENDS && size.slots() <= RING_ARENA_SLOTS),
             "{size} is more than the agent's own limits allow, {} backends and {RING_ARENA_SLOTS} slots: choose \
-             fewer or smaller, or --limits if this build has that key",
+             fewer or smaller, or leave out --default-limits",
             MAX_BACKENDS - 1
         );
         Ok(size)
@@ -78,13 +78,10 @@ impl Size {
     }
 
     /// What the configuration says of `limits`; nothing if the agent's own are enough.
-    fn limits(&self) -> Option<Limits> {
-        self.limits.then(|| Limits {
-            backends: self.all_backends() + 1,
-            ring_slots: self.slots(),
-            services: self.services,
-            addresses: self.services + 1024,
-        })
+    fn limits(&self) -> Option<String> {
+        // Room for what is drained or made anew beside what there is.
+        let (backends, slots) = ((self.all_backends() * 3 / 2).max(1024), (self.slots() * 5 / 4).max(1 << 20));
+        self.limits.then(|| format!("backends: {backends}, ringSlots: {slots}"))
     }
 
     fn service(&self, number: u32, health: Option<Health>) -> Service {

@@ -1,0 +1,96 @@
+//! How far the pinned arrays are in use whose indexes the agent assigns: what lies beyond is left
+//! from backends, rings and VIPs that are gone, and need not fit into a smaller array.
+
+use std::path::Path;
+
+use aya::maps::MapData;
+use lb_common::limits::map;
+
+use super::{convert::number, copy::CopyError, layout::Type, plan::Layouts};
+use crate::{dataplane::raw::bytes::Bytes, model::MAX_RING_SIZE};
+
+/// The first indexes beyond all that are in use; `None` where the layouts of another build don't
+/// tell.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Extent {
+    slots: Option<u32>,
+    backends: Option<u32>,
+    service_stats: Option<u32>,
+}
+
+impl Extent {
+    /// Of the maps pinned in `pin_dir`, by their layouts.
+    pub fn of(pin_dir: &Path, layouts: &Layouts) -> Result<Self, CopyError> {
+        let largest = |names: &[&'static str], members: &[&str], beyond: fn(&[u64], u32) -> u32| {
+            let mut largest = Some(0);
+            for name in names {
+                let one = beyond_entries(pin_dir, name, layouts, members, beyond)?;
+                largest = largest.zip(one).map(|(one, other): (u32, u32)| one.max(other));
+            }
+            Ok::<_, CopyError>(largest)
+        };
+        let services = [map::SERVICES_V4, map::SERVICES_V6];
+        Ok(Self {
+            slots: largest(&services, &["ring_offset", "ring_len"], |numbers, _| match numbers {
+                [offset, len] if *len <= u64::from(MAX_RING_SIZE) => narrow(offset + len),
+                _ => 0,
+            })?,
+            backends: largest(&[map::BACKENDS], &["family"], |numbers, index| match numbers {
+                [0] => 0,
+                _ => index.saturating_add(1),
+            })?,
+            service_stats: largest(&services, &["stats"], |numbers, _| match numbers {
+                [stats] => narrow(stats + 1),
+                _ => 0,
+            })?,
+        })
+    }
+
+    /// How many entries of the array are in use; `None` if that is not known.
+    pub fn entries(&self, name: &str) -> Option<u32> {
+        match name {
+            map::RINGS | map::SLOT_CLOCKS => self.slots,
+            map::BACKENDS | map::BACKEND_STATS | map::SNAT_CURSORS => self.backends,
+            map::SERVICE_STATS => self.service_stats,
+            _ => None,
+        }
+    }
+}
+
+/// The largest result of `beyond` over all entries of a map, which gets the `members` of the
+/// entry's value and the entry's key as a number; `None` if the values have no such members.
+fn beyond_entries(
+    pin_dir: &Path,
+    name: &'static str,
+    layouts: &Layouts,
+    members: &[&str],
+    beyond: fn(&[u64], u32) -> u32,
+) -> Result<Option<u32>, CopyError> {
+    let path = pin_dir.join(name);
+    if !path.exists() {
+        return Ok(Some(0));
+    }
+    let pinned = MapData::from_pin(path)?;
+    let map = Bytes::of(&pinned)?;
+    let Some(Type::Struct { members: all, .. }) = layouts.get(&map.info.id()).map(|layout| &layout.value) else {
+        return Ok(None);
+    };
+    let member = |name: &&str| {
+        let member = all.iter().find(|member| member.name == **name)?;
+        matches!(member.ty, Type::Int { size: 1..=8, .. }).then(|| member.offset..member.offset + member.ty.size())
+    };
+    let Some(places) = members.iter().map(member).collect::<Option<Vec<_>>>() else { return Ok(None) };
+    let mut largest = 0;
+    let mut numbers = Vec::new();
+    map.scan(|key, value| {
+        numbers.clear();
+        numbers.extend(places.iter().map(|place| value.get(place.clone()).map_or(0, number)));
+        let index = key.try_into().map_or(0, u32::from_ne_bytes);
+        largest = largest.max(beyond(&numbers, index));
+    })?;
+    Ok(Some(largest))
+}
+
+fn narrow(number: u64) -> u32 {
+    u32::try_from(number).unwrap_or(u32::MAX)
+}

@@ -1,0 +1,266 @@
+//! How many backends, ring slots, services and addresses the maps of this node hold, and how many a
+//! configuration needs.
+
+use std::{collections::BTreeSet, fmt, net::IpAddr, ops::RangeInclusive};
+
+use lb_common::{
+    filter,
+    flow::Family,
+    limits::{MAX_ADDRESSES, MAX_BACKENDS, MAX_REFUSALS, MAX_VIP_PORTS, RING_ARENA_SLOTS, map},
+};
+
+use super::{Config, Mode, SourceAddress};
+
+/// The sizes of the maps that the agent fills. They are fixed while the agent runs: see
+/// [`super::NodeSettings::limits`].
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Limits {
+    /// Backends of all services together, and one entry of Weir's own.
+    pub backends: u32,
+    /// Slots of all rings together, and one of Weir's own, at which VIPs that leave reject.
+    pub ring_slots: u32,
+    /// VIPs and ports of each family.
+    pub services: u32,
+    /// Addresses of each family that the programs know.
+    pub addresses: u32,
+}
+
+/// One of the [`Limits`].
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug)]
+pub enum Limit {
+    Backends,
+    RingSlots,
+    Services,
+    Addresses,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { backends: MAX_BACKENDS, ring_slots: RING_ARENA_SLOTS, services: MAX_VIP_PORTS, addresses: MAX_ADDRESSES }
+    }
+}
+
+impl Limits {
+    pub const fn of(&self, limit: Limit) -> u32 {
+        match limit {
+            Limit::Backends => self.backends,
+            Limit::RingSlots => self.ring_slots,
+            Limit::Services => self.services,
+            Limit::Addresses => self.addresses,
+        }
+    }
+
+    /// The number of entries of `SERVICE_STATS`: every VIP and port of both families has one.
+    pub const fn service_stats(&self) -> u32 {
+        2 * self.services
+    }
+
+    /// The number of entries of every map whose size follows from the limits, by the map's name.
+    pub fn map_sizes(&self) -> [(&'static str, u32); 13] {
+        [
+            (map::RINGS, self.ring_slots),
+            (map::SLOT_CLOCKS, self.ring_slots),
+            (map::BACKENDS, self.backends),
+            (map::BACKEND_STATS, self.backends),
+            (map::SNAT_CURSORS, self.backends),
+            (map::HOPS, self.backends),
+            (map::SERVICES_V4, self.services),
+            (map::SERVICES_V6, self.services),
+            (map::SERVICE_STATS, self.service_stats()),
+            (map::REFUSALS, MAX_REFUSALS.max(self.services / 2)),
+            (map::ADDRESSES_V4, self.addresses),
+            (map::ADDRESSES_V6, self.addresses),
+            (map::ADDRESS_FILTER, filter::words(self.addresses)),
+        ]
+    }
+}
+
+impl Limit {
+    pub const ALL: [Limit; 4] = [Limit::Backends, Limit::RingSlots, Limit::Services, Limit::Addresses];
+
+    /// Its key in the configuration.
+    pub const fn key(self) -> &'static str {
+        match self {
+            Limit::Backends => "limits.backends",
+            Limit::RingSlots => "limits.ringSlots",
+            Limit::Services => "limits.services",
+            Limit::Addresses => "limits.addresses",
+        }
+    }
+
+    /// The limit that decides the size of a map.
+    pub fn of_map(name: &str) -> Option<Self> {
+        match name {
+            map::RINGS | map::SLOT_CLOCKS => Some(Limit::RingSlots),
+            map::BACKENDS | map::BACKEND_STATS | map::SNAT_CURSORS => Some(Limit::Backends),
+            map::SERVICES_V4 | map::SERVICES_V6 | map::SERVICE_STATS | map::REFUSALS => Some(Limit::Services),
+            map::ADDRESSES_V4 | map::ADDRESSES_V6 => Some(Limit::Addresses),
+            _ => None,
+        }
+    }
+
+    /// The least value with which a map of this name has room for `entries` entries.
+    pub fn for_entries(self, name: &str, entries: u32) -> u32 {
+        match name {
+            map::SERVICE_STATS => entries.div_ceil(2),
+            map::REFUSALS => entries.saturating_mul(2),
+            _ => entries,
+        }
+    }
+
+    /// The values that the configuration may give it.
+    pub const fn range(self) -> RangeInclusive<u32> {
+        match self {
+            Limit::Backends => 1024..=1 << 16,
+            Limit::RingSlots => 1024..=1 << 24,
+            Limit::Services => 1024..=1 << 16,
+            Limit::Addresses => 1024..=1 << 18,
+        }
+    }
+
+    /// Why there is an upper bound.
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Limit::Backends => "65535 backends, and one entry of Weir's own",
+            Limit::RingSlots => "that is 256 MiB of kernel memory already",
+            Limit::Services => "each has counters on every CPU, 6 MiB for each CPU already",
+            Limit::Addresses => "as many as all VIPs and all backends can have",
+        }
+    }
+
+    const fn things(self) -> &'static str {
+        match self {
+            Limit::Backends => "backends (one is Weir's own)",
+            Limit::RingSlots => "ring slots (one is Weir's own)",
+            Limit::Services => "VIPs and ports of each family",
+            Limit::Addresses => {
+                "addresses of each family (VIPs, SNAT addresses, and backends of services with source: keep)"
+            }
+        }
+    }
+
+    const fn way_out(self) -> &'static str {
+        match self {
+            Limit::Backends => "declare fewer backends",
+            Limit::RingSlots => "choose a smaller ringSize, or fewer services",
+            Limit::Services => "declare fewer VIPs and ports",
+            Limit::Addresses => "use fewer addresses",
+        }
+    }
+}
+
+/// A limit that does not suffice.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Exceeded {
+    pub limit: Limit,
+    pub allows: u32,
+    pub needed: u64,
+    /// Which family needs as many; `None`: the limit is one for both.
+    pub family: Option<Family>,
+}
+
+impl Exceeded {
+    /// What the limit allows, what is needed, and what to do; without the limit's key.
+    pub fn reason(&self) -> String {
+        let Self { limit, allows, needed, family } = self;
+        let of_family = match family {
+            None => "",
+            Some(Family::V4) => " of IPv4",
+            Some(Family::V6) => " of IPv6",
+        };
+        let largest = *limit.range().end();
+        let remedy = if *needed <= u64::from(largest) {
+            format!("set it to {needed} or more")
+        } else {
+            format!("it can be {largest} at most, so {}", limit.way_out())
+        };
+        format!("allows {allows} {}, {needed}{of_family} are needed: {remedy}", limit.things())
+    }
+}
+
+impl fmt::Display for Exceeded {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.limit.key(), self.reason())
+    }
+}
+
+/// How much of each limit a configuration needs: at least, because the node's own addresses are not
+/// in the file, and what was removed from the file keeps its place until it has drained.
+#[derive(Clone, Debug)]
+pub struct Need {
+    backends: u64,
+    ring_slots: u64,
+    /// IPv4 and IPv6.
+    vip_ports: [u64; 2],
+    addresses: BTreeSet<IpAddr>,
+}
+
+impl Default for Need {
+    fn default() -> Self {
+        Self { backends: 1, ring_slots: 1, vip_ports: [0; 2], addresses: BTreeSet::new() }
+    }
+}
+
+impl Need {
+    pub fn of(config: &Config) -> Self {
+        let mut need = Self::default();
+        need.add_addresses(config.node.snat.addresses.iter().copied());
+        for service in &config.services {
+            let backends = service.backends.iter().map(|backend| backend.address.ip());
+            let keeps_source = service.mode == Mode::Nat && service.source == SourceAddress::Keep;
+            need.add_service(service.vips.iter().copied(), service.ring_size, backends, keeps_source);
+        }
+        need
+    }
+
+    pub fn add_addresses(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
+        self.addresses.extend(addresses);
+    }
+
+    /// Adds a service with these VIPs, a ring of `ring_size` slots for each of their families, and
+    /// these backends.
+    pub fn add_service(
+        &mut self,
+        vips: impl IntoIterator<Item = IpAddr>,
+        ring_size: u32,
+        backends: impl IntoIterator<Item = IpAddr>,
+        keeps_source: bool,
+    ) {
+        let mut families = [false; 2];
+        for vip in vips {
+            let v6 = usize::from(vip.is_ipv6());
+            for ((family, count), has) in self.vip_ports.iter_mut().enumerate().zip(&mut families) {
+                *count += u64::from(family == v6);
+                *has |= family == v6;
+            }
+            self.addresses.insert(vip);
+        }
+        self.ring_slots += families.iter().filter(|has| **has).count() as u64 * u64::from(ring_size);
+        for backend in backends {
+            self.backends += 1;
+            if keeps_source {
+                self.addresses.insert(backend);
+            }
+        }
+    }
+
+    /// The limits that do not suffice, each once, in the order of [`Limit::ALL`].
+    pub fn exceeds(&self, limits: &Limits) -> Vec<Exceeded> {
+        Limit::ALL.into_iter().filter_map(|limit| self.exceeds_one(limits, limit)).collect()
+    }
+
+    fn exceeds_one(&self, limits: &Limits, limit: Limit) -> Option<Exceeded> {
+        let larger = |[v4, v6]: [u64; 2]| if v6 > v4 { (v6, Some(Family::V6)) } else { (v4, Some(Family::V4)) };
+        let (needed, family) = match limit {
+            Limit::Backends => (self.backends, None),
+            Limit::RingSlots => (self.ring_slots, None),
+            Limit::Services => larger(self.vip_ports),
+            Limit::Addresses => {
+                let v6 = self.addresses.iter().filter(|address| address.is_ipv6()).count() as u64;
+                larger([self.addresses.len() as u64 - v6, v6])
+            }
+        };
+        let allows = limits.of(limit);
+        (needed > u64::from(allows)).then_some(Exceeded { limit, allows, needed, family })
+    }
+}

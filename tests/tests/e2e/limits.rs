@@ -1,0 +1,77 @@
+//! `limits` that are raised and lowered at restarts, under load.
+
+use std::fs;
+
+use anyhow::{Context, Result, ensure};
+use lb_userspace::dataplane::image::Image;
+use weir_tests::{
+    bed::{Bed, Layout},
+    config::AgentConfig,
+    slots::read,
+};
+
+use crate::scene::{HEALTH, Scene, seconds, stop_without_failure};
+
+#[test]
+fn nat_maps_grow_and_shrink_at_restarts_without_loss() -> Result<()> {
+    maps_grow_and_shrink(Layout::Routed)
+}
+
+#[test]
+fn dsr_l2_maps_grow_and_shrink_at_restarts_without_loss() -> Result<()> {
+    maps_grow_and_shrink(Layout::SharedL2)
+}
+
+const RAISED: &str = "backends: 65536, ringSlots: 16777216, services: 65536, addresses: 262144";
+const LOWERED: &str = "backends: 1024, ringSlots: 32768, services: 1024, addresses: 1024";
+
+/// No connection is lost or moved, and slots, indexes and counters are the same.
+fn maps_grow_and_shrink(layout: Layout) -> Result<()> {
+    let bed = Bed::new(layout, 3)?;
+    let mut config = AgentConfig::web(&bed, 3, HEALTH);
+    let mut scene = Scene::with(bed, &config)?;
+    let load = scene.load()?;
+    let mut counted = connections(&scene)?;
+    for (limits, sizes) in [(RAISED, [65_536, 16_777_216, 65_536, 262_144]), (LOWERED, [1024, 32_768, 1024, 1024])] {
+        config.limits = Some(limits.to_owned());
+        scene.agent.configure(&config)?;
+        let said = scene.agent.cli(&["reload"])?;
+        ensure!(said.contains("restart") && said.contains("limits"), "the reload says: {said}");
+        let (before, slots) = read(&scene.agent.pin_dir)?;
+        scene.agent.stop()?;
+        scene.agent.start_again()?;
+        let (after, slots_after) = read(&scene.agent.pin_dir)?;
+        assert_eq!(slots_after, slots);
+        assert_eq!(after.services, before.services);
+        let places = |image: &Image| -> Vec<_> {
+            image.backends.iter().map(|(index, backend)| (*index, backend.address, backend.generation)).collect()
+        };
+        assert_eq!(places(&after), places(&before));
+        let now = connections(&scene)?;
+        assert!(now >= counted, "{counted} connections were counted before, {now} are now");
+        counted = now;
+        let status = scene.agent.status()?;
+        for (map, size) in ["BACKENDS", "RINGS", "SERVICES_V4", "ADDRESSES_V6"].into_iter().zip(sizes) {
+            let table = status.tables.iter().find(|table| table.map == map).context("no such table")?;
+            assert_eq!(table.max_entries, size, "{map}");
+        }
+        seconds(2.0);
+    }
+    let log = fs::read_to_string(&scene.agent.log).context("can't read the agent's log")?;
+    ensure!(!log.contains("level=error"), "errors in the log:\n{log}");
+    stop_without_failure(load)?;
+
+    config.limits = Some("ringSlots: 16384".to_owned());
+    scene.agent.configure(&config)?;
+    scene.agent.stop()?;
+    let said = scene.agent.start_refused()?;
+    ensure!(said.contains("limits.ringSlots: allows 16384") && said.contains("32763 are needed"), "{said}");
+    Ok(())
+}
+
+/// Connections that were counted, in all.
+fn connections(scene: &Scene) -> Result<u64> {
+    let metrics = scene.agent.metrics()?;
+    let counted = metrics.lines().filter(|line| line.starts_with("weir_service_connections_total{"));
+    Ok(counted.filter_map(|line| line.rsplit(' ').next()?.parse::<f64>().ok()).sum::<f64>() as u64)
+}
