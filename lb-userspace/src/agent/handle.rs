@@ -144,7 +144,8 @@ impl AgentHandle {
         answered.await.map_err(|_| stopping())?
     }
 
-    /// Answers a query on a blocking thread: there may be thousands of backends and a million flows.
+    /// Answers a query on a blocking thread: there may be thousands of backends and a million
+    /// flows.
     async fn read<T: Send + 'static>(
         &self,
         query: impl FnOnce(&dyn Queries) -> Result<T, ApiError> + Send + 'static,

@@ -1,5 +1,5 @@
-//! Queries about single flows: listing them, and looking up where a flow goes. There may be a million
-//! flows, so these functions take their time.
+//! Queries about single flows: listing them, and looking up where a flow goes. There may be a
+//! million flows, so these functions take their time.
 
 use std::{collections::BTreeSet, net::SocketAddr, path::Path};
 

@@ -89,8 +89,8 @@ impl Numbers {
         Self { taken, next: 0, end, limit: (Limit::Services, 2) }
     }
 
-    /// Indexes of `BACKENDS`, which has `end` entries, that are not in use and not named by any slot
-    /// (`named`) or flow (`in_use`). A grace period must pass before they are written.
+    /// Indexes of `BACKENDS`, which has `end` entries, that are not in use and not named by any
+    /// slot (`named`) or flow (`in_use`). A grace period must pass before they are written.
     pub fn backends(image: &Image, named: &BTreeSet<u32>, in_use: &BTreeSet<u32>, end: u32) -> Self {
         let entries = image.backends.iter().filter(|(_, backend)| backend.family != 0).map(|(index, _)| *index);
         Self::backends_except(entries.chain(named.iter().copied()).chain(in_use.iter().copied()).collect(), end)

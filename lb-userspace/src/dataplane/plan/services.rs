@@ -254,8 +254,8 @@ impl RingChange {
     }
 }
 
-/// What each ring was decided from. The writes of the last plan have been applied, so a ring that is
-/// decided from the same again has no slot to write.
+/// What each ring was decided from. The writes of the last plan have been applied, so a ring that
+/// is decided from the same again has no slot to write.
 #[derive(Clone, Default, Debug)]
 pub struct Memo {
     rings: BTreeMap<(u32, Family), Decided>,
