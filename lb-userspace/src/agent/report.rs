@@ -45,10 +45,18 @@ pub async fn run(reader: Reader, mut published: watch::Receiver<Arc<Published>>,
                 return;
             }
         };
+        let started = async {
+            match is_starting {
+                true => published.wait_for(|published| !published.is_starting).await.is_ok(),
+                false => std::future::pending().await,
+            }
+        };
         tokio::select! {
             biased;
             () = shutdown.cancelled() => return,
-            () = sleep(if is_starting { PAUSE / 10 } else { PAUSE }) => {}
+            // Told at once: people and systemd wait for it.
+            true = started => continue,
+            () = sleep(PAUSE) => {}
         }
         tokio::select! {
             biased;
