@@ -93,6 +93,12 @@ impl Backend {
     pub const fn is_serving(&self) -> bool {
         self.flags & Self::FLAG_SERVING != 0
     }
+
+    /// Whether its flows keep the client's address.
+    #[inline(always)]
+    pub const fn keeps_source(&self) -> bool {
+        self.flags & Self::FLAG_KEEP_SOURCE != 0
+    }
 }
 
 pub const WAY_NAT: u8 = 1;

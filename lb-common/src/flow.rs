@@ -93,6 +93,14 @@ impl Family {
         }
     }
 
+    /// `IPv4` or `IPv6`, as people write it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Family::V4 => "IPv4",
+            Family::V6 => "IPv6",
+        }
+    }
+
     pub const fn from_number(number: u8) -> Option<Family> {
         match number {
             4 => Some(Family::V4),

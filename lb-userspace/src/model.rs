@@ -20,7 +20,7 @@ use lb_common::{
 pub use incompatible::{Incompatible, incompatible};
 pub use limits::Limits;
 
-use crate::state::AdminState;
+use crate::state::{AdminState, BackendId};
 
 /// The desired state from a source: the settings of the node, and its services.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -35,6 +35,12 @@ impl Config {
     pub fn service(&self, name: &str) -> Option<&Service> {
         let at = self.services.binary_search_by(|service| service.name.as_str().cmp(name)).ok()?;
         self.services.get(at)
+    }
+
+    /// The declaration of a backend; `None` if it is not declared, or not any more.
+    pub fn backend(&self, id: &BackendId) -> Option<&Backend> {
+        let backends = &self.service(&id.service)?.backends;
+        backends.get(backends.binary_search_by_key(&id.address, |backend| backend.address).ok()?)
     }
 }
 

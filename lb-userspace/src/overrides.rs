@@ -5,6 +5,8 @@ pub mod store;
 
 use std::collections::BTreeMap;
 
+use lb_common::flow::Family;
+
 pub use store::{Damaged, StateDir, StateError};
 
 use crate::{
@@ -63,10 +65,7 @@ impl Overrides {
     /// A backend that returns to the file while it drains is the same backend, and keeps its
     /// overrides.
     pub fn forget_gone(&mut self, config: &Config, is_draining: impl Fn(&BackendId) -> bool) -> Vec<BackendId> {
-        let is_declared = |id: &BackendId| {
-            let service = config.service(&id.service);
-            service.is_some_and(|service| service.backends.iter().any(|backend| backend.address == id.address))
-        };
+        let is_declared = |id: &BackendId| config.backend(id).is_some();
         let gone: Vec<BackendId> = self.0.keys().filter(|id| !is_declared(id) && !is_draining(id)).cloned().collect();
         self.0.retain(|id, _| !gone.contains(id));
         gone
@@ -121,19 +120,19 @@ pub fn apply(config: &Config, overrides: &Overrides) -> BTreeMap<BackendId, Effe
 /// A family of the service's VIPs, `IPv4` or `IPv6`, in which no backend would have a weight. The
 /// file may not contain such weights, so the CLI may not set them.
 pub fn weightless_family(service: &Service, overrides: &Overrides) -> Option<&'static str> {
-    let is_weightless = |v4: bool| {
+    let is_weightless = |family: &Family| {
         let weight = |backend: &Backend| {
             effective(backend, overrides.of(&BackendId { service: service.name.clone(), address: backend.address }))
                 .weight
         };
-        service.vips.iter().any(|vip| vip.is_ipv4() == v4)
+        service.vips.iter().any(|vip| Family::of(vip) == *family)
             && service
                 .backends
                 .iter()
-                .filter(|backend| backend.address.is_ipv4() == v4)
+                .filter(|backend| Family::of(&backend.address.ip()) == *family)
                 .all(|backend| weight(backend) == 0)
     };
-    [(true, "IPv4"), (false, "IPv6")].into_iter().find(|(v4, _)| is_weightless(*v4)).map(|(_, name)| name)
+    Family::BOTH.into_iter().find(is_weightless).map(Family::name)
 }
 
 #[cfg(test)]

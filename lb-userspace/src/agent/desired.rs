@@ -46,10 +46,9 @@ impl Desired {
         self.config.service(name)
     }
 
-    /// The declaration of a backend; `None` if it is not declared, or not any more.
+    /// See [`Config::backend`].
     pub fn backend(&self, id: &BackendId) -> Option<&Backend> {
-        let backends = &self.service(&id.service)?.backends;
-        backends.get(backends.binary_search_by_key(&id.address, |backend| backend.address).ok()?)
+        self.config.backend(id)
     }
 }
 

@@ -5,6 +5,7 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
+    sync::Arc,
     time::Duration,
 };
 
@@ -84,9 +85,9 @@ pub fn start(
     data_path: DataPath,
     config: &Config,
     shutdown: CancellationToken,
-) -> anyhow::Result<(watch::Sender<NodeWanted>, watch::Receiver<Node>)> {
+) -> anyhow::Result<(watch::Sender<NodeWanted>, watch::Receiver<Arc<Node>>)> {
     let (wanted, asked) = watch::channel(NodeWanted::of(config, false));
-    let (publish, node) = watch::channel(Node::default());
+    let (publish, node) = watch::channel(Arc::default());
     let netlink = Netlink::connect()?;
     let genl = Genl::connect().context("cannot open a generic netlink socket")?;
     let changes = Changes::watch()?;
@@ -99,9 +100,9 @@ pub fn start(
         wanted: asked,
         publish,
         node: Node::default(),
-        interfaces: Part::new(now),
-        routes: Part::new(now),
-        neighbours: Part::new(now),
+        interfaces: Look::new(now),
+        routes: Look::new(now),
+        neighbours: Look::new(now),
         lost: BTreeSet::new(),
         restores: Pace::new(now),
     };
@@ -116,8 +117,8 @@ const REACH_EVERY: Duration = Duration::from_secs(60);
 /// After a failure.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// One part of the examination: when it is due, and why the last one failed.
-struct Part {
+/// One of the things to look at: when that is due, and why the last look failed.
+struct Look {
     pace: Pace,
     is_seen: bool,
     problems: Vec<String>,
@@ -128,13 +129,13 @@ struct Keeper {
     netlink: Netlink,
     genl: Genl,
     wanted: watch::Receiver<NodeWanted>,
-    publish: watch::Sender<Node>,
+    publish: watch::Sender<Arc<Node>>,
     reach: Reach,
     node: Node,
     /// Interfaces, hooks and ways out.
-    interfaces: Part,
-    routes: Part,
-    neighbours: Part,
+    interfaces: Look,
+    routes: Look,
+    neighbours: Look,
     /// Kept neighbours whose entries were announced as removed, or as no longer managed.
     lost: BTreeSet<NextHop>,
     /// When they may be made again.
@@ -325,16 +326,16 @@ impl Keeper {
             self.node.routes.clone_from(self.reach.routes());
         }
         self.publish.send_if_modified(|node| {
-            let differs = *node != self.node;
+            let differs = **node != self.node;
             if differs {
-                node.clone_from(&self.node);
+                *node = Arc::new(self.node.clone());
             }
             differs
         });
     }
 }
 
-impl Part {
+impl Look {
     const fn new(now: Instant) -> Self {
         Self { pace: Pace::new(now), is_seen: false, problems: Vec::new() }
     }

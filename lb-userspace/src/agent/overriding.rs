@@ -31,11 +31,8 @@ pub fn choose(
     });
     let mut known: Vec<BackendId> = declared.collect();
     let is_declared = |id: &BackendId| desired.backend(id).is_some();
-    let leaving: BTreeSet<BackendId> = programmed
-        .leaving()
-        .map(|one| BackendId { service: programmed.name(one.service), address: one.address })
-        .filter(|id| !is_declared(id))
-        .collect();
+    let leaving: BTreeSet<BackendId> =
+        programmed.leaving().map(|one| programmed.id_of(one)).filter(|id| !is_declared(id)).collect();
     known.extend(leaving);
     select(selector, &known)
 }

@@ -7,6 +7,7 @@ use std::{
     time::Instant,
 };
 
+use lb_common::hash::HashKey;
 use tokio::{
     signal::unix::Signal,
     sync::{mpsc, watch},
@@ -38,7 +39,7 @@ use crate::{
     },
     health::{HealthEvent, ProbeTarget},
     model::{Config, incompatible, limits::Need, seed::Seed},
-    overrides::StateDir,
+    overrides::{Overrides, StateDir},
     source::file::Loaded,
     state::{BackendId, Health},
     supervisor,
@@ -51,7 +52,7 @@ pub struct Links {
     pub health: mpsc::Receiver<HealthEvent>,
     /// The backends to probe.
     pub targets: watch::Sender<Vec<ProbeTarget>>,
-    pub node: watch::Receiver<Node>,
+    pub node: watch::Receiver<Arc<Node>>,
     pub node_wanted: watch::Sender<NodeWanted>,
     pub census: watch::Receiver<Counted>,
     pub flow_passes: watch::Sender<Option<Passes>>,
@@ -99,7 +100,7 @@ const PLAN_EVERY: u32 = 60;
 pub struct Start {
     pub config: Arc<Config>,
     pub seed: Seed,
-    pub overrides: crate::overrides::Overrides,
+    pub overrides: Overrides,
     pub state_dir: StateDir,
     pub file: File,
     pub writer: Writer,
@@ -219,7 +220,7 @@ impl Owner {
     }
 
     fn warn_of_another_key(&self, image: &Image) {
-        let key = lb_common::hash::HashKey::from_seed(self.desired.seed);
+        let key = HashKey::from_seed(self.desired.seed);
         if image.settings.is_some_and(|settings| settings.hash_key != key) {
             warn!(
                 "the hash seed is another one than the running data path's: new connections of known clients may go elsewhere"
@@ -230,8 +231,12 @@ impl Owner {
     /// Works out what the maps should hold, writes it, and publishes the outcome.
     fn reconcile(&mut self, scope: Scope) {
         self.refresh(&scope);
+        self.write_and_publish(&scope);
+    }
+
+    fn write_and_publish(&mut self, scope: &Scope) {
         if self.links.node.borrow().is_known {
-            self.write(&scope);
+            self.write(scope);
         }
         self.publish();
     }
@@ -243,8 +248,8 @@ impl Owner {
             return;
         };
         for service in names.iter().filter_map(|name| self.desired.config.service(name)) {
-            let at = self.wanted.services.binary_search_by(|wanted| wanted.name.cmp(&service.name));
-            if let Some(wanted) = at.ok().and_then(|at| self.wanted.services.get_mut(at)) {
+            let at = self.wanted.position(&service.name);
+            if let Some(wanted) = at.and_then(|at| self.wanted.services.get_mut(at)) {
                 *wanted = wanted_service(service, &self.desired, &self.health, &node, &mut self.rings).into();
             }
         }
@@ -501,11 +506,7 @@ impl Owner {
 
     fn forget_overrides(&mut self) {
         let programmed = self.writer.programmed();
-        let left = |one: &crate::dataplane::plan::Leaving| BackendId {
-            service: programmed.name(one.service),
-            address: one.address,
-        };
-        let leaving: BTreeSet<BackendId> = programmed.leaving().map(left).collect();
+        let leaving: BTreeSet<BackendId> = programmed.leaving().map(|one| programmed.id_of(one)).collect();
         let forgotten = self.desired.overrides.forget_gone(&self.desired.config, |id| leaving.contains(id));
         if forgotten.is_empty() {
             return;
@@ -594,8 +595,8 @@ impl Owner {
         carry_health(&running, config, &mut health);
         // A configuration that does not fit into the maps is refused like any other mistake.
         let in_use = self.links.census.borrow().in_use();
-        let trial = wanted(&desired, &health, &self.links.node.borrow(), &mut self.rings);
-        self.writer.fits(&trial, &scope, &in_use).map_err(|error| vec![error.to_string()])?;
+        let wanted = wanted(&desired, &health, &self.links.node.borrow(), &mut self.rings);
+        self.writer.fits(&wanted, &scope, &in_use).map_err(|error| vec![error.to_string()])?;
         let mut message = summary(&running, config);
         let waiting = needs_restart(&running, config, &limits);
         for what in &waiting {
@@ -610,6 +611,7 @@ impl Owner {
         self.links.examined.send_replace(desired.config.clone());
         self.desired = desired;
         self.health = health;
+        self.wanted = wanted;
         self.file.note_loaded();
         self.links.node_wanted.send_if_modified(|wanted| {
             let next = NodeWanted::of(config, wanted.attach);
@@ -618,7 +620,7 @@ impl Owner {
             differs
         });
         self.publish_targets();
-        self.reconcile(scope);
+        self.write_and_publish(&scope);
         self.forget_overrides();
         Ok(message)
     }

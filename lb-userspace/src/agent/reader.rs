@@ -28,6 +28,7 @@ use super::{
 use crate::{
     clock::{boottime_ns, unix_now},
     dataplane::{
+        image::Image,
         maps::{Maps, MapsError},
         plan::plan,
         rings::Rings,
@@ -47,7 +48,7 @@ use crate::{
 /// What the documents are made from, besides the maps.
 pub struct Sources {
     pub published: watch::Receiver<Arc<Published>>,
-    pub node: watch::Receiver<Node>,
+    pub node: watch::Receiver<Arc<Node>>,
     pub census: watch::Receiver<Counted>,
     pub settled: watch::Receiver<Settled>,
     pub findings: watch::Receiver<Vec<Finding>>,
@@ -132,12 +133,13 @@ impl Reader {
             published: sources.published.borrow().clone(),
             node: sources.node.borrow().clone(),
             is_without_room: sources.settled.borrow().without_room() > 0,
-            shortages: [
-                shortages(&sources.census.borrow().census.tables),
-                shortages(&sources.settled.borrow().census.tables),
-            ]
-            .concat(),
+            shortages: shortages(&sources.census.borrow(), &sources.settled.borrow()),
         }
+    }
+
+    /// What the maps hold now, also by other hands.
+    fn image(&self) -> Result<Image, MapsError> {
+        Maps::open(&self.0.pin_dir)?.read()
     }
 
     fn published(&self) -> Arc<Published> {
@@ -172,13 +174,13 @@ impl Queries for Reader {
 
     /// Where the flow goes, by the maps themselves and not by what was written to them.
     fn lookup(&self, query: &LookupQuery) -> Result<LookupView, ApiError> {
-        let image = Maps::open(&self.0.pin_dir).and_then(|maps| maps.read()).map_err(failed)?;
+        let image = self.image().map_err(failed)?;
         lookup_flow(&self.0.pin_dir, &self.published().programmed, image, &*self.0.slots, query).map_err(failed)
     }
 
     fn diff(&self) -> Result<Vec<DiffView>, ApiError> {
         let published = self.published();
-        let image = Maps::open(&self.0.pin_dir).and_then(|maps| maps.read()).map_err(failed)?;
+        let image = self.image().map_err(failed)?;
         let in_use = self.0.sources.census.borrow().in_use();
         let plan = plan(&published.wanted, &image, &*self.0.slots, &in_use, boottime_ns())
             .map_err(|error| ApiError { code: ErrorCode::Failed, message: error.to_string() })?;
@@ -194,7 +196,7 @@ impl Queries for Reader {
 #[derive(Clone, Debug)]
 pub struct Pulse {
     pub published: Arc<Published>,
-    node: Node,
+    node: Arc<Node>,
     is_without_room: bool,
     shortages: Vec<String>,
 }
@@ -204,7 +206,7 @@ impl PartialEq for Pulse {
         Arc::ptr_eq(&self.published, &other.published)
             && self.is_without_room == other.is_without_room
             && self.shortages == other.shortages
-            && self.node == other.node
+            && Arc::ptr_eq(&self.node, &other.node)
     }
 }
 

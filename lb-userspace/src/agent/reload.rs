@@ -125,10 +125,7 @@ pub fn carry_health(running: &Config, config: &Config, health: &mut HealthOf) {
             health.insert(id, (Health::Up, 0));
         }
     }
-    health.retain(|id, _| {
-        let service = config.service(&id.service);
-        service.is_some_and(|service| service.backends.iter().any(|backend| backend.address == id.address))
-    });
+    health.retain(|id, _| config.backend(id).is_some());
 }
 
 /// Why a configuration does not fit into the maps that this agent has, though its own limits may

@@ -33,7 +33,7 @@ impl Samples {
     /// Takes a sample by `sample`, which gives none if the counters can't be read.
     pub fn take(&mut self, rates: Rates, sample: impl Fn() -> Option<Sample>) -> Sampled {
         let Some(mut now) = sample() else { return Sampled::default() };
-        self.rest(now.at);
+        self.move_on(now.at);
         if rates == Rates::Measured && self.older.is_none() {
             self.older = Some(now.clone());
             sleep(PAUSE);
@@ -45,7 +45,7 @@ impl Samples {
     }
 
     /// Moves on to the samples that a rate until `now` is taken from.
-    fn rest(&mut self, now: Instant) {
+    fn move_on(&mut self, now: Instant) {
         let age = |sample: &Sample| now.saturating_duration_since(sample.at);
         if self.newer.as_ref().is_some_and(|newer| age(newer) >= SHORTEST) {
             self.older = self.newer.take();

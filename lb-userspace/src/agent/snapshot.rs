@@ -24,7 +24,7 @@ use crate::{
 /// Everything that the documents are made from, as it was at one moment.
 pub struct Moment {
     pub published: Arc<Published>,
-    pub node: Node,
+    pub node: Arc<Node>,
     pub census: Counted,
     pub settled: Settled,
     pub findings: Vec<Finding>,

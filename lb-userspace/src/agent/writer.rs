@@ -271,8 +271,7 @@ impl Writer {
 }
 
 fn changed(wanted: &Wanted, names: &BTreeSet<String>) -> Vec<Arc<WantedService>> {
-    let find = |name: &String| wanted.services.binary_search_by(|service| service.name.cmp(name)).ok();
-    names.iter().filter_map(|name| wanted.services.get(find(name)?).cloned()).collect()
+    names.iter().filter_map(|name| wanted.services.get(wanted.position(name)?).cloned()).collect()
 }
 
 /// The backends that were draining before, and are no longer there.
@@ -282,7 +281,7 @@ fn gone(before: &Programmed, after: &Programmed) -> Vec<BackendId> {
         after.part(service).is_some_and(|part| part.indexes.values().any(|used| *used == index))
     };
     let gone = before.leaving().filter(|one| !stay.contains(&one.index) && !is_back(one.service, one.index));
-    gone.map(|one| BackendId { service: before.name(one.service), address: one.address }).collect()
+    gone.map(|one| before.id_of(one)).collect()
 }
 
 /// How many kinds of entries differ.

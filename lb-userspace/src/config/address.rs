@@ -37,11 +37,3 @@ fn unusable(address: IpAddr) -> Option<&'static str> {
         IpAddr::V4(_) | IpAddr::V6(_) => None,
     }
 }
-
-/// The name of an address' family.
-pub const fn family(address: IpAddr) -> &'static str {
-    match address {
-        IpAddr::V4(_) => "IPv4",
-        IpAddr::V6(_) => "IPv6",
-    }
-}

@@ -7,6 +7,8 @@ use std::{
     time::Duration,
 };
 
+use lb_common::flow::Family;
+
 use super::{
     address,
     fields::{Fields, Value},
@@ -254,7 +256,7 @@ fn every_vip_has_backends(vips: &[(IpAddr, Value<'_>)], at: &Value<'_>, backends
     let mut weightless = Vec::new();
     for (vip, place) in vips {
         let of_family = || backends.iter().filter(|(backend, _)| backend.address.is_ipv4() == vip.is_ipv4());
-        let family = address::family(*vip);
+        let family = Family::of(vip).name();
         if of_family().next().is_none() {
             place.problem::<()>(format!(
                 "the VIP {vip} has no backend of its family: add an {family} backend or take it out"

@@ -4,12 +4,9 @@
 use std::net::IpAddr;
 
 use ipnet::IpNet;
-use lb_common::limits::MAX_PEERS;
+use lb_common::{flow::Family, limits::MAX_PEERS};
 
-use super::{
-    address::{self, family},
-    fields::Value,
-};
+use super::{address, fields::Value};
 use crate::model::Tunnel;
 
 pub const KEYS: [&str; 2] = ["peers", "source"];
@@ -37,7 +34,8 @@ fn source(value: &Value<'_>) -> Option<Vec<IpNet>> {
     for v4 in [true, false] {
         let mut of_family = sources.iter().filter(|source| source.addr().is_ipv4() == v4);
         if let (Some(one), Some(other)) = (of_family.next(), of_family.next()) {
-            return value.problem(format!("can have one {} prefix, has {one} and {other}", family(one.addr())));
+            return value
+                .problem(format!("can have one {} prefix, has {one} and {other}", Family::of(&one.addr()).name()));
         }
     }
     Some(sources)
@@ -70,7 +68,7 @@ fn prefix(value: &Value<'_>) -> Option<IpNet> {
     };
     let longest = if address.is_ipv4() { 32 } else { 128 };
     let Some(prefix) = IpNet::new(address, len).ok().filter(|_| len > 0) else {
-        return value.problem(format!("an {} prefix has 1 to {longest} bits, not {len}", family(address)));
+        return value.problem(format!("an {} prefix has 1 to {longest} bits, not {len}", Family::of(&address).name()));
     };
     if prefix.trunc() != prefix {
         return value.problem(format!("has bits set behind the prefix: write {}", prefix.trunc()));

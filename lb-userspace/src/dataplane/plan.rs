@@ -52,6 +52,7 @@ pub struct Wanted {
     pub settings: settings::Settings,
     /// The sizes of the maps.
     pub limits: Limits,
+    /// Sorted by name, unique.
     pub services: Vec<Arc<WantedService>>,
     pub node_addresses: BTreeSet<IpAddr>,
     /// Prefixes that may send encapsulated packets to those addresses.
@@ -59,6 +60,13 @@ pub struct Wanted {
     pub ways_out: BTreeMap<u32, u32>,
     /// When anything but health last changed in the wanted state; CLOCK_BOOTTIME.
     pub since_ns: u64,
+}
+
+impl Wanted {
+    /// Where in `services` the service of this name is.
+    pub fn position(&self, name: &str) -> Option<usize> {
+        self.services.binary_search_by(|service| service.name.as_str().cmp(name)).ok()
+    }
 }
 
 #[derive(Clone, PartialEq, Debug)]
@@ -240,33 +248,46 @@ impl Plan {
 }
 
 fn settings(wanted: &Wanted, target: &Image) -> settings::Settings {
-    let keeps_source = target.backends.values().any(|backend| backend.flags & Backend::FLAG_KEEP_SOURCE != 0);
-    let mut flags = wanted.settings.flags | if keeps_source { settings::Settings::FLAG_KEEP_SOURCE } else { 0 };
+    let mut flags = wanted.settings.flags | settings_flags(target);
     if !wanted.peers.is_empty() {
         flags |= settings::Settings::FLAG_TUNNEL;
     }
     settings::Settings { flags, layout: settings::LAYOUT, ..wanted.settings }
 }
 
-fn addresses(wanted: &Wanted, programmed: &Image, in_use: &FlowUse, target: &Image) -> BTreeMap<IpAddr, u32> {
+/// The flags of the settings that these backends need.
+fn settings_flags(target: &Image) -> u32 {
+    let keeps_source = target.backends.values().any(Backend::keeps_source);
+    if keeps_source { settings::Settings::FLAG_KEEP_SOURCE } else { 0 }
+}
+
+/// The SNAT addresses, and the addresses of backends that keep the client's address, with their
+/// bits.
+fn address_bits(target: &Image) -> BTreeMap<IpAddr, u32> {
     let mut addresses: BTreeMap<IpAddr, u32> = BTreeMap::new();
+    let mut set = |address: IpAddr, bits: u32| *addresses.entry(address).or_default() |= bits;
+    for address in target.snat_addresses.iter().flatten() {
+        set(*address, service::address::SNAT);
+    }
+    for backend in target.backends.values().filter(|backend| backend.keeps_source()) {
+        if let Some(address) = address(backend) {
+            set(address.ip(), service::address::KEEP_SOURCE);
+        }
+    }
+    addresses
+}
+
+fn addresses(wanted: &Wanted, programmed: &Image, in_use: &FlowUse, target: &Image) -> BTreeMap<IpAddr, u32> {
+    let mut addresses = address_bits(target);
     let mut set = |address: IpAddr, bits: u32| *addresses.entry(address).or_default() |= bits;
     for vip in target.services.keys() {
         set(vip.ip(), service::address::VIP);
-    }
-    for address in target.snat_addresses.iter().flatten() {
-        set(*address, service::address::SNAT);
     }
     // Answers of backends may still arrive at addresses that SNAT no longer uses for new flows.
     for (address, bits) in &programmed.addresses {
         let may_be_used = !in_use.is_after(wanted.since_ns) || in_use.snat.contains(address);
         if bits & service::address::SNAT != 0 && may_be_used {
             set(*address, service::address::SNAT);
-        }
-    }
-    for backend in target.backends.values().filter(|backend| backend.flags & Backend::FLAG_KEEP_SOURCE != 0) {
-        if let Some(address) = address(backend) {
-            set(address.ip(), service::address::KEEP_SOURCE);
         }
     }
     if !wanted.peers.is_empty() {

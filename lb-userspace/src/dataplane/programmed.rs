@@ -18,6 +18,7 @@ use super::{
     image::Image,
     plan::{Leaving, Plan},
 };
+use crate::state::BackendId;
 
 /// The contents of the maps without the slots, by service.
 #[derive(Clone, PartialEq, Debug, Default)]
@@ -146,6 +147,11 @@ impl Programmed {
     /// The name of a service by its id; `removed-ID` for one that left before this agent started.
     pub fn name(&self, id: u32) -> String {
         self.part(id).map_or_else(|| format!("removed-{id}"), |part| part.name.clone())
+    }
+
+    /// Which backend it is that leaves.
+    pub fn id_of(&self, leaving: &Leaving) -> BackendId {
+        BackendId { service: self.name(leaving.service), address: leaving.address }
     }
 
     /// Backends that are no longer declared, and drain.

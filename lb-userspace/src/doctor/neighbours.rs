@@ -8,7 +8,7 @@ use super::{error, ok, warning};
 use crate::{
     node::{
         interfaces::{Netlink, NetlinkError},
-        neighbour_tables::{Table, remedy, sysctl_name, title},
+        neighbour_tables::{Table, remedy, sysctl_name},
         neighbours::{self, NextHop},
     },
     view::types::Finding,
@@ -34,8 +34,8 @@ fn judge(
         let room = usize::try_from(limit).unwrap_or(usize::MAX);
         let counted = counted.get(&family).copied().unwrap_or_default();
         let needed = if can_manage { counted } else { counted.max(wanted) };
-        let (check, title, sysctl) =
-            (format!("neighbours {title}", title = title(family)), title(family), sysctl_name(family));
+        let (title, sysctl) = (family.name(), sysctl_name(family));
+        let check = format!("neighbours {title}");
         let remedy = remedy(family, needed, limit);
         let message = if can_manage {
             format!(

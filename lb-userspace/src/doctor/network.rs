@@ -77,11 +77,9 @@ fn hook(interface: &Interface, pin_dir: &Path) -> Vec<Finding> {
 /// Checks forwarding: the next-hop lookup refuses packets from an interface that does not forward.
 fn forwarding(config: &Config, interface: &Interface) -> Vec<Finding> {
     let name = &interface.name;
-    let one = |family| {
-        let (directory, title) = match family {
-            Family::V4 => ("ipv4", "IPv4"),
-            Family::V6 => ("ipv6", "IPv6"),
-        };
+    let one = |family: Family| {
+        let title = family.name();
+        let directory = title.to_lowercase();
         let check = format!("forwarding {name}");
         let key = format!("net/{directory}/conf/{name}/forwarding");
         match sysctl(&key).as_deref() {

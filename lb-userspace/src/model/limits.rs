@@ -163,11 +163,7 @@ impl Exceeded {
     /// What the limit allows, what is needed, and what to do; without the limit's key.
     pub fn reason(&self) -> String {
         let Self { limit, allows, needed, family } = self;
-        let of_family = match family {
-            None => "",
-            Some(Family::V4) => " of IPv4",
-            Some(Family::V6) => " of IPv6",
-        };
+        let of_family = family.map_or_else(String::new, |family| format!(" of {}", family.name()));
         let largest = *limit.range().end();
         let remedy = if *needed <= u64::from(largest) {
             format!("set it to {needed} or more")

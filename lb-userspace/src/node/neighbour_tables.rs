@@ -87,7 +87,7 @@ pub fn problems(
             problems.push(format!(
                 "the kernel's {} neighbour table is full: {number} of {wanted} next hops have no entry, and packets to them go by TC or are lost; \
                  {} is {}; {}",
-                title(family),
+                family.name(),
                 sysctl_name(family),
                 limit.map_or("unknown".to_owned(), |limit| limit.to_string()),
                 remedy(family, wanted, limit.unwrap_or_default()),
@@ -121,13 +121,6 @@ pub const fn sysctl_name(family: Family) -> &'static str {
     match family {
         Family::V4 => "net.ipv4.neigh.default.gc_thresh3",
         Family::V6 => "net.ipv6.neigh.default.gc_thresh3",
-    }
-}
-
-pub const fn title(family: Family) -> &'static str {
-    match family {
-        Family::V4 => "IPv4",
-        Family::V6 => "IPv6",
     }
 }
 

@@ -8,7 +8,10 @@ use lb_common::{
     verdict::{EVENT_ESTABLISHED_FULL, EVENT_EXCEPTIONS_FULL, EVENT_HALF_OPEN_FULL, EVENT_SEEN_FULL, Reason},
 };
 
-use super::{super::published::Published, Moment};
+use super::{
+    super::{flows::Counted, published::Published, settle::Settled},
+    Moment,
+};
 use crate::{
     dataplane::{stats::Sample, tables::TableFill},
     state::{AdminState, Health},
@@ -29,7 +32,7 @@ impl Moment {
         let tables = self.tables(sample);
         let nat = self.nat(backends, sample);
         let (state, mut reasons) = self.judge(services, backends, interfaces);
-        let tight = [shortages(&self.census.census.tables), shortages(&self.settled.census.tables)].concat();
+        let tight = shortages(&self.census, &self.settled);
         let state = if tight.is_empty() { state } else { state.max(Overall::Degraded) };
         reasons.extend(tight);
         Status {
@@ -176,10 +179,13 @@ const TIGHT: f64 = 0.9;
 
 /// One sentence for each table of established flows that is nearly full. Tables of half-open flows
 /// make room themselves, and a configuration that would overfill a map is refused.
-pub fn shortages(tables: &[TableFill]) -> Vec<String> {
+pub fn shortages(census: &Counted, settled: &Settled) -> Vec<String> {
+    nearly_full(census.census.tables.iter().chain(&settled.census.tables))
+}
+
+fn nearly_full<'a>(tables: impl Iterator<Item = &'a TableFill>) -> Vec<String> {
     let of_flows = [map::NAT_ESTABLISHED_V4, map::NAT_ESTABLISHED_V6, map::ESTABLISHED_V4, map::ESTABLISHED_V6];
     tables
-        .iter()
         .filter(|table| of_flows.contains(&table.map))
         .filter(|table| table.entries as f64 > TIGHT * table.max_entries as f64)
         .map(|table| format!("table {} is nearly full: {} of {} entries", table.map, table.entries, table.max_entries))
@@ -207,7 +213,7 @@ mod tests {
     fn full_table_of_established_flows_is_said_and_one_that_makes_room_may_be_full() {
         let table = |map, entries| TableFill { map, entries, max_entries: 100 };
         let tables = [table(map::NAT_HALF_OPEN_V4, 100), table(map::NAT_ESTABLISHED_V6, 91), table(map::RINGS, 100)];
-        assert_eq!(shortages(&tables), ["table NAT_ESTABLISHED_V6 is nearly full: 91 of 100 entries"]);
-        assert_eq!(shortages(&[table(map::NAT_ESTABLISHED_V4, 90)]), Vec::<String>::new());
+        assert_eq!(nearly_full(tables.iter()), ["table NAT_ESTABLISHED_V6 is nearly full: 91 of 100 entries"]);
+        assert_eq!(nearly_full([table(map::NAT_ESTABLISHED_V4, 90)].iter()), Vec::<String>::new());
     }
 }

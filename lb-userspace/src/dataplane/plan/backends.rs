@@ -104,7 +104,7 @@ pub fn plan_backends(
 pub fn is_same(backend: &Backend, service: &WantedService, wanted: &WantedBackend) -> bool {
     address(backend) == Some(wanted.address)
         && is_way_of(backend.way, service.mode)
-        && (backend.flags & Backend::FLAG_KEEP_SOURCE != 0) == keeps_source(service, wanted)
+        && backend.keeps_source() == keeps_source(service, wanted)
 }
 
 /// Whether the backend's flows keep the client's address: by configuration, or because the backend

@@ -7,15 +7,12 @@ use std::{
     sync::Arc,
 };
 
-use lb_common::{
-    backend::Backend,
-    service::address::{KEEP_SOURCE, NODE, SNAT},
-    settings::Settings,
-};
+use lb_common::{service::address::NODE, settings::Settings};
 
 use super::{
-    FlowUse, Image, Memo, Plan, PlanError, Slots, Wanted, WantedService, address, backends,
+    FlowUse, Image, Memo, Plan, PlanError, Slots, Wanted, WantedService, address_bits, backends,
     services::{self, Inputs, Room},
+    settings_flags,
     snat::Blocks,
     writes,
 };
@@ -49,11 +46,8 @@ pub fn plan_part(
     let inputs = Inputs { services: changed, programmed: &cut, slots, placed: &placed, limits, now_ns };
     let slots = services::plan_services(&inputs, &mut room, memo, &mut plan)?;
     add_addresses(wanted, programmed, &mut cut, &mut plan.target);
-    plan.target.settings = cut.settings.map(|settings| {
-        let keeps_source = plan.target.backends.values().any(keeps_source);
-        let flag = if keeps_source { Settings::FLAG_KEEP_SOURCE } else { 0 };
-        Settings { flags: settings.flags | flag, ..settings }
-    });
+    let flags = settings_flags(&plan.target);
+    plan.target.settings = cut.settings.map(|settings| Settings { flags: settings.flags | flags, ..settings });
     plan.writes = writes::writes(&cut, &plan.target, slots);
     Ok(Some(plan))
 }
@@ -87,23 +81,10 @@ fn cut(changed: &[Arc<WantedService>], programmed: &Programmed) -> Option<(Image
 /// Adds the addresses that these services need to the target, and those of them that the maps know
 /// already to the cut.
 fn add_addresses(wanted: &Wanted, programmed: &Programmed, cut: &mut Image, target: &mut Image) {
-    let mut add = |address, bits| {
+    for (address, bits) in address_bits(target) {
         let known = programmed.common.addresses.get(&address).copied();
         cut.addresses.extend(known.map(|known| (address, known)));
         let node = if wanted.node_addresses.contains(&address) { NODE } else { 0 };
-        let entry = target.addresses.entry(address).or_insert(known.unwrap_or(0));
-        *entry |= bits | node;
-    };
-    for address in target.snat_addresses.iter().flatten() {
-        add(*address, SNAT);
+        target.addresses.insert(address, known.unwrap_or(0) | bits | node);
     }
-    for backend in target.backends.values().filter(|backend| keeps_source(backend)) {
-        if let Some(address) = address(backend) {
-            add(address.ip(), KEEP_SOURCE);
-        }
-    }
-}
-
-const fn keeps_source(backend: &Backend) -> bool {
-    backend.flags & Backend::FLAG_KEEP_SOURCE != 0
 }
