@@ -6,12 +6,12 @@ mod collect;
 mod measured;
 mod process;
 
-use std::collections::BTreeSet;
+use std::collections::BTreeMap;
 
 use prometheus_client::{encoding::text, registry::Registry};
 
 pub use self::measured::{CheckDurations, MapUpdateErrors, SyncDurations};
-use crate::view::types::Snapshot;
+use crate::{state::ServiceName, view::types::Snapshot};
 
 /// The content type of [`Metrics::encode`]'s text.
 pub const CONTENT_TYPE: &str = "application/openmetrics-text; version=1.0.0; charset=utf-8";
@@ -46,11 +46,11 @@ impl Metrics {
 
     /// All metrics as OpenMetrics text.
     pub fn encode(&self, snapshot: &Snapshot) -> String {
-        let services: BTreeSet<&str> = snapshot.services.iter().map(|view| view.name.as_str()).collect();
-        self.checks.retain(|service| services.contains(service));
+        let ports: BTreeMap<ServiceName, u16> =
+            snapshot.services.iter().map(|view| (view.full_name(), view.port)).collect();
         let mut registry = Registry::with_prefix("weir");
         registry.register_collector(Box::new(collect::SnapshotCollector(snapshot.clone())));
-        registry.register_collector(Box::new(self.checks.clone()));
+        registry.register_collector(Box::new(self.checks.of(ports)));
         registry.register_collector(Box::new(self.syncs.clone()));
         registry.register_collector(Box::new(self.map_errors.clone()));
         // Metric names that all exporters share have no prefix.

@@ -20,7 +20,7 @@ use lb_common::{
 pub use incompatible::{Incompatible, incompatible};
 pub use limits::Limits;
 
-use crate::state::{AdminState, BackendId};
+use crate::state::{AdminState, BackendId, ServiceName};
 
 /// The desired state from a source: the settings of the node, and its services.
 #[derive(Clone, PartialEq, Eq, Debug)]
@@ -32,8 +32,8 @@ pub struct Config {
 
 impl Config {
     /// The service of this name.
-    pub fn service(&self, name: &str) -> Option<&Service> {
-        let at = self.services.binary_search_by(|service| service.name.as_str().cmp(name)).ok()?;
+    pub fn service(&self, name: &ServiceName) -> Option<&Service> {
+        let at = self.services.binary_search_by(|service| service.name.cmp(name)).ok()?;
         self.services.get(at)
     }
 
@@ -120,7 +120,7 @@ pub struct Admin {
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Service {
-    pub name: String,
+    pub name: ServiceName,
     /// Sorted, unique, each with at least one backend of its family.
     pub vips: Vec<IpAddr>,
     pub port: u16,

@@ -140,6 +140,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
+    use crate::state::ServiceName;
 
     fn config(backends: &str) -> Config {
         let text = format!(
@@ -155,7 +156,7 @@ mod tests {
     }
 
     fn id(address: &str) -> BackendId {
-        BackendId { service: "web".to_owned(), address: address.parse().unwrap() }
+        BackendId { service: ServiceName::of_file("web"), address: address.parse().unwrap() }
     }
 
     #[test]

@@ -1,13 +1,17 @@
 //! Basic types that all stages of the agent share.
 
+mod names;
+
 use std::{fmt, net::SocketAddr};
 
 use serde::{Deserialize, Serialize};
 
+pub use self::names::{NotAServiceName, ServiceName, ServiceSelector};
+
 /// A backend of a service: the same address and port in two services are two backends.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 pub struct BackendId {
-    pub service: String,
+    pub service: ServiceName,
     pub address: SocketAddr,
 }
 

@@ -2,7 +2,7 @@
 //! contents of the maps.
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::BTreeMap,
     net::IpAddr,
     sync::Arc,
 };
@@ -22,7 +22,7 @@ use crate::{
     dataplane::plan::{Tunnel, Wanted, WantedBackend, WantedService},
     model::{Backend, Config, Limits, Mode, Service, SourceAddress, Timeouts, seed::Seed},
     overrides::{Overrides, effective},
-    state::{AdminState, BackendId, Health},
+    state::{AdminState, BackendId, Health, ServiceName},
 };
 
 /// The state that the operator wants.
@@ -42,7 +42,7 @@ pub struct Desired {
 
 impl Desired {
     /// The service of this name.
-    pub fn service(&self, name: &str) -> Option<&Service> {
+    pub fn service(&self, name: &ServiceName) -> Option<&Service> {
         self.config.service(name)
     }
 
@@ -57,11 +57,11 @@ pub type HealthOf = BTreeMap<BackendId, (Health, u64)>;
 
 /// Cache of the built rings: a health event needs no new ring.
 #[derive(Debug, Default)]
-pub struct Rings(BTreeMap<(String, Family), Arc<Ring>>);
+pub struct Rings(BTreeMap<(ServiceName, Family), Arc<Ring>>);
 
 impl Rings {
-    fn ring(&mut self, service: &str, family: Family, declared: Declared) -> Arc<Ring> {
-        let key = (service.to_owned(), family);
+    fn ring(&mut self, service: &ServiceName, family: Family, declared: Declared) -> Arc<Ring> {
+        let key = (service.clone(), family);
         if let Some(ring) = self.0.get(&key).filter(|ring| *ring.declared() == declared) {
             return ring.clone();
         }
@@ -71,8 +71,7 @@ impl Rings {
     }
 
     fn retain(&mut self, config: &Config) {
-        let services: BTreeSet<&str> = config.services.iter().map(|service| service.name.as_str()).collect();
-        self.0.retain(|(name, _), _| services.contains(name.as_str()));
+        self.0.retain(|(name, _), _| config.service(name).is_some());
     }
 }
 
@@ -247,7 +246,7 @@ mod tests {
     }
 
     fn id(address: &str) -> BackendId {
-        BackendId { service: "web".to_owned(), address: address.parse().unwrap() }
+        BackendId { service: ServiceName::of_file("web"), address: address.parse().unwrap() }
     }
 
     fn eligible(wanted: &Wanted) -> Vec<String> {

@@ -7,7 +7,7 @@ use crate::{
     dataplane::programmed::Programmed,
     model::MAX_WEIGHT,
     overrides::{Effective, Overrides, effective, weightless_family},
-    state::{AdminState, BackendId, Origin},
+    state::{AdminState, BackendId, Origin, ServiceName},
     view::types::{ApiError, BackendSelector, ErrorCode},
 };
 
@@ -106,7 +106,7 @@ pub fn set_weight(desired: &Desired, chosen: Vec<BackendId>, weight: Option<u32>
             None => format!("{id} had the file's weight already: {after}"),
         });
     }
-    let services: BTreeSet<&str> = chosen.iter().map(|id| id.service.as_str()).collect();
+    let services: BTreeSet<&ServiceName> = chosen.iter().map(|id| &id.service).collect();
     for service in services.into_iter().filter_map(|name| desired.service(name)) {
         if let Some(family) = weightless_family(service, &overrides) {
             let message = format!(

@@ -41,7 +41,7 @@ use crate::{
     model::{Config, incompatible, limits::Need, seed::Seed},
     overrides::{Overrides, StateDir},
     source::file::Loaded,
-    state::{BackendId, Health},
+    state::{BackendId, Health, ServiceName},
     supervisor,
     view::types::{ApiError, BackendSelector, ErrorCode},
 };
@@ -79,9 +79,9 @@ pub struct Owner {
     state_dir: StateDir,
     links: Links,
     /// Services to plan again with the next tick.
-    due: BTreeSet<String>,
+    due: BTreeSet<ServiceName>,
     /// When each service became known to this agent.
-    seen_since: Arc<BTreeMap<String, Instant>>,
+    seen_since: Arc<BTreeMap<ServiceName, Instant>>,
     /// Until when backends without a verdict keep the agent from being ready; `None` once it has
     /// been ready.
     starting_until: Option<Instant>,
@@ -268,7 +268,7 @@ impl Owner {
         self.due.extend(expired);
         for gone in &written.gone {
             let BackendId { service, address } = gone;
-            info!(service, backend = %address, "gone: it had left the configuration and its drain has ended");
+            info!(%service, backend = %address, "gone: it had left the configuration and its drain has ended");
         }
         // Otherwise, the overrides of a backend that is gone would apply to a later backend with
         // the same address.
@@ -285,7 +285,7 @@ impl Owner {
         if self.desired.is_traced {
             let programmed = self.writer.programmed();
             let node = self.links.node.borrow();
-            let names = Names::new(&programmed.image(), |id| programmed.name(id), &node.interfaces);
+            let names = Names::new(&programmed.image(), |id| programmed.name(id).to_string(), &node.interfaces);
             self.links.trace_names.send_replace(names);
         }
         // The maps are in the desired state: from now on, hooks may be attached and flows counted.
@@ -309,7 +309,7 @@ impl Owner {
         let services = &self.desired.config.services;
         let is_same = self.seen_since.keys().eq(services.iter().map(|service| &service.name));
         if !is_same {
-            let since = |name: &String| self.seen_since.get(name).copied().unwrap_or_else(Instant::now);
+            let since = |name: &ServiceName| self.seen_since.get(name).copied().unwrap_or_else(Instant::now);
             let seen = services.iter().map(|service| (service.name.clone(), since(&service.name)));
             self.seen_since = Arc::new(seen.collect());
         }
@@ -433,9 +433,9 @@ impl Owner {
             let backend = id.address;
             let (from, health) = (from.name(), health.name());
             if self.writer.sync().last_error.is_some() {
-                warn!(service, %backend, from, to = health, reason, consecutive, up, all, "health changed, but the maps could not be written");
+                warn!(%service, %backend, from, to = health, reason, consecutive, up, all, "health changed, but the maps could not be written");
             } else {
-                info!(service, %backend, from, to = health, reason, consecutive, up, all, took_ms, "health changed");
+                info!(%service, %backend, from, to = health, reason, consecutive, up, all, took_ms, "health changed");
             }
         }
     }
@@ -446,7 +446,7 @@ impl Owner {
     }
 
     /// How many of a service's backends are up, and how many there are.
-    fn count_up(&self, service: &str) -> (usize, usize) {
+    fn count_up(&self, service: &ServiceName) -> (usize, usize) {
         let Some(service) = self.desired.service(service) else { return (0, 0) };
         let is_up = |address| {
             let id = BackendId { service: service.name.clone(), address };

@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Instant};
 use super::desired::Desired;
 use crate::{
     dataplane::{plan::Wanted, programmed::Programmed},
+    state::ServiceName,
     view::types::{ConfigStatus, SyncStatus},
 };
 
@@ -18,7 +19,7 @@ pub struct Published {
     pub wanted: Wanted,
     pub programmed: Programmed,
     /// When each service became known to this agent.
-    pub seen_since: Arc<BTreeMap<String, Instant>>,
+    pub seen_since: Arc<BTreeMap<ServiceName, Instant>>,
     pub sync: SyncStatus,
     pub config: ConfigStatus,
     /// Whether the agent still waits for the first verdicts on its backends.

@@ -60,7 +60,7 @@ pub fn lookup_flow(
     let exceptions = tables.lookup(client, vip)?;
     let syn = syn_place(&flows.image, client, vip).map(|place| tables.syn(place)).transpose()?;
     let known = Known { flow, exceptions, syn };
-    let name = |id| programmed.part(id).map(|part| part.name.clone());
+    let name = |id| programmed.part(id).map(|part| part.name.to_string());
     let mut view = lookup(&flows.image, slots, &known, query, name);
     view.entries = known.flow.iter().map(|flow| flows.nat(flow)).collect();
     let entries = exceptions.entries().map(|(kind, entry)| RawException { client, vip, kind, entry });
@@ -121,6 +121,6 @@ impl Flows<'_> {
 
     fn service(&self, vip: SocketAddr) -> String {
         let service = self.image.services.get(&vip).and_then(|service| self.programmed.part(service.id));
-        service.map_or_else(|| "unknown".to_owned(), |part| part.name.clone())
+        service.map_or_else(|| "unknown".to_owned(), |part| part.name.to_string())
     }
 }

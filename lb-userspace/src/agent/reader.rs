@@ -35,7 +35,7 @@ use crate::{
         stats::{Counters, Sample},
     },
     health::HealthViews,
-    state::BackendId,
+    state::{BackendId, ServiceName},
     view::{
         trace::{TraceQuery, TraceView},
         types::{
@@ -159,9 +159,9 @@ impl Queries for Reader {
     }
 
     fn backends(&self, chosen: &[BackendId]) -> Vec<BackendView> {
-        let services: BTreeSet<&str> = chosen.iter().map(|id| id.service.as_str()).collect();
+        let services: BTreeSet<&ServiceName> = chosen.iter().map(|id| &id.service).collect();
         let mut views = self.moment(Rates::Known).backend_views(|service| services.contains(service));
-        views.retain(|view| chosen.iter().any(|id| id.service == view.service && id.address == view.address));
+        views.retain(|view| chosen.contains(&view.id()));
         views
     }
 

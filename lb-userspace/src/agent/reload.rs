@@ -10,7 +10,7 @@ use crate::{
     clock::unix_now,
     model::{Config, Limits, limits::Exceeded},
     source::file::{FileSource, Loaded},
-    state::{BackendId, Health},
+    state::{BackendId, Health, ServiceName},
     view::types::ConfigStatus,
 };
 
@@ -101,7 +101,7 @@ impl File {
 
 /// The services that differ, by name; `None` if anything else does: the node's settings, or which
 /// services there are.
-pub fn changed_services(running: &Config, config: &Config) -> Option<BTreeSet<String>> {
+pub fn changed_services(running: &Config, config: &Config) -> Option<BTreeSet<ServiceName>> {
     let names = |config: &Config| config.services.iter().map(|service| service.name.clone()).collect::<Vec<_>>();
     if running.node != config.node || names(running) != names(config) {
         return None;

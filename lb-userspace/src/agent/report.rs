@@ -13,7 +13,10 @@ use super::{
 };
 use crate::{
     supervisor::{self, Report},
-    view::{ready::not_ready, types::Snapshot},
+    view::{
+        ready::not_ready,
+        types::{ServiceView, Snapshot},
+    },
 };
 
 /// How much longer systemd is asked to wait, at each request, while backends have no first verdict.
@@ -117,7 +120,7 @@ fn text(snapshot: &Snapshot, is_starting: bool) -> String {
 
 fn counts(snapshot: &Snapshot) -> String {
     // There is one view for each VIP, so count distinct names.
-    let services = snapshot.services.iter().map(|view| (&view.namespace, &view.name)).collect::<BTreeSet<_>>().len();
+    let services = snapshot.services.iter().map(ServiceView::full_name).collect::<BTreeSet<_>>().len();
     let backends = &snapshot.status.backends;
     let attached = snapshot.interfaces.iter().filter(|interface| interface.xdp_mode != "none").count();
     format!(
@@ -137,12 +140,13 @@ pub fn counted(count: usize, noun: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::view::types::{BackendTotals, InterfaceView, Overall, ServiceView, Status, SyncStatus};
+    use crate::view::types::{BackendTotals, InterfaceView, Overall, Status, SyncStatus};
 
     fn service(name: &str, vip: &str) -> ServiceView {
         ServiceView {
             namespace: String::new(),
             name: name.to_owned(),
+            port_name: String::new(),
             vip: vip.parse().unwrap(),
             port: 80,
             protocol: "tcp".to_owned(),

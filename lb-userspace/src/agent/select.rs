@@ -3,7 +3,7 @@
 use std::net::{IpAddr, SocketAddr};
 
 use crate::{
-    state::BackendId,
+    state::{BackendId, ServiceSelector},
     view::types::{ApiError, BackendSelector, ErrorCode},
 };
 
@@ -14,6 +14,10 @@ pub fn select(selector: &BackendSelector, known: &[BackendId]) -> Result<Vec<Bac
         Some((service, address)) => (Some(service), address),
         None => (None, text),
     };
+    let service = service.map(str::parse::<ServiceSelector>).transpose().map_err(|error| ApiError {
+        code: ErrorCode::Invalid,
+        message: format!("{error}; a backend is SERVICE/ADDRESS:PORT"),
+    })?;
     let bare = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(address);
     let fits_address: Box<dyn Fn(&SocketAddr) -> bool> = match (address.parse::<SocketAddr>(), bare.parse::<IpAddr>()) {
         (Ok(exact), _) => Box::new(move |address| *address == exact),
@@ -26,7 +30,7 @@ pub fn select(selector: &BackendSelector, known: &[BackendId]) -> Result<Vec<Bac
             return Err(ApiError { code: ErrorCode::Invalid, message });
         }
     };
-    let fits = |id: &&BackendId| service.is_none_or(|service| service == id.service) && fits_address(&id.address);
+    let fits = |id: &&BackendId| service.as_ref().is_none_or(|service| service.admits(&id.service)) && fits_address(&id.address);
     let found: Vec<BackendId> = known.iter().filter(fits).cloned().collect();
     if found.is_empty() {
         let message = format!("no backend {text}{}", near(text, known));
@@ -55,7 +59,7 @@ mod tests {
     fn known() -> Vec<BackendId> {
         [("web", "10.2.0.11:8080"), ("web", "10.2.0.12:8080"), ("web", "[fd02::11]:8080"), ("dns", "10.2.0.11:53")]
             .into_iter()
-            .map(|(service, address)| BackendId { service: service.to_owned(), address: address.parse().unwrap() })
+            .map(|(service, address)| BackendId { service: service.parse().unwrap(), address: address.parse().unwrap() })
             .collect()
     }
 

@@ -67,8 +67,9 @@ impl Moment {
                     part.and_then(|part| self.rings.get(&(part.id, Family::of(vip)))).cloned().unwrap_or_default();
                 let open = entry.map(|entry| census.census.vips.get(&entry.stats).map_or(0, |flows| flows.established));
                 views.push(ServiceView {
-                    namespace: String::new(),
-                    name: service.name.clone(),
+                    namespace: service.name.namespace().to_owned(),
+                    name: service.name.name().to_owned(),
+                    port_name: service.name.port().to_owned(),
                     vip: *vip,
                     port: service.port,
                     protocol: "tcp".to_owned(),

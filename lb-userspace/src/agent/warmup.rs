@@ -8,17 +8,17 @@ use std::{
 };
 
 use super::desired::{Desired, HealthOf, are_judged};
-use crate::{dataplane::image::Image, model::Service};
+use crate::{dataplane::image::Image, model::Service, state::ServiceName};
 
 /// The services that are warming up, by name, and until when backends without a verdict keep a
 /// service here.
 #[derive(Debug, Default)]
-pub struct Warmup(BTreeMap<String, Instant>);
+pub struct Warmup(BTreeMap<ServiceName, Instant>);
 
 impl Warmup {
     /// Adds the probed services that have no entry in the maps yet. Returns the names of all
     /// services that are warming up.
-    pub fn admit(&mut self, desired: &Desired, image: &Image, now: Instant) -> BTreeSet<String> {
+    pub fn admit(&mut self, desired: &Desired, image: &Image, now: Instant) -> BTreeSet<ServiceName> {
         for service in &desired.config.services {
             let is_known = |vip| image.services.contains_key(&SocketAddr::new(vip, service.port));
             if service.health.is_some() && !service.vips.iter().copied().any(is_known) {
@@ -29,13 +29,13 @@ impl Warmup {
     }
 
     /// The names of all services that are warming up.
-    pub fn names(&self) -> BTreeSet<String> {
+    pub fn names(&self) -> BTreeSet<ServiceName> {
         self.0.keys().cloned().collect()
     }
 
     /// Removes the services whose backends all have a verdict, or have had enough time to get one,
     /// and returns their names.
-    pub fn expire(&mut self, desired: &Desired, health: &HealthOf, now: Instant) -> BTreeSet<String> {
+    pub fn expire(&mut self, desired: &Desired, health: &HealthOf, now: Instant) -> BTreeSet<ServiceName> {
         let mut expired = BTreeSet::new();
         self.0.retain(|name, until| {
             let service = desired.service(name);
@@ -82,7 +82,7 @@ mod tests {
             is_traced: false,
         };
         let now = Instant::now();
-        let web = BTreeSet::from(["web".to_owned()]);
+        let web = BTreeSet::from([ServiceName::of_file("web")]);
         let mut known = Image::default();
         let entry = Service {
             ring_offset: 0,
@@ -101,7 +101,7 @@ mod tests {
         assert_eq!(warmup.admit(&desired, &Image::default(), now), web);
         let mut health = HealthOf::new();
         for (backend, last) in [("10.0.0.1:80", false), ("10.0.0.2:80", true)] {
-            let id = BackendId { service: "web".to_owned(), address: backend.parse().unwrap() };
+            let id = BackendId { service: ServiceName::of_file("web"), address: backend.parse().unwrap() };
             health.insert(id, (Health::Up, 1));
             warmup.expire(&desired, &health, now);
             assert_eq!(warmup.admit(&desired, &known, now).is_empty(), last, "{backend}");

@@ -17,7 +17,7 @@ use crate::{
         programmed::Programmed,
     },
     metrics::{MapUpdateErrors, SyncDurations},
-    state::BackendId,
+    state::{BackendId, ServiceName},
     view::types::SyncStatus,
 };
 
@@ -25,7 +25,7 @@ use crate::{
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Scope {
     /// Only these services, by name.
-    Services(BTreeSet<String>),
+    Services(BTreeSet<ServiceName>),
     All(Read),
 }
 
@@ -141,7 +141,7 @@ impl Writer {
         scope: &Scope,
         wanted: &Wanted,
         in_use: &FlowUse,
-        warming_up: impl FnMut(Option<&Image>) -> BTreeSet<String>,
+        warming_up: impl FnMut(Option<&Image>) -> BTreeSet<ServiceName>,
     ) -> Option<Written> {
         let begun = Instant::now();
         let before = self.programmed.clone();
@@ -173,7 +173,7 @@ impl Writer {
         scope: &Scope,
         wanted: &Wanted,
         in_use: &FlowUse,
-        mut warming_up: impl FnMut(Option<&Image>) -> BTreeSet<String>,
+        mut warming_up: impl FnMut(Option<&Image>) -> BTreeSet<ServiceName>,
     ) -> Result<(usize, bool), WriteError> {
         if let (Scope::Services(names), true) = (scope, self.is_known) {
             self.memo.warming_up = warming_up(None);
@@ -270,7 +270,7 @@ impl Writer {
     }
 }
 
-fn changed(wanted: &Wanted, names: &BTreeSet<String>) -> Vec<Arc<WantedService>> {
+fn changed(wanted: &Wanted, names: &BTreeSet<ServiceName>) -> Vec<Arc<WantedService>> {
     names.iter().filter_map(|name| wanted.services.get(wanted.position(name)?).cloned()).collect()
 }
 

@@ -1,6 +1,6 @@
 //! `weir status`: a summary of the agent and its data path.
 
-use std::process::ExitCode;
+use std::{collections::BTreeSet, process::ExitCode};
 
 use clap::Args;
 
@@ -9,7 +9,10 @@ use super::{
     output::{self, Style, View, Watch},
     table, text,
 };
-use crate::view::types::{BackendTotals, Overall, Severity, Snapshot, Status as Document};
+use crate::{
+    state::ServiceName,
+    view::types::{BackendTotals, Overall, ServiceView, Severity, Snapshot, Status as Document},
+};
 
 /// Summarise how the agent and its data path are
 ///
@@ -93,10 +96,7 @@ fn config(lines: &mut Lines, status: &Document, now: f64) {
 }
 
 fn services(snapshot: &Snapshot) -> String {
-    let mut names: Vec<(&str, &str)> =
-        snapshot.services.iter().map(|service| (service.namespace.as_str(), service.name.as_str())).collect();
-    names.sort_unstable();
-    names.dedup();
+    let names: BTreeSet<ServiceName> = snapshot.services.iter().map(ServiceView::full_name).collect();
     let served = snapshot.services.iter().filter(|service| service.backends_eligible > 0).count();
     format!("{} on {} VIP:port, {served} of them with a backend that serves", names.len(), snapshot.services.len())
 }

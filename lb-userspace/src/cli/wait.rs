@@ -71,7 +71,7 @@ pub async fn until(
 }
 
 fn same(one: &BackendView, other: &BackendView) -> bool {
-    (&one.namespace, &one.service, one.address) == (&other.namespace, &other.service, other.address)
+    one.id() == other.id()
 }
 
 #[derive(PartialEq, Debug)]
@@ -144,7 +144,7 @@ fn what_remains(backend: &BackendView) -> String {
 }
 
 fn name(backend: &BackendView) -> String {
-    format!("{}/{}", backend.service, backend.address)
+    backend.id().to_string()
 }
 
 /// One line on a terminal that is written over again and again; nothing elsewhere.

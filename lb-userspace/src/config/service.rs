@@ -20,7 +20,7 @@ use crate::{
         Affinity, Backend, DEFAULT_RING_SIZE, MAX_RING_SIZE, MAX_WEIGHT, Mode, OnDead, SLOTS_PER_BACKEND, Service,
         SourceAddress,
     },
-    state::AdminState,
+    state::{AdminState, ServiceName},
 };
 
 pub const KEYS: [&str; 12] = [
@@ -130,7 +130,7 @@ fn read<'a>(fields: &Fields<'a>) -> Read<'a> {
         let mut sorted_backends: Vec<Backend> = backends.iter().map(|(backend, _)| backend.clone()).collect();
         sorted_backends.sort_by_key(|backend| backend.address);
         Some(Service {
-            name: name.clone()?.0,
+            name: ServiceName::of_file(&name.as_ref()?.0),
             vips: all_vips.then_some(sorted_vips)?,
             port: port?,
             mode: mode?,

@@ -250,7 +250,7 @@ fn services_vips_and_backends_are_sorted() {
         "{HEAD}services:\n  - {{ name: b, vips: [192.0.2.2, 192.0.2.1], port: 80, backends: [{{ address: 10.0.0.2, port: 80 }}, {{ address: 10.0.0.1, port: 80 }}] }}\n  - {{ name: a, vips: [192.0.2.3], port: 80, backends: [{{ address: 10.0.0.2, port: 80 }}] }}\n"
     );
     let config = parse(&text, Path::new("weir.yaml")).unwrap();
-    assert_eq!(config.services.iter().map(|one| one.name.as_str()).collect::<Vec<_>>(), ["a", "b"]);
+    assert_eq!(config.services.iter().map(|one| one.name.name()).collect::<Vec<_>>(), ["a", "b"]);
     assert!(config.services[1].vips.is_sorted());
     assert!(config.services[1].backends.is_sorted_by_key(|one| one.address));
 }

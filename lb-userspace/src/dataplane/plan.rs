@@ -41,7 +41,7 @@ use crate::{
         Affinity, Limits, Mode, OnDead,
         limits::{Exceeded, Need},
     },
-    state::{AdminState, BackendId, Health},
+    state::{AdminState, BackendId, Health, ServiceName},
 };
 
 /// Everything that the maps should hold: configuration, overrides, health, and facts about the
@@ -64,14 +64,14 @@ pub struct Wanted {
 
 impl Wanted {
     /// Where in `services` the service of this name is.
-    pub fn position(&self, name: &str) -> Option<usize> {
-        self.services.binary_search_by(|service| service.name.as_str().cmp(name)).ok()
+    pub fn position(&self, name: &ServiceName) -> Option<usize> {
+        self.services.binary_search_by(|service| service.name.cmp(name)).ok()
     }
 }
 
 #[derive(Clone, PartialEq, Debug)]
 pub struct WantedService {
-    pub name: String,
+    pub name: ServiceName,
     pub vips: Vec<IpAddr>,
     pub port: u16,
     pub mode: Mode,
@@ -146,7 +146,7 @@ pub struct Plan {
     /// The maps after the writes.
     pub target: Image,
     /// Ids of the wanted services, by name.
-    pub services: BTreeMap<String, u32>,
+    pub services: BTreeMap<ServiceName, u32>,
     /// Indexes of the wanted backends.
     pub backends: BTreeMap<BackendId, u32>,
     /// Indexes of backends whose flows are over, but whose entries still exist.
@@ -178,7 +178,7 @@ pub enum PlanError {
     )]
     Backends { backend: BackendId, full: Exceeded },
     #[error("no counter is free for {vip} of service {service}: {full}; that takes a restart of the agent")]
-    Stats { service: String, vip: SocketAddr, full: Exceeded },
+    Stats { service: ServiceName, vip: SocketAddr, full: Exceeded },
     #[error("no room for all addresses: {0}; that takes a restart of the agent")]
     Addresses(Exceeded),
     #[error(

@@ -18,14 +18,14 @@ use super::{
     image::Image,
     plan::{Leaving, Plan},
 };
-use crate::state::BackendId;
+use crate::state::{BackendId, ServiceName};
 
 /// The contents of the maps without the slots, by service.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct Programmed {
     /// By the id of the service.
     parts: BTreeMap<u32, Arc<Part>>,
-    ids: Arc<BTreeMap<String, u32>>,
+    ids: Arc<BTreeMap<ServiceName, u32>>,
     pub common: Arc<Common>,
 }
 
@@ -34,7 +34,7 @@ pub struct Programmed {
 pub struct Part {
     pub id: u32,
     /// The name that the service has, or had while it was wanted.
-    pub name: String,
+    pub name: ServiceName,
     /// Its entries, by VIP and port.
     pub services: BTreeMap<SocketAddr, Service>,
     /// Its backends' entries, by index.
@@ -135,7 +135,7 @@ impl Programmed {
     }
 
     /// The part of the wanted service of this name.
-    pub fn named(&self, name: &str) -> Option<&Arc<Part>> {
+    pub fn named(&self, name: &ServiceName) -> Option<&Arc<Part>> {
         self.part(*self.ids.get(name)?)
     }
 
@@ -145,8 +145,9 @@ impl Programmed {
     }
 
     /// The name of a service by its id; `removed-ID` for one that left before this agent started.
-    pub fn name(&self, id: u32) -> String {
-        self.part(id).map_or_else(|| format!("removed-{id}"), |part| part.name.clone())
+    pub fn name(&self, id: u32) -> ServiceName {
+        let removed = || ServiceName::of_file(&format!("removed-{id}"));
+        self.part(id).map_or_else(removed, |part| part.name.clone())
     }
 
     /// Which backend it is that leaves.

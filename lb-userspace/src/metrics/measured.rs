@@ -14,6 +14,7 @@ use prometheus_client::{
 };
 
 use super::collect::{Labels, counters};
+use crate::state::ServiceName;
 
 /// Buckets from below a millisecond up to typical probe time-outs.
 const CHECK_BUCKETS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
@@ -21,33 +22,45 @@ const SYNC_BUCKETS: [f64; 11] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0
 
 /// How long probes took, by service: one histogram for each backend would be too many.
 #[derive(Clone, Debug, Default)]
-pub struct CheckDurations(Arc<Mutex<BTreeMap<String, Histogram>>>);
+pub struct CheckDurations(Arc<Mutex<BTreeMap<ServiceName, Histogram>>>);
 
 impl CheckDurations {
-    pub fn observe(&self, service: &str, duration: Duration) {
+    pub fn observe(&self, service: &ServiceName, duration: Duration) {
         let mut services = lock(&self.0);
         if let Some(histogram) = services.get(service) {
             histogram.observe(duration.as_secs_f64());
         } else {
             let histogram = Histogram::new(CHECK_BUCKETS);
             histogram.observe(duration.as_secs_f64());
-            services.insert(service.to_owned(), histogram);
+            services.insert(service.clone(), histogram);
         }
     }
 
-    /// Forgets services that no longer exist.
-    pub(super) fn retain(&self, still_there: impl Fn(&str) -> bool) {
-        lock(&self.0).retain(|service, _| still_there(service));
+    /// The durations of these services, with the numbers of their ports; forgets all others.
+    pub(super) fn of(&self, ports: BTreeMap<ServiceName, u16>) -> impl Collector + use<> {
+        lock(&self.0).retain(|service, _| ports.contains_key(service));
+        OfServices { durations: self.clone(), ports }
     }
 }
 
-impl Collector for CheckDurations {
+#[derive(Debug)]
+struct OfServices {
+    durations: CheckDurations,
+    ports: BTreeMap<ServiceName, u16>,
+}
+
+impl Collector for OfServices {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
         let name = "service_check_duration_seconds";
         let help = "How long health probes of the service's backends took.";
         let mut family = encoder.encode_descriptor(name, help, None, MetricType::Histogram)?;
-        for (service, histogram) in lock(&self.0).iter() {
-            let labels: Labels = vec![("service_namespace", String::new()), ("service_name", service.clone())];
+        for (service, histogram) in lock(&self.durations.0).iter() {
+            let Some(port) = self.ports.get(service) else { continue };
+            let labels: Labels = vec![
+                ("service_namespace", service.namespace().to_owned()),
+                ("service_name", service.name().to_owned()),
+                ("port", port.to_string()),
+            ];
             histogram.encode(family.encode_family(&labels)?)?;
         }
         Ok(())

@@ -8,7 +8,7 @@ use std::{
 use super::*;
 use crate::{
     balance::{Declared, digest::digest},
-    state::{AdminState, Health, Origin},
+    state::{AdminState, Health, Origin, ServiceName},
     view::types::{
         BackendView, ExceptionsView, InterfaceView, NatStatus, ReasonView, ServiceView, Status, SyncStatus, TableView,
     },
@@ -83,6 +83,7 @@ fn service(name: &str, vip: &str, mode: &str, active: Option<u64>) -> ServiceVie
     ServiceView {
         namespace: String::new(),
         name: name.to_owned(),
+        port_name: String::new(),
         vip: vip.parse().unwrap(),
         port: 80,
         protocol: "TCP".to_owned(),
@@ -111,6 +112,7 @@ fn backend(service: &str, address: &str, admin: AdminState, health: Health) -> B
     BackendView {
         namespace: String::new(),
         service: service.to_owned(),
+        port_name: String::new(),
         address: address.parse().unwrap(),
         node: None,
         zone: None,
@@ -217,7 +219,7 @@ fn snapshot() -> Snapshot {
 
 fn scraped() -> Text {
     let metrics = Metrics::new();
-    metrics.check_durations().observe("web", Duration::from_millis(3));
+    metrics.check_durations().observe(&ServiceName::of_file("web"), Duration::from_millis(3));
     metrics.sync_durations().observe(Duration::from_millis(20));
     metrics.map_update_errors().count("BACKENDS", "E2BIG");
     Text::read(&metrics.encode(&snapshot()))
@@ -392,11 +394,11 @@ fn agent_tells_of_its_configuration_its_maps_and_its_work() {
 #[test]
 fn durations_of_checks_are_one_histogram_for_each_service_and_go_with_it() {
     let metrics = Metrics::new();
-    metrics.check_durations().observe("web", Duration::from_millis(3));
-    metrics.check_durations().observe("web", Duration::from_secs(60));
-    metrics.check_durations().observe("gone", Duration::from_millis(3));
+    metrics.check_durations().observe(&ServiceName::of_file("web"), Duration::from_millis(3));
+    metrics.check_durations().observe(&ServiceName::of_file("web"), Duration::from_secs(60));
+    metrics.check_durations().observe(&ServiceName::of_file("gone"), Duration::from_millis(3));
     let text = Text::read(&metrics.encode(&snapshot()));
-    let web = [("service_namespace", ""), ("service_name", "web")];
+    let web = [("service_namespace", ""), ("service_name", "web"), ("port", "80")];
     let name = "weir_service_check_duration_seconds";
     assert_eq!(text.value(&format!("{name}_count"), &web), Some(2.0));
     assert_eq!(text.value(&format!("{name}_bucket"), &with(&web, &[("le", "0.005")])), Some(1.0));

@@ -34,7 +34,7 @@ pub fn incompatible(running: &Config, running_seed: &Seed, new: &Config, new_see
         found.push(Incompatible { key: "hashSeed".to_owned(), reason: refusal("another seed", "every service") });
     }
     for (from, to) in pairs {
-        let service = if from.name == to.name { from.name.clone() } else { format!("{} (now {})", from.name, to.name) };
+        let service = if from.name == to.name { from.name.to_string() } else { format!("{} (now {})", from.name, to.name) };
         let mut refuse = |key: &str, change: String| {
             let key = format!("services.{}.{key}", to.name);
             found.push(Incompatible { key, reason: refusal(&change, &format!("service {service}")) });

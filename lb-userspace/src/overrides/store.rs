@@ -19,7 +19,7 @@ use crate::{
         MAX_WEIGHT,
         seed::{self, Seed},
     },
-    state::BackendId,
+    state::{BackendId, ServiceName},
 };
 
 const OVERRIDES: &str = "overrides.json";
@@ -150,7 +150,7 @@ struct OverridesFile {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Entry {
-    service: String,
+    service: ServiceName,
     address: SocketAddr,
     #[serde(default)]
     drain: bool,
@@ -190,7 +190,7 @@ mod tests {
     }
 
     fn some() -> Overrides {
-        let id = |address: &str| BackendId { service: "web".to_owned(), address: address.parse().unwrap() };
+        let id = |address: &str| BackendId { service: ServiceName::of_file("web"), address: address.parse().unwrap() };
         [
             (id("10.0.0.1:80"), Override { drain: true, weight: None }),
             (id("[fd02::1]:80"), Override { drain: false, weight: Some(0) }),

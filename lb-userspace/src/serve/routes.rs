@@ -1,5 +1,7 @@
 //! The paths of the admin API, version 1.
 
+use std::collections::BTreeSet;
+
 use axum::{
     Json, Router,
     extract::{Query, State, rejection::QueryRejection},
@@ -12,6 +14,7 @@ use serde::Deserialize;
 use super::answer::{Body, Lines, invalid, not_found, parameters};
 use crate::{
     agent::handle::AgentHandle,
+    state::{NotAServiceName, ServiceName, ServiceSelector},
     view::{
         trace::{TraceQuery, TraceView},
         types::{
@@ -73,16 +76,16 @@ async fn backends(State(agent): State<AgentHandle>, query: Parameters<BackendsQu
 }
 
 fn backends_of(snapshot: Snapshot, service: &str) -> Result<Vec<BackendView>, ApiError> {
-    let mut names: Vec<&str> = snapshot.services.iter().map(|service| service.name.as_str()).collect();
-    names.extend(snapshot.backends.iter().map(|backend| backend.service.as_str()));
-    names.sort_unstable();
-    names.dedup();
-    if !names.contains(&service) {
+    let selector: ServiceSelector = service.parse().map_err(|error: NotAServiceName| invalid(error.to_string()))?;
+    let mut names: BTreeSet<ServiceName> = snapshot.services.iter().map(ServiceView::full_name).collect();
+    names.extend(snapshot.backends.iter().map(BackendView::service_name));
+    if !names.iter().any(|name| selector.admits(name)) {
+        let names: Vec<String> = names.iter().map(ToString::to_string).collect();
         let known =
             if names.is_empty() { "there are none".to_owned() } else { format!("there are: {}", names.join(", ")) };
         return Err(not_found(format!("no service is named {service:?}; {known}")));
     }
-    Ok(snapshot.backends.into_iter().filter(|backend| backend.service == service).collect())
+    Ok(snapshot.backends.into_iter().filter(|backend| selector.admits(&backend.service_name())).collect())
 }
 
 async fn flows(State(agent): State<AgentHandle>, query: Parameters<FlowFilter>) -> Answer<Vec<FlowView>> {

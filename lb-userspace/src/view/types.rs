@@ -6,7 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use serde::{Deserialize, Serialize};
 
 use super::trace::SlotView;
-use crate::state::{AdminState, Health, Origin};
+use crate::state::{AdminState, BackendId, Health, Origin, ServiceName};
 
 /// The complete state at one moment.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
@@ -172,6 +172,9 @@ pub struct ServiceView {
     /// Empty for services from a file.
     pub namespace: String,
     pub name: String,
+    /// Empty for services from a file.
+    #[serde(default)]
+    pub port_name: String,
     pub vip: IpAddr,
     pub port: u16,
     pub protocol: String,
@@ -205,6 +208,12 @@ pub struct ServiceView {
     pub ring_digest: String,
 }
 
+impl ServiceView {
+    pub fn full_name(&self) -> ServiceName {
+        ServiceName::new(&self.namespace, &self.name, &self.port_name)
+    }
+}
+
 /// Flows of a DSR service that have an entry of their own, by table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -217,8 +226,11 @@ pub struct ExceptionsView {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BackendView {
+    /// Of its service, as in [`ServiceView`].
     pub namespace: String,
     pub service: String,
+    #[serde(default)]
+    pub port_name: String,
     pub address: SocketAddr,
     pub node: Option<String>,
     pub zone: Option<String>,
@@ -257,6 +269,16 @@ pub struct BackendView {
     pub nat_ports_max: u64,
 }
 
+impl BackendView {
+    pub fn service_name(&self) -> ServiceName {
+        ServiceName::new(&self.namespace, &self.service, &self.port_name)
+    }
+
+    pub fn id(&self) -> BackendId {
+        BackendId { service: self.service_name(), address: self.address }
+    }
+}
+
 /// One flow with an entry of its own.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
@@ -284,8 +306,8 @@ pub struct FlowView {
 pub struct ReasonView {
     /// `None` in a count over all interfaces.
     pub interface: Option<String>,
-    /// The service of the VIP and port; `None` in a count by interface, for packets of no service,
-    /// and for forwarded packets.
+    /// The full name of the VIP and port's service; `None` in a count by interface, for packets of
+    /// no service, and for forwarded packets.
     pub service: Option<String>,
     pub vip: Option<SocketAddr>,
     /// See `lb_common::verdict::Kind::name`.

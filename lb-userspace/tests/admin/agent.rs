@@ -124,7 +124,7 @@ impl Queries for Canned {
 
     fn backends(&self, chosen: &[BackendId]) -> Vec<BackendView> {
         let is_chosen =
-            |view: &&BackendView| chosen.iter().any(|id| id.service == view.service && id.address == view.address);
+            |view: &&BackendView| chosen.contains(&view.id());
         self.snapshot.lock().unwrap().backends.iter().filter(is_chosen).cloned().collect()
     }
 
@@ -203,7 +203,7 @@ fn change(
     for backend in &mut snapshot.backends {
         if format!("{}/{}", backend.service, backend.address) == selector {
             changed.messages.push(change(backend));
-            changed.chosen.push(BackendId { service: backend.service.clone(), address: backend.address });
+            changed.chosen.push(backend.id());
         }
     }
     if changed.chosen.is_empty() {
@@ -301,6 +301,7 @@ fn service(vip: &str) -> ServiceView {
     ServiceView {
         namespace: String::new(),
         name: "web".to_owned(),
+        port_name: String::new(),
         vip: vip.parse().unwrap(),
         port: 80,
         protocol: "TCP".to_owned(),
@@ -329,6 +330,7 @@ fn backend(address: &str) -> BackendView {
     BackendView {
         namespace: String::new(),
         service: "web".to_owned(),
+        port_name: String::new(),
         address: address.parse().unwrap(),
         node: None,
         zone: None,

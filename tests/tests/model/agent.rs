@@ -169,7 +169,7 @@ impl Agent {
         }
         backends.sort_by_key(|backend| backend.address);
         let service = WantedService {
-            name: "web".to_owned(),
+            name: state::ServiceName::of_file("web"),
             vips: self.shape.families.iter().map(|family| bed::vip(*family)).collect(),
             port: bed::web(Family::V4).port(),
             mode: Mode::DsrL2,

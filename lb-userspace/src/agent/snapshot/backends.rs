@@ -15,13 +15,13 @@ use crate::{
     health::HealthView,
     model::{self, Service},
     overrides::{Effective, effective},
-    state::{AdminState, BackendId, Health, Origin},
+    state::{AdminState, BackendId, Health, Origin, ServiceName},
     view::types::BackendView,
 };
 
 impl Moment {
     /// The views of the backends of the services whose names `is_asked` admits.
-    pub fn backend_views(&self, is_asked: impl Fn(&str) -> bool) -> Vec<BackendView> {
+    pub fn backend_views(&self, is_asked: impl Fn(&ServiceName) -> bool) -> Vec<BackendView> {
         let Published { desired, wanted, programmed, .. } = &*self.published;
         let mut views = Vec::new();
         let services = desired.config.services.iter().zip(&wanted.services);
@@ -57,7 +57,7 @@ impl Moment {
             let left = self.leaving_view(part, one);
             // A leaving backend may have the name of a declared one: because the mode changed, or
             // because a new service has the name of a removed one. Both then share one line.
-            match views.iter_mut().find(|view| (&view.service, view.address) == (&left.service, left.address)) {
+            match views.iter_mut().find(|view| view.id() == left.id()) {
                 Some(view) => {
                     view.connections_active = match (view.connections_active, left.connections_active) {
                         (Some(here), Some(there)) => Some(here + there),
@@ -99,8 +99,9 @@ impl Moment {
         let snat_count = entry.map_or(0, |(_, entry)| u64::from(entry.snat_count));
         let pool = self.published.programmed.common.settings.map_or(0, |settings| u64::from(settings.ports.size));
         BackendView {
-            namespace: String::new(),
-            service: id.service.clone(),
+            namespace: id.service.namespace().to_owned(),
+            service: id.service.name().to_owned(),
+            port_name: id.service.port().to_owned(),
             address: id.address,
             node: None,
             zone: None,

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use lb_common::{service::Service, verdict::Reason};
 
 use super::Moment;
-use crate::{dataplane::stats::Sample, view::types::ReasonView};
+use crate::{dataplane::stats::Sample, state::ServiceName, view::types::ReasonView};
 
 impl Moment {
     pub fn reasons_by_interface(&self) -> Vec<ReasonView> {
@@ -24,9 +24,9 @@ impl Moment {
     /// The counts of each VIP, then the packets that no VIP has counted.
     pub fn reasons_by_service(&self) -> Vec<ReasonView> {
         let Some(sample) = &self.sampled.now else { return Vec::new() };
-        let mut entries: Vec<(&SocketAddr, &Service, &str)> = Vec::new();
+        let mut entries: Vec<(&SocketAddr, &Service, &ServiceName)> = Vec::new();
         for part in self.published.programmed.parts() {
-            entries.extend(part.services.iter().map(|(vip, entry)| (vip, entry, part.name.as_str())));
+            entries.extend(part.services.iter().map(|(vip, entry)| (vip, entry, &part.name)));
         }
         entries.sort_unstable_by_key(|(vip, ..)| *vip);
         let of_vips = entries.into_iter().flat_map(|(vip, entry, name)| {
@@ -34,7 +34,7 @@ impl Moment {
             seen.map(move |reason| {
                 let count = |sample: &Sample| sample.refusal(entry.stats, *reason);
                 let view = self.reason_view(sample, *reason, count);
-                ReasonView { service: Some(name.to_owned()), vip: Some(*vip), ..view }
+                ReasonView { service: Some(name.to_string()), vip: Some(*vip), ..view }
             })
         });
         let of_none = Reason::ALL.iter().map(|reason| {

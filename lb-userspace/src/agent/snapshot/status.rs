@@ -82,10 +82,13 @@ impl Moment {
         }
         for service in services.iter().filter(|service| service.backends_eligible == 0) {
             let at = std::net::SocketAddr::new(service.vip, service.port);
-            down.push(format!("service {} has no eligible backend for {at}: its connections are reset", service.name));
+            down.push(format!(
+                "service {} has no eligible backend for {at}: its connections are reset",
+                service.full_name()
+            ));
         }
         for backend in backends.iter().filter(|backend| !backend.removed && backend.admin == AdminState::Active) {
-            let name = format!("backend {}/{}", backend.service, backend.address);
+            let name = format!("backend {}", backend.id());
             match backend.health {
                 Health::Down | Health::Dead => {
                     degraded.push(format!("{name} is {}: {}", backend.health.name(), backend.reason));

@@ -20,7 +20,7 @@ Examples:
   weir get backends web --watch
   weir get backends -o json | jq '.[] | select(.eligible | not)'")]
 pub struct Backends {
-    /// Only those of this service
+    /// Only those of this service: NAME, NAMESPACE/NAME (all its ports) or NAMESPACE/NAME:PORT-NAME
     service: Option<String>,
     #[command(flatten)]
     listing: Listing,
@@ -41,7 +41,7 @@ impl Backends {
 }
 
 const COLUMNS: &[Column<BackendView>] = &[
-    Column::new("SERVICE", |backend, _| backend.service.clone()),
+    Column::new("SERVICE", |backend, _| backend.service_name().to_string()),
     Column::new("BACKEND", |backend, _| backend.address.to_string()),
     Column::new("NODE", |backend, _| text::known(backend.node.as_deref())),
     Column::new("ZONE", |backend, _| text::known(backend.zone.as_deref())),
@@ -93,6 +93,7 @@ pub(in crate::cli) mod tests {
         BackendView {
             namespace: String::new(),
             service: "web".to_owned(),
+            port_name: String::new(),
             address: address.parse().unwrap(),
             node: None,
             zone: Some("a".to_owned()),

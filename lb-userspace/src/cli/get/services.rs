@@ -43,6 +43,7 @@ const COLUMNS: &[Column<ServiceView>] = &[
     Column::new("BACKENDS", |service, _| format!("{}/{}", service.backends_eligible, service.backends_all)),
     Column::new("CONNS", |service, _| text::known(service.connections_active)),
     Column::new("AGE", |service, _| text::duration(service.age_seconds)),
+    Column::wide("PORT-NAME", |service, _| text::or_none(&service.port_name)),
     Column::wide("CONNS/S", |service, _| text::rate(service.connections_per_second)),
     Column::wide("CONNS-TOTAL", |service, _| service.connections_total.to_string()),
     Column::wide("REFUSED", |service, _| service.refused_total.to_string()),
@@ -76,6 +77,7 @@ mod tests {
         let service = ServiceView {
             namespace: String::new(),
             name: "web".to_owned(),
+            port_name: String::new(),
             vip: "2001:db8::10".parse().unwrap(),
             port: 80,
             protocol: "TCP".to_owned(),

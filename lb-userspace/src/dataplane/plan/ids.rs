@@ -8,12 +8,12 @@ use std::{
 };
 
 use super::{Image, WantedService, address};
-use crate::dataplane::arena::Numbers;
+use crate::{dataplane::arena::Numbers, state::ServiceName};
 
 /// The id of each wanted service, by name: the id of the programmed service with which it shares
 /// the most VIPs, then the most backends. So a service that is renamed, or gets other addresses,
 /// keeps its id, its backends' indexes and therefore its flows.
-pub fn assign(services: &[Arc<WantedService>], programmed: &Image) -> BTreeMap<String, u32> {
+pub fn assign(services: &[Arc<WantedService>], programmed: &Image) -> BTreeMap<ServiceName, u32> {
     let mut by_vip: BTreeMap<SocketAddr, u32> = BTreeMap::new();
     for (vip, service) in &programmed.services {
         by_vip.insert(*vip, service.id);
@@ -37,14 +37,14 @@ pub fn assign(services: &[Arc<WantedService>], programmed: &Image) -> BTreeMap<S
                 common.entry(*id).or_default().1 += 1;
             }
         }
-        pairs.extend(common.into_iter().map(|(id, common)| (Reverse(common), service.name.as_str(), id)));
+        pairs.extend(common.into_iter().map(|(id, common)| (Reverse(common), &service.name, id)));
     }
     pairs.sort_unstable();
-    let mut ids: BTreeMap<String, u32> = BTreeMap::new();
+    let mut ids: BTreeMap<ServiceName, u32> = BTreeMap::new();
     let mut given = BTreeSet::from([0]);
     for (_, name, id) in pairs {
         if !ids.contains_key(name) && given.insert(id) {
-            ids.insert(name.to_owned(), id);
+            ids.insert(name.clone(), id);
         }
     }
     let mut numbers = Numbers::service_ids(programmed);

@@ -16,7 +16,10 @@ use super::{
     snat::Blocks,
     writes,
 };
-use crate::dataplane::{arena::Numbers, programmed::Programmed};
+use crate::{
+    dataplane::{arena::Numbers, programmed::Programmed},
+    state::ServiceName,
+};
 
 /// Plans `changed`, which are services of `wanted`. `None`: that takes a plan of all services,
 /// because a service is new, or has other VIPs, or needs another ring.
@@ -54,7 +57,7 @@ pub fn plan_part(
 
 /// The entries of these services alone, with what is common to all services, and the services' ids;
 /// `None` if they have not the VIPs that they should have.
-fn cut(changed: &[Arc<WantedService>], programmed: &Programmed) -> Option<(Image, BTreeMap<String, u32>)> {
+fn cut(changed: &[Arc<WantedService>], programmed: &Programmed) -> Option<(Image, BTreeMap<ServiceName, u32>)> {
     let common = &programmed.common;
     let mut cut = Image {
         settings: common.settings,

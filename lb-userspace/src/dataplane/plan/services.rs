@@ -21,6 +21,7 @@ use crate::{
         settle::clock::deciseconds,
     },
     model::{Affinity, Limits, limits::Exceeded},
+    state::ServiceName,
 };
 
 /// The length of the ring of a VIP that is no longer declared: one rejecting slot, shared by all
@@ -90,7 +91,7 @@ pub fn plan_services(
             let offset = match kept.remove(&(id, *family)) {
                 Some(offset) => offset,
                 None => ranges.allocate(len).map_err(|full| PlanError::Rings {
-                    service: service.name.clone(),
+                    service: service.name.to_string(),
                     len,
                     full,
                 })?,
@@ -260,7 +261,7 @@ impl RingChange {
 pub struct Memo {
     rings: BTreeMap<(u32, Family), Decided>,
     /// The names of services that have started and whose backends do not all have a verdict yet.
-    pub warming_up: BTreeSet<String>,
+    pub warming_up: BTreeSet<ServiceName>,
     /// The ring with which the next audit begins.
     next: Option<(u32, Family)>,
 }

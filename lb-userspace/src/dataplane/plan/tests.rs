@@ -67,7 +67,7 @@ fn service(name: &str, vips: &[&str], mut backends: Vec<WantedBackend>, ring_siz
         Arc::new(Ring::new(Declared::new(SEED, ring_size, of_family.map(|backend| (backend.address, 1)))))
     };
     WantedService {
-        name: name.to_owned(),
+        name: ServiceName::of_file(name),
         port: 80,
         mode: Mode::Nat,
         keeps_source: false,
@@ -172,7 +172,7 @@ fn writes_go_from_backends_to_slots_to_services_to_vips_and_back() {
 fn backend_taken_out_drains_until_its_last_flow_has_ended() {
     let mut fake = Fake::default();
     let before = converge(&mut fake, &wanted(vec![web(&BOTH)]), &FlowUse::default(), NOW, 1);
-    let index = before.backends[&BackendId { service: "web".to_owned(), address: BOTH[0].parse().unwrap() }];
+    let index = before.backends[&BackendId { service: ServiceName::of_file("web"), address: BOTH[0].parse().unwrap() }];
     let less = wanted(vec![web(&BOTH[1..])]);
     let plan = converge(&mut fake, &less, &FlowUse::default(), NOW, 1);
     assert_eq!(
@@ -251,7 +251,7 @@ fn disabled_backend_ends_its_flows_at_once_and_gets_no_new_ones() {
     let disabled = &mut Arc::make_mut(&mut all.services[0]).backends[0];
     (disabled.admin, disabled.is_eligible) = (AdminState::Disabled, false);
     let plan = converge(&mut fake, &all, &FlowUse::default(), NOW, 1);
-    let index = plan.backends[&BackendId { service: "web".to_owned(), address: BOTH[0].parse().unwrap() }];
+    let index = plan.backends[&BackendId { service: ServiceName::of_file("web"), address: BOTH[0].parse().unwrap() }];
     assert!(!fake.image().backends[&index].is_serving());
     assert_eq!(owners_seen(&fake, "192.0.2.10:80"), strings(&BOTH[1..2]));
 }
@@ -263,7 +263,7 @@ fn backend_on_this_node_keeps_the_clients_address_and_its_answers_are_recognised
     web.backends[0].is_local = true;
     let plan = converge(&mut fake, &wanted(vec![web]), &FlowUse::default(), NOW, 1);
     let entry = |address: &str| {
-        let id = BackendId { service: "web".to_owned(), address: address.parse().unwrap() };
+        let id = BackendId { service: ServiceName::of_file("web"), address: address.parse().unwrap() };
         plan.target.backends[&plan.backends[&id]]
     };
     let both = Backend::FLAG_LOCAL | Backend::FLAG_KEEP_SOURCE;
@@ -282,7 +282,7 @@ fn backend_that_goes_down_moves_its_slots_alone_and_keeps_its_flows() {
     let down = &mut Arc::make_mut(&mut all.services[0]).backends[0];
     (down.health, down.is_eligible) = (Health::Down, false);
     let plan = super::plan(&all, &fake.image(), &fake, &FlowUse::default(), NOW).unwrap();
-    let index = before.backends[&BackendId { service: "web".to_owned(), address: backends[0].parse().unwrap() }];
+    let index = before.backends[&BackendId { service: ServiceName::of_file("web"), address: backends[0].parse().unwrap() }];
     for write in &plan.writes {
         match write {
             Write::Slot { from, to, .. } => assert!(from.current() == index && to.current() != index),
@@ -337,7 +337,7 @@ fn service_under_another_name_keeps_its_backends_and_ring() {
     let mut fake = Fake::default();
     converge(&mut fake, &wanted(vec![web(&BOTH)]), &FlowUse::default(), NOW, 1);
     let mut renamed = web(&BOTH);
-    renamed.name = "shop".to_owned();
+    renamed.name = ServiceName::of_file("shop");
     assert_eq!(plan(&wanted(vec![renamed]), &fake.image(), &fake, &FlowUse::default(), NOW).unwrap().writes, []);
 }
 
@@ -385,7 +385,7 @@ fn restarted_agent_finds_health_and_drains_in_the_maps() {
     (backends[3].admin, backends[3].is_eligible) = (AdminState::Draining, false);
     converge(&mut fake, &all, &FlowUse::default(), NOW, 1);
     let health = recover(&all, &fake.image(), &fake).health;
-    let of = |address: &str| health[&BackendId { service: "web".to_owned(), address: address.parse().unwrap() }];
+    let of = |address: &str| health[&BackendId { service: ServiceName::of_file("web"), address: address.parse().unwrap() }];
     assert_eq!(of(BOTH[0]), (Health::Down, 5));
     // It owned slots but had no verdict: it was not probed, and was assumed up.
     assert_eq!(of(BOTH[1]), (Health::Up, 0));
@@ -394,7 +394,7 @@ fn restarted_agent_finds_health_and_drains_in_the_maps() {
     // time.
     assert_eq!(plan(&all, &fake.image(), &fake, &FlowUse::default(), NOW + 30 * SECOND).unwrap().writes, []);
     let ended = converge(&mut fake, &all, &FlowUse::default(), NOW + 60 * SECOND, 1);
-    let index = ended.backends[&BackendId { service: "web".to_owned(), address: BOTH[3].parse().unwrap() }];
+    let index = ended.backends[&BackendId { service: ServiceName::of_file("web"), address: BOTH[3].parse().unwrap() }];
     assert!(!fake.image().backends[&index].is_serving());
 }
 

@@ -13,6 +13,7 @@ use super::*;
 use crate::{
     health::FailureKind,
     model::{HttpProbe, Probe},
+    state::ServiceName,
 };
 
 struct Bed {
@@ -55,7 +56,7 @@ fn check(interval_ms: u64, timeout_ms: u64) -> HealthCheck {
 }
 
 fn target(service: &str, address: SocketAddr, check: HealthCheck, initial: Health) -> ProbeTarget {
-    ProbeTarget { id: BackendId { service: service.to_owned(), address }, address, check, initial }
+    ProbeTarget { id: BackendId { service: ServiceName::of_file(service), address }, address, check, initial }
 }
 
 fn nowhere() -> SocketAddr {

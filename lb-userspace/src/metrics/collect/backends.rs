@@ -94,12 +94,12 @@ fn is_up(backend: &BackendView) -> bool {
 fn labelled(snapshot: &Snapshot) -> Vec<(Labels, &BackendView)> {
     let mut fronts = BTreeMap::<_, (Vec<String>, &str, u16)>::new();
     for service in &snapshot.services {
-        let key = (&service.namespace, &service.name, Family::of(&service.vip));
+        let key = (service.full_name(), Family::of(&service.vip));
         let (vips, ..) = fronts.entry(key).or_insert_with(|| (Vec::new(), &service.protocol, service.port));
         vips.push(service.vip.to_string());
     }
     let labels = |backend: &BackendView| {
-        let key = (&backend.namespace, &backend.service, Family::of(&backend.address.ip()));
+        let key = (backend.service_name(), Family::of(&backend.address.ip()));
         let mut labels: Labels =
             vec![("service_namespace", backend.namespace.clone()), ("service_name", backend.service.clone())];
         if let Some((vips, protocol, port)) = fronts.get(&key) {

@@ -74,12 +74,12 @@ pub(super) fn encode(encoder: &mut DescriptorEncoder, snapshot: &Snapshot) -> fm
 /// Refusals by reason. Only reasons that have occurred, so that a service has a few samples, not
 /// forty.
 fn refusals(encoder: &mut DescriptorEncoder, snapshot: &Snapshot) -> fmt::Result {
+    let by_vip: BTreeMap<SocketAddr, &ServiceView> =
+        snapshot.services.iter().map(|service| (SocketAddr::new(service.vip, service.port), service)).collect();
     let of_service = |reason: &ReasonView| {
-        let is_its = |service: &&ServiceView| {
-            let at = SocketAddr::new(service.vip, service.port);
-            Some(at) == reason.vip && Some(&service.name) == reason.service.as_ref()
-        };
-        let service = snapshot.services.iter().find(is_its)?;
+        let service = by_vip.get(&reason.vip?)?;
+        // The VIP may still have the entry of a service that left.
+        (reason.service.as_ref() == Some(&service.full_name().to_string())).then_some(())?;
         let why = [("kind", reason.kind.clone()), ("reason", reason.reason.clone())];
         Some((labels(service).into_iter().chain(why).collect(), reason.packets_total))
     };
@@ -106,13 +106,13 @@ fn ring_labels(service: &ServiceView) -> Labels {
 fn backends_by_state(snapshot: &Snapshot) -> Vec<(Labels, u32)> {
     let mut counts = BTreeMap::new();
     for backend in &snapshot.backends {
-        let key = (&backend.namespace, &backend.service, Family::of(&backend.address.ip()), state(backend));
+        let key = (backend.service_name(), Family::of(&backend.address.ip()), state(backend));
         *counts.entry(key).or_insert(0_u32) += 1;
     }
     let mut samples = Vec::new();
     for service in &snapshot.services {
         for state in STATES {
-            let key = (&service.namespace, &service.name, Family::of(&service.vip), state);
+            let key = (service.full_name(), Family::of(&service.vip), state);
             let count = counts.get(&key).copied().unwrap_or_default();
             samples.push((labels(service).into_iter().chain([("state", state.to_owned())]).collect(), count));
         }

@@ -11,7 +11,7 @@ fn direct(backends: &[&str], on_dead: OnDead) -> WantedService {
 }
 
 fn index_of(plan: &Plan, address: &str) -> u32 {
-    plan.backends[&BackendId { service: "web".to_owned(), address: address.parse().unwrap() }]
+    plan.backends[&BackendId { service: ServiceName::of_file("web"), address: address.parse().unwrap() }]
 }
 
 fn slots(fake: &Fake, vip: &str) -> Vec<Slot> {
@@ -142,7 +142,7 @@ fn peers_may_send_packets_in_tunnels_to_every_address_of_the_node() {
 fn service_that_begins_has_the_owners_of_the_whole_ring_at_once_and_tracks_what_it_sees_begin() {
     let mut fake = Fake::default();
     let mut memo = Memo::default();
-    memo.warming_up.insert("web".to_owned());
+    memo.warming_up.insert(ServiceName::of_file("web"));
     let step = |fake: &mut Fake, memo: &mut Memo, service: WantedService| {
         let plan = plan_again(&wanted(vec![service]), &fake.image(), &*fake, &FlowUse::default(), NOW, memo).unwrap();
         plan.writes.iter().for_each(|write| fake.apply(write));
