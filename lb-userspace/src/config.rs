@@ -7,7 +7,6 @@ mod example;
 mod fields;
 mod health;
 mod limits;
-mod prime;
 pub mod problem;
 mod range;
 pub mod schema;

@@ -3,7 +3,10 @@
 
 pub mod incompatible;
 pub mod limits;
+pub mod prime;
+pub mod rules;
 pub mod seed;
+pub mod together;
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -121,7 +124,7 @@ pub struct Admin {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Service {
     pub name: ServiceName,
-    /// Sorted, unique, each with at least one backend of its family.
+    /// Sorted, unique. A VIP without a backend of its family rejects connections.
     pub vips: Vec<IpAddr>,
     pub port: u16,
     pub mode: Mode,
@@ -225,7 +228,6 @@ pub struct HttpProbe {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Backend {
     pub address: SocketAddr,
-    /// At least one backend of each VIP's family has a weight above zero.
     pub weight: u32,
     /// Where encapsulated packets go, in `dsr-ipip` alone; None: to its own address.
     pub tunnel: Option<IpAddr>,

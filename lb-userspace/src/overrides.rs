@@ -117,20 +117,18 @@ pub fn apply(config: &Config, overrides: &Overrides) -> BTreeMap<BackendId, Effe
     config.services.iter().flat_map(of_service).collect()
 }
 
-/// A family of the service's VIPs, `IPv4` or `IPv6`, in which no backend would have a weight. The
-/// file may not contain such weights, so the CLI may not set them.
+/// A family of the service's VIPs, `IPv4` or `IPv6`, in which no backend would have a weight though
+/// there are some. The file may not contain such weights, so the CLI may not set them.
 pub fn weightless_family(service: &Service, overrides: &Overrides) -> Option<&'static str> {
     let is_weightless = |family: &Family| {
         let weight = |backend: &Backend| {
             effective(backend, overrides.of(&BackendId { service: service.name.clone(), address: backend.address }))
                 .weight
         };
+        let mut backends = service.backends.iter().filter(|one| Family::of(&one.address.ip()) == *family).peekable();
         service.vips.iter().any(|vip| Family::of(vip) == *family)
-            && service
-                .backends
-                .iter()
-                .filter(|backend| Family::of(&backend.address.ip()) == *family)
-                .all(|backend| weight(backend) == 0)
+            && backends.peek().is_some()
+            && backends.all(|backend| weight(backend) == 0)
     };
     Family::BOTH.into_iter().find(is_weightless).map(Family::name)
 }

@@ -1,12 +1,12 @@
 //! Checks that concern all services together.
 
-use std::{
-    collections::BTreeMap,
-    net::{IpAddr, SocketAddr},
-};
+use std::collections::BTreeMap;
 
 use super::{fields::Value, limits, service::Read};
-use crate::model::{Service, Snat};
+use crate::model::{
+    Service, Snat,
+    together::{Claims, Conflict, Server, Together, Why},
+};
 
 /// Runs all checks, and returns the services sorted by name. Mistakes are recorded at the position
 /// of the value.
@@ -17,12 +17,16 @@ pub fn services(
     limits: Option<&limits::Read<'_>>,
 ) -> Option<Vec<Service>> {
     unique_names(&read);
-    let vips = unique_vips(&read);
-    no_loops(&read, &vips);
-    if let (Some(snat), Some(at)) = (snat, snat_at) {
-        for address in snat.addresses.iter().filter(|address| vips.contains_key(address)) {
-            at.problem::<()>(format!("{address} is a VIP: replies to it could not be told from clients' connections"));
-        }
+    let snat_at = snat_at.and_then(|at| Some((at, snat?)));
+    let mut together =
+        Together::new(snat_at.into_iter().flat_map(|(at, snat)| snat.addresses.iter().map(move |one| (*one, at))));
+    for conflict in read.iter().flat_map(|one| together.add(&claims(one))).collect::<Vec<_>>() {
+        let Conflict { at, why } = conflict;
+        let place = match &why {
+            Why::Served { first, .. } => format!(", in line {}", first.at.line),
+            Why::BackendIsVip { .. } | Why::TunnelIsVip { .. } | Why::SnatIsVip { .. } => String::new(),
+        };
+        at.problem::<()>(format!("{why}{place}"));
     }
     if let Some(limits) = limits {
         limits::check(limits, &read, snat);
@@ -41,34 +45,16 @@ fn unique_names(read: &[Read<'_>]) {
     }
 }
 
-/// Every VIP, with the service that named it first.
-fn unique_vips<'r>(read: &'r [Read<'_>]) -> BTreeMap<IpAddr, &'r str> {
-    let mut taken: BTreeMap<SocketAddr, (&str, usize)> = BTreeMap::new();
-    let mut vips = BTreeMap::new();
-    for one in read {
-        for (vip, at) in &one.vips {
-            vips.entry(*vip).or_insert(one.label());
-            let Some(port) = one.port else { continue };
-            let served = SocketAddr::new(*vip, port);
-            if let Some((name, line)) = taken.insert(served, (one.label(), at.at.line)) {
-                at.problem::<()>(format!("{served} is served by service {name} already, in line {line}"));
-            }
-        }
-    }
-    vips
-}
-
-/// A backend that is a VIP would be balanced again, or its packets would never reach a server.
-fn no_loops(read: &[Read<'_>], vips: &BTreeMap<IpAddr, &str>) {
-    for one in read {
-        for (backend, at) in &one.backends {
-            let address = backend.address.ip();
-            if let Some(name) = vips.get(&address) {
-                at.problem::<()>(format!("{address} is a VIP of service {name}; name the server's own address"));
-            }
-            if let Some((tunnel, name)) = backend.tunnel.and_then(|tunnel| Some((tunnel, vips.get(&tunnel)?))) {
-                at.problem::<()>(format!("the tunnel {tunnel} is a VIP of service {name}: a tunnel ends at a server"));
-            }
-        }
+fn claims<'r, 'v>(read: &'r Read<'v>) -> Claims<&'r Value<'v>> {
+    let servers = read.backends.iter().map(|(backend, at)| Server {
+        address: backend.address.ip(),
+        tunnel: backend.tunnel,
+        at,
+    });
+    Claims {
+        name: read.label().to_owned(),
+        port: read.port,
+        vips: read.vips.iter().map(|(vip, at)| (*vip, at)).collect(),
+        backends: servers.collect(),
     }
 }

@@ -69,6 +69,11 @@ impl<'a> Value<'a> {
         None
     }
 
+    /// Records why this value is wrong, if it is. Returns whether it is right.
+    pub fn holds(&self, rule: Result<(), String>) -> bool {
+        rule.map_err(|reason| self.problem::<()>(reason)).is_ok()
+    }
+
     /// Records at this value's position that what belongs to another `key` is wrong.
     pub fn problem_of(&self, key: &str, reason: impl Display) {
         self.reader.problem(self.at, key, reason);

@@ -13,12 +13,13 @@ use super::{
     address,
     fields::{Fields, Value},
     health,
-    prime::{is_prime, next_prime, previous_prime},
 };
 use crate::{
     model::{
-        Affinity, Backend, DEFAULT_RING_SIZE, MAX_RING_SIZE, MAX_WEIGHT, Mode, OnDead, SLOTS_PER_BACKEND, Service,
+        Affinity, Backend, DEFAULT_RING_SIZE, MAX_RING_SIZE, MAX_WEIGHT, Mode, OnDead, Service,
         SourceAddress,
+        prime::{is_prime, next_prime, previous_prime},
+        rules,
     },
     state::{AdminState, ServiceName},
 };
@@ -114,14 +115,16 @@ fn read<'a>(fields: &Fields<'a>) -> Read<'a> {
     if let (Some(backends_at), true) = (backends_at, all_backends) {
         every_vip_has_backends(&vips, &backends_at, &backends);
     }
-    if let (Some(mode), Some(port)) = (mode, port) {
-        ports_fit_mode(mode, port, &backends);
-    }
-    if let Some(mode) = mode {
-        tunnels_fit_mode(mode, &backends);
+    for (backend, at) in &backends {
+        if let (Some(mode), Some(port)) = (mode, port) {
+            at.holds(rules::port(mode, port, backend.address));
+        }
+        if let Some(mode) = mode {
+            at.holds(rules::tunnel(mode, backend));
+        }
     }
     if let Some(size) = ring_size {
-        ring_fits(size, &backends, &ring.1);
+        ring.1.holds(rules::ring_size(size, backends.iter().map(|(backend, _)| backend)));
     }
 
     let service = || {
@@ -175,20 +178,12 @@ fn source(fields: &Fields<'_>, mode: Option<Mode>) -> Option<SourceAddress> {
         Some(value) => value,
     };
     let source = value.word(&SOURCES)?;
-    match mode {
-        Some(mode) if mode.is_dsr() => value.problem(format!(
-            "is for mode nat only: with {} the backend always sees the client's address; leave it out",
-            mode.name()
-        )),
-        Some(_) | None => Some(source),
-    }
+    value.holds(mode.map_or(Ok(()), rules::source)).then_some(source)
 }
 
 fn on_dead(value: &Value<'_>, mode: Option<Mode>) -> Option<OnDead> {
-    match (value.word(&ON_DEAD)?, mode) {
-        (OnDead::Drop, Some(Mode::Nat)) => value.problem("drop is for the modes dsr-l2 and dsr-ipip only; use reset"),
-        (on_dead, _) => Some(on_dead),
-    }
+    let on_dead = value.word(&ON_DEAD)?;
+    value.holds(mode.map_or(Ok(()), |mode| rules::on_dead(mode, on_dead))).then_some(on_dead)
 }
 
 fn ring_size(value: &Value<'_>) -> Option<u32> {
@@ -252,7 +247,11 @@ fn backend(value: &Value<'_>) -> Option<Backend> {
     })
 }
 
+/// A service may have no backend at all. A family without one is most likely a mistake.
 fn every_vip_has_backends(vips: &[(IpAddr, Value<'_>)], at: &Value<'_>, backends: &[(Backend, Value<'_>)]) {
+    if backends.is_empty() {
+        return;
+    }
     let mut weightless = Vec::new();
     for (vip, place) in vips {
         let of_family = || backends.iter().filter(|(backend, _)| backend.address.is_ipv4() == vip.is_ipv4());
@@ -265,40 +264,5 @@ fn every_vip_has_backends(vips: &[(IpAddr, Value<'_>)], at: &Value<'_>, backends
             at.problem::<()>(format!("every {family} backend has weight 0: at least one must have more"));
             weightless.push(family);
         }
-    }
-}
-
-fn ports_fit_mode(mode: Mode, port: u16, backends: &[(Backend, Value<'_>)]) {
-    if !mode.is_dsr() {
-        return;
-    }
-    let mode = mode.name();
-    for (backend, at) in backends.iter().filter(|(backend, _)| backend.address.port() != port) {
-        let own = backend.address.port();
-        at.problem::<()>(format!("{mode} leaves the port as it is: must be {port} as the service's, is {own}"));
-    }
-}
-
-fn tunnels_fit_mode(mode: Mode, backends: &[(Backend, Value<'_>)]) {
-    if mode == Mode::DsrIpip {
-        return;
-    }
-    for (_, at) in backends.iter().filter(|(backend, _)| backend.tunnel.is_some()) {
-        at.problem::<()>(format!("tunnel is for mode dsr-ipip only: {} has no tunnel; leave it out", mode.name()));
-    }
-}
-
-fn ring_fits(size: u32, backends: &[(Backend, Value<'_>)], at: &Value<'_>) {
-    let v4 = backends.iter().filter(|(backend, _)| backend.address.is_ipv4()).count();
-    let largest = u32::try_from(v4.max(backends.len() - v4)).unwrap_or(u32::MAX);
-    let least = largest.saturating_mul(SLOTS_PER_BACKEND);
-    if size < least {
-        let advice = match next_prime(least).filter(|prime| *prime <= MAX_RING_SIZE) {
-            Some(prime) => format!("set it to {prime} or a larger prime"),
-            None => "split the service".to_owned(),
-        };
-        at.problem::<()>(format!(
-            "a ringSize of {size} is too small for {largest} backends of one family, each needs {SLOTS_PER_BACKEND} slots: {advice}"
-        ));
     }
 }

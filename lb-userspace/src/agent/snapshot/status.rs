@@ -80,7 +80,7 @@ impl Moment {
                 "{without_room} slots wait to settle: ESTABLISHED has no room for their connections (flowTables.established)"
             ));
         }
-        for service in services.iter().filter(|service| service.backends_eligible == 0) {
+        for service in services.iter().filter(|service| service.backends_all > 0 && service.backends_eligible == 0) {
             let at = std::net::SocketAddr::new(service.vip, service.port);
             down.push(format!(
                 "service {} has no eligible backend for {at}: its connections are reset",

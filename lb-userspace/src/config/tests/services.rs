@@ -1,4 +1,7 @@
+use std::path::Path;
+
 use super::{HEAD, check, service};
+use crate::config::parse;
 
 #[test]
 fn keys_of_a_service_are_checked_each() {
@@ -106,11 +109,6 @@ fn keys_of_a_service_are_checked_each() {
 fn keys_of_backends_are_checked_each() {
     let of = |backends: &str| service(&format!("    vips: [192.0.2.10]\n    port: 80\n    backends:\n{backends}"));
     check(&[
-        (
-            "no backends",
-            service("    vips: [192.0.2.10]\n    port: 80\n    backends: []\n"),
-            &[(5, "services[0].vips[0]", "no backend of its family")],
-        ),
         (
             "missing keys",
             of("      - {}\n      - { address: 10.0.0.1 }\n"),
@@ -282,4 +280,11 @@ fn what_services_share_is_checked_between_them_even_if_one_is_wrong_elsewhere() 
             &[(6, "services[1].backends[0]", "is a VIP of service web")],
         ),
     ]);
+}
+
+#[test]
+fn service_may_have_no_backend_at_all() {
+    let text = service("    vips: [192.0.2.10, \"2001:db8::10\"]\n    port: 80\n    backends: []\n");
+    let config = parse(&text, Path::new("weir.yaml")).unwrap();
+    assert_eq!((config.services[0].vips.len(), config.services[0].backends.len()), (2, 0));
 }

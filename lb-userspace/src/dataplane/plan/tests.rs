@@ -117,6 +117,21 @@ fn strings(all: &[&str]) -> BTreeSet<String> {
 }
 
 #[test]
+fn service_without_backends_rejects_until_it_gets_one_and_again_after_the_last() {
+    let mut fake = Fake::default();
+    let now = |seconds: u64| NOW + seconds * SECOND;
+    for (at, backends, seen) in
+        [(0, &[][..], ["reject", "reject"]), (1, &BOTH[..3], [BOTH[0], BOTH[2]]), (200, &[][..], ["reject", "reject"])]
+    {
+        let wanted = wanted(vec![web(backends)]);
+        converge(&mut fake, &wanted, &FlowUse { scanned_at_ns: now(at), ..FlowUse::default() }, now(at), 1);
+        for (vip, owner) in ["192.0.2.10:80", "[2001:db8::10]:80"].into_iter().zip(seen) {
+            assert!(owners_seen(&fake, vip).contains(owner), "{vip} after {at} s");
+        }
+    }
+}
+
+#[test]
 fn vip_balances_over_the_backends_of_its_own_family() {
     let mut fake = Fake::default();
     converge(&mut fake, &wanted(vec![web(&BOTH)]), &FlowUse::default(), NOW, 1);
