@@ -56,8 +56,8 @@ fn bench_forward_gets_frames_through_every_dsr_mode() {
 
 #[test]
 fn bench_control_reports_every_figure_as_json() {
-    let size = ["--services", "20", "--backends", "4", "--ring", "101"];
-    let pace = ["--seconds", "1", "--changes", "10", "--interval", "500", "--flips", "5"];
+    let size = ["--services", "10", "--backends", "4", "--ring", "101", "--default-limits"];
+    let pace = ["--seconds", "1", "--changes", "4", "--interval", "500", "--flips", "2"];
     let report: Value = serde_json::from_str(&bench(&[&["control", "--json"], &size[..], &pace].concat())).unwrap();
     let keys = |value: &Value| value.as_object().unwrap().keys().cloned().collect::<Vec<_>>();
     assert_eq!(keys(&report), ["binary", "figures", "machine", "size"]);

@@ -44,7 +44,12 @@ impl Pace {
     /// long.
     fn of(layout: Layout, settle_time: Option<Duration>) -> Self {
         let settles = layout != Layout::Routed && settle_time.is_some();
-        let (changes, seconds) = if settles { (80, 48) } else { (80, 20) };
+        // What differs of `dsr-ipip` is the way to the backend, which half a run shows as well.
+        let (changes, seconds) = match (settles, layout) {
+            (true, Layout::Tunnelled) => (40, 24),
+            (true, Layout::Routed | Layout::SharedL2) => (80, 48),
+            (false, _) => (80, 20),
+        };
         let times = if is_long() { 2.5 } else { 1.0 };
         Self { changes: (f64::from(changes) * times) as usize, time: Duration::from_secs(seconds).mul_f64(times) }
     }
