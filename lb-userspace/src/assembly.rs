@@ -37,7 +37,11 @@ use crate::{
     model::{Admin, Config, NodeSettings, seed::Seed},
     overrides::{Overrides, StateDir},
     serve::{HttpServer, SocketServer},
-    source::file::{FileSource, Loaded},
+    source::{
+        Board,
+        file::{FileSource, Loaded},
+        keep,
+    },
     supervisor,
     view::types::{Severity, Snapshot},
 };
@@ -106,6 +110,7 @@ async fn prepare(
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Owner> {
     let (state_dir, seed, overrides) = open_state(&options.state_dir, config)?;
+    let board = sources(&state_dir, tasks, shutdown)?;
     let servers = Servers::bind(&config.node.admin).await?;
     supervisor::starting("loading the programs, opening the maps");
     let data_path = open_data_path(options, config).await?;
@@ -132,6 +137,7 @@ async fn prepare(
     let links = Links {
         commands,
         health,
+        sources: board.heard(),
         targets,
         node: node.clone(),
         node_wanted,
@@ -154,6 +160,24 @@ async fn prepare(
     tasks.spawn("report", report::run(reader.clone(), published, shutdown.clone()));
     servers.start(AgentHandle::new(command, reader), metrics, tasks, shutdown);
     Ok(owner)
+}
+
+/// The names of the sources beside the file. Each gets the board, and publishes there.
+const SOURCES: [&str; 0] = [];
+
+/// The board of the sources beside the file, with what they said before this start.
+fn sources(state_dir: &StateDir, tasks: &mut Tasks, shutdown: &CancellationToken) -> anyhow::Result<Board> {
+    let mut remembered = Vec::new();
+    for source in SOURCES {
+        let (services, damaged) = state_dir.said(source)?;
+        if let Some(damaged) = damaged {
+            warn!(source, error = %damaged, "what the source said before");
+        }
+        remembered.push((source, services));
+    }
+    let board = Board::new(remembered);
+    tasks.spawn("keep", keep::run(state_dir.clone(), board.heard(), shutdown.clone()));
+    Ok(board)
 }
 
 /// Maximum number of commands that wait for the owner of the maps.

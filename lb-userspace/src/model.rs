@@ -9,6 +9,7 @@ pub mod seed;
 pub mod together;
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     path::PathBuf,
     time::Duration,
@@ -22,6 +23,7 @@ use lb_common::{
 
 pub use incompatible::{Incompatible, incompatible};
 pub use limits::Limits;
+use serde::{Deserialize, Serialize};
 
 use crate::state::{AdminState, BackendId, ServiceName};
 
@@ -121,7 +123,7 @@ pub struct Admin {
     pub http: Option<SocketAddr>,
 }
 
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Service {
     pub name: ServiceName,
     /// Sorted, unique. A VIP without a backend of its family rejects connections.
@@ -142,9 +144,12 @@ pub struct Service {
     pub health: Option<HealthCheck>,
     /// Sorted by address, unique.
     pub backends: Vec<Backend>,
+    /// Backends that it had and that are no more: they have no flows to keep, while other backends
+    /// that left drain.
+    pub gone: BTreeSet<SocketAddr>,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub enum Mode {
     Nat,
     DsrL2,
@@ -171,7 +176,7 @@ impl Mode {
 
 /// What happens to the flows of a backend that is gone, or dead while at least half of its service
 /// is up.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub enum OnDead {
     /// The flows go to their slot's owner, which resets connections that it does not know. In
     /// `nat`, a dead backend keeps its flows, because no other backend can answer.
@@ -183,7 +188,7 @@ pub enum OnDead {
     Drop,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub enum SourceAddress {
     /// The backend sees an address of this node.
     #[default]
@@ -192,14 +197,14 @@ pub enum SourceAddress {
     Keep,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
 pub enum Affinity {
     #[default]
     None,
     ClientIp,
 }
 
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct HealthCheck {
     pub probe: Probe,
     pub interval: Duration,
@@ -210,13 +215,13 @@ pub struct HealthCheck {
     pub rise: u32,
 }
 
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub enum Probe {
     Tcp,
     Http(HttpProbe),
 }
 
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct HttpProbe {
     pub path: String,
     /// The Host header; None: the backend's address.
@@ -225,7 +230,7 @@ pub struct HttpProbe {
     pub expect: (u16, u16),
 }
 
-#[derive(Clone, PartialEq, Eq, Debug)]
+#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 pub struct Backend {
     pub address: SocketAddr,
     pub weight: u32,
@@ -233,6 +238,8 @@ pub struct Backend {
     pub tunnel: Option<IpAddr>,
     pub zone: Option<String>,
     pub state: AdminState,
+    /// Whether it is delivered on this node, though its address is none of the node's: a pod here.
+    pub is_here: bool,
 }
 
 /// The default of `ringSize`.

@@ -1,11 +1,7 @@
 //! A pure function from the configuration, the overrides, the health and the node to the desired
 //! contents of the maps.
 
-use std::{
-    collections::BTreeMap,
-    net::IpAddr,
-    sync::Arc,
-};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use ipnet::IpNet;
 use lb_common::{
@@ -32,6 +28,8 @@ pub struct Desired {
     /// The limits with which the agent was started, which its maps have. Those of `config` wait for
     /// a restart.
     pub limits: Limits,
+    /// Whether a source has not told its services yet, so that those in the maps may be its own.
+    pub holds: bool,
     pub seed: Seed,
     pub overrides: Overrides,
     /// When the desired state last changed, in CLOCK_BOOTTIME.
@@ -84,6 +82,7 @@ pub fn wanted(desired: &Desired, health: &HealthOf, node: &Node, rings: &mut Rin
         settings: settings(desired),
         limits: desired.limits,
         services,
+        holds: desired.holds,
         node_addresses: node.addresses(),
         peers: config.node.tunnel.peers.iter().copied().collect(),
         ways_out: node.ways_out.clone(),
@@ -145,7 +144,7 @@ pub fn wanted_service(
             None => (Health::Unknown, 0),
         };
         let ip = backend.address.ip();
-        let is_local = node.routes.get(&ip).is_some_and(|route| route.is_local);
+        let is_local = backend.is_here || node.routes.get(&ip).is_some_and(|route| route.is_local);
         weights.push((backend.address, set.weight));
         backends.push(WantedBackend {
             address: backend.address,
@@ -178,6 +177,7 @@ pub fn wanted_service(
         on_dead: service.on_dead,
         rings: families.into_iter().map(ring).collect(),
         backends,
+        gone: service.gone.clone(),
     }
 }
 
@@ -238,6 +238,7 @@ mod tests {
         Desired {
             config: Arc::new(config),
             limits: Limits::default(),
+            holds: false,
             seed: [1; 16],
             overrides: Overrides::default(),
             since_ns: 1,

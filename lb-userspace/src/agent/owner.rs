@@ -34,13 +34,18 @@ use crate::{
     clock::{boottime_ns, unix_ns},
     dataplane::{
         image::Image,
-        plan::{Wanted, recover},
+        plan::{PlanError, Wanted, recover},
         settle,
     },
     health::{HealthEvent, ProbeTarget},
     model::{Config, incompatible, limits::Need, seed::Seed},
     overrides::{Overrides, StateDir},
-    source::file::Loaded,
+    source::{
+        Heard,
+        file::Loaded,
+        holds,
+        merge::{Merged, Refusal, Unfit, merge, new_refusals},
+    },
     state::{BackendId, Health, ServiceName},
     supervisor,
     view::types::{ApiError, BackendSelector, ErrorCode},
@@ -50,6 +55,8 @@ use crate::{
 pub struct Links {
     pub commands: mpsc::Receiver<Command>,
     pub health: mpsc::Receiver<HealthEvent>,
+    /// What the sources beside the file say.
+    pub sources: watch::Receiver<Heard>,
     /// The backends to probe.
     pub targets: watch::Sender<Vec<ProbeTarget>>,
     pub node: watch::Receiver<Arc<Node>>,
@@ -76,6 +83,10 @@ pub struct Owner {
     warmup: Warmup,
     writer: Writer,
     file: File,
+    /// What the file says; `desired` has the services of all sources.
+    file_config: Arc<Config>,
+    /// What was refused of the other sources.
+    refusals: Arc<Vec<Refusal>>,
     state_dir: StateDir,
     links: Links,
     /// Services to plan again with the next tick.
@@ -98,6 +109,7 @@ const PLAN_EVERY: u32 = 60;
 
 /// What the owner begins with.
 pub struct Start {
+    /// What the file says.
     pub config: Arc<Config>,
     pub seed: Seed,
     pub overrides: Overrides,
@@ -109,10 +121,23 @@ pub struct Start {
 impl Owner {
     /// The owner, and what it publishes.
     pub fn new(start: Start, links: Links) -> (Self, watch::Receiver<Arc<Published>>) {
-        let Start { config, seed, overrides, state_dir, file, writer } = start;
-        let startup_time = startup_time(&config.services);
-        let limits = config.node.limits;
-        let desired = Desired { config, limits, seed, overrides, since_ns: boottime_ns(), is_traced: false };
+        let Start { config: file_config, seed, overrides, state_dir, file, writer } = start;
+        let limits = file_config.node.limits;
+        let heard = links.sources.borrow().clone();
+        let nothing = Config { node: file_config.node.clone(), services: Vec::new() };
+        let Merged { services, refusals } = merge(&file_config, &heard, &Unfit::new(), &nothing, &limits);
+        let startup_time = startup_time(&services);
+        let desired = Desired {
+            config: Arc::new(Config { services, ..nothing }),
+            limits,
+            holds: holds(&heard),
+            seed,
+            overrides,
+            since_ns: boottime_ns(),
+            is_traced: false,
+        };
+        note_refusals(&[], &refusals);
+        let refusals = Arc::new(refusals);
         let (health, mut rings) = (HealthOf::new(), Rings::default());
         let wanted = wanted(&desired, &health, &links.node.borrow(), &mut rings);
         let published = Published {
@@ -122,6 +147,8 @@ impl Owner {
             seen_since: Arc::default(),
             sync: writer.sync().clone(),
             config: file.status.clone(),
+            heard,
+            refusals: refusals.clone(),
             is_starting: true,
             reloads: 0,
         };
@@ -134,6 +161,8 @@ impl Owner {
             warmup: Warmup::default(),
             writer,
             file,
+            file_config,
+            refusals,
             state_dir,
             links,
             due: BTreeSet::new(),
@@ -170,6 +199,7 @@ impl Owner {
                     let loaded = self.file.loaded.borrow_and_update().clone();
                     self.follow(&loaded);
                 }
+                Ok(()) = self.links.sources.changed() => self.take_sources(),
                 Ok(()) = self.links.node.changed() => {
                     self.links.node.mark_unchanged();
                     // The SNAT addresses may have changed.
@@ -323,6 +353,8 @@ impl Owner {
             seen_since: self.seen_since.clone(),
             sync: self.writer.sync().clone(),
             config: self.file.status.clone(),
+            heard: self.links.sources.borrow().clone(),
+            refusals: self.refusals.clone(),
             is_starting: self.starting_until.is_some(),
             reloads: self.reloads,
         }));
@@ -350,6 +382,9 @@ impl Owner {
         let differs = tick.is_multiple_of(AUDIT_EVERY) && block_in_place(|| self.writer.audit());
         if differs {
             self.reconcile(Scope::All(Read::Maps));
+        } else if is_whole && !self.refusals.is_empty() {
+            // There may be room by now.
+            self.take_sources();
         } else if is_whole {
             self.due.clear();
             self.reconcile(Scope::All(Read::Cached));
@@ -552,53 +587,43 @@ impl Owner {
 
     /// Applies the configuration, or returns why not and changes nothing.
     fn take_config(&mut self, loaded: &Arc<Loaded>, accept_loss: bool) -> Reload {
-        let before = self.desired.config.clone();
+        let before = self.file_config.clone();
         let result = match &loaded.result {
             Ok(config) => self.try_config(config, accept_loss),
             Err(error) => Err(error.messages()),
         };
-        self.file.note(loaded, &result, !Arc::ptr_eq(&before, &self.desired.config));
+        self.file.note(loaded, &result, !Arc::ptr_eq(&before, &self.file_config));
         self.publish();
         result
     }
 
-    fn try_config(&mut self, config: &Config, accept_loss: bool) -> Reload {
-        let running = self.desired.config.clone();
-        let seed = match config.node.hash_seed {
+    fn try_config(&mut self, file: &Config, accept_loss: bool) -> Reload {
+        let seed = match file.node.hash_seed {
             Some(seed) => seed,
             None => self.state_dir.hash_seed().map_err(|error| vec![error.to_string()])?,
         };
-        if *config == *running && seed == self.desired.seed {
+        if *file == *self.file_config && seed == self.desired.seed {
             return Ok("nothing has changed".to_owned());
         }
         // The maps have the sizes with which the agent was started.
         let limits = self.desired.limits;
-        let exceeded = Need::of(config).exceeds(&limits);
+        let exceeded = Need::of(file).exceeds(&limits);
         if !exceeded.is_empty() {
-            return Err(exceeded.iter().map(|one| needs_larger_maps(one, config)).collect());
+            return Err(exceeded.iter().map(|one| needs_larger_maps(one, file)).collect());
         }
-        let losses = incompatible(&running, &self.desired.seed, config, &seed);
+        let running = self.desired.config.clone();
+        let heard = self.links.sources.borrow().clone();
+        let Merged { services, refusals } = merge(file, &heard, &Unfit::new(), &running, &limits);
+        let config = Config { node: file.node.clone(), services };
+        let losses = incompatible(&running, &self.desired.seed, &config, &seed);
         if !losses.is_empty() && !accept_loss {
             return Err(losses.iter().map(ToString::to_string).collect());
         }
-        let changed = changed_services(&running, config).filter(|_| seed == self.desired.seed);
-        let scope = changed.map_or(Scope::All(Read::Maps), Scope::Services);
-        let desired = Desired {
-            config: Arc::new(config.clone()),
-            limits,
-            seed,
-            overrides: self.desired.overrides.clone(),
-            since_ns: boottime_ns(),
-            is_traced: self.desired.is_traced,
-        };
-        let mut health = self.health.clone();
-        carry_health(&running, config, &mut health);
+        let trial = self.trial(config, holds(&heard), seed);
         // A configuration that does not fit into the maps is refused like any other mistake.
-        let in_use = self.links.census.borrow().in_use();
-        let wanted = wanted(&desired, &health, &self.links.node.borrow(), &mut self.rings);
-        self.writer.fits(&wanted, &scope, &in_use).map_err(|error| vec![error.to_string()])?;
-        let mut message = summary(&running, config);
-        let waiting = needs_restart(&running, config, &limits);
+        self.fits(&trial).map_err(|error| vec![error.to_string()])?;
+        let mut message = summary(&self.file_config, file);
+        let waiting = needs_restart(&self.file_config, file, &limits);
         for what in &waiting {
             warn!("{what} has changed: that takes a restart of the agent, which loses nothing");
         }
@@ -608,21 +633,97 @@ impl Owner {
                 waiting.join(", ")
             ));
         }
-        self.links.examined.send_replace(desired.config.clone());
-        self.desired = desired;
-        self.health = health;
-        self.wanted = wanted;
+        self.file_config = Arc::new(file.clone());
         self.file.note_loaded();
+        self.note_refusals(refusals);
+        self.apply(trial);
+        Ok(message)
+    }
+
+    /// Takes over what the sources beside the file say. A service that can't be served so keeps
+    /// what it had, and holds up no other one.
+    fn take_sources(&mut self) {
+        let heard = self.links.sources.borrow_and_update().clone();
+        let mut unfit = Unfit::new();
+        let trial = loop {
+            let running = &self.desired.config;
+            let Merged { services, refusals } = merge(&self.file_config, &heard, &unfit, running, &self.desired.limits);
+            let config = Config { node: self.file_config.node.clone(), services };
+            let trial = self.trial(config, holds(&heard), self.desired.seed);
+            let error = self.fits(&trial).err();
+            let of_a_source = |name: &&ServiceName| self.file_config.service(name).is_none();
+            match error.as_ref().and_then(|error| Some((error, error.service().filter(of_a_source)?))) {
+                Some((error, name)) if !unfit.contains_key(name) => drop(unfit.insert(name.clone(), error.to_string())),
+                // What is in the way belongs to no single service: the writer says so, and tries
+                // again.
+                _ => {
+                    self.note_refusals(refusals);
+                    break trial;
+                }
+            }
+        };
+        self.apply(trial);
+    }
+
+    fn note_refusals(&mut self, refusals: Vec<Refusal>) {
+        note_refusals(&self.refusals, &refusals);
+        self.refusals = Arc::new(refusals);
+    }
+
+    /// What would follow from another configuration, with the services of all sources.
+    fn trial(&mut self, config: Config, holds: bool, seed: Seed) -> Trial {
+        let running = &self.desired.config;
+        let is_alike = seed == self.desired.seed && holds == self.desired.holds;
+        let changed = changed_services(running, &config).filter(|_| is_alike);
+        let scope = changed.map_or(Scope::All(Read::Maps), Scope::Services);
+        let mut health = self.health.clone();
+        carry_health(running, &config, &mut health);
+        let desired = Desired {
+            config: Arc::new(config),
+            limits: self.desired.limits,
+            holds,
+            seed,
+            overrides: self.desired.overrides.clone(),
+            since_ns: boottime_ns(),
+            is_traced: self.desired.is_traced,
+        };
+        let wanted = wanted(&desired, &health, &self.links.node.borrow(), &mut self.rings);
+        Trial { desired, health, wanted, scope }
+    }
+
+    fn fits(&self, trial: &Trial) -> Result<(), PlanError> {
+        self.writer.fits(&trial.wanted, &trial.scope, &self.links.census.borrow().in_use())
+    }
+
+    fn apply(&mut self, trial: Trial) {
+        let Trial { desired, health, wanted, scope } = trial;
+        self.links.examined.send_replace(desired.config.clone());
         self.links.node_wanted.send_if_modified(|wanted| {
-            let next = NodeWanted::of(config, wanted.attach);
+            let next = NodeWanted::of(&desired.config, wanted.attach);
             let differs = *wanted != next;
             *wanted = next;
             differs
         });
+        (self.desired, self.health, self.wanted) = (desired, health, wanted);
         self.publish_targets();
         self.write_and_publish(&scope);
         self.forget_overrides();
-        Ok(message)
+    }
+}
+
+/// What would follow from another configuration.
+struct Trial {
+    desired: Desired,
+    health: HealthOf,
+    wanted: Wanted,
+    scope: Scope,
+}
+
+/// Says what is refused now and was not before.
+fn note_refusals(before: &[Refusal], refusals: &[Refusal]) {
+    for Refusal { source, service, reason, is_kept } in new_refusals(before, refusals) {
+        let served = if *is_kept { "as before" } else { "not at all" };
+        warn!(source, %service, reason, served, "the service can't be served as its source says");
     }
 }
 

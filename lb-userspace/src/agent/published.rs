@@ -5,6 +5,7 @@ use std::{collections::BTreeMap, sync::Arc, time::Instant};
 use super::desired::Desired;
 use crate::{
     dataplane::{plan::Wanted, programmed::Programmed},
+    source::{Heard, merge::Refusal},
     state::ServiceName,
     view::types::{ConfigStatus, SyncStatus},
 };
@@ -22,6 +23,9 @@ pub struct Published {
     pub seen_since: Arc<BTreeMap<ServiceName, Instant>>,
     pub sync: SyncStatus,
     pub config: ConfigStatus,
+    /// What the sources beside the file say, and what was refused of it.
+    pub heard: Heard,
+    pub refusals: Arc<Vec<Refusal>>,
     /// Whether the agent still waits for the first verdicts on its backends.
     pub is_starting: bool,
     /// How many reloads were reported to the supervisor.

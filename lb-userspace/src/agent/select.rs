@@ -30,7 +30,9 @@ pub fn select(selector: &BackendSelector, known: &[BackendId]) -> Result<Vec<Bac
             return Err(ApiError { code: ErrorCode::Invalid, message });
         }
     };
-    let fits = |id: &&BackendId| service.as_ref().is_none_or(|service| service.admits(&id.service)) && fits_address(&id.address);
+    let fits = |id: &&BackendId| {
+        service.as_ref().is_none_or(|service| service.admits(&id.service)) && fits_address(&id.address)
+    };
     let found: Vec<BackendId> = known.iter().filter(fits).cloned().collect();
     if found.is_empty() {
         let message = format!("no backend {text}{}", near(text, known));
@@ -59,7 +61,10 @@ mod tests {
     fn known() -> Vec<BackendId> {
         [("web", "10.2.0.11:8080"), ("web", "10.2.0.12:8080"), ("web", "[fd02::11]:8080"), ("dns", "10.2.0.11:53")]
             .into_iter()
-            .map(|(service, address)| BackendId { service: service.parse().unwrap(), address: address.parse().unwrap() })
+            .map(|(service, address)| BackendId {
+                service: service.parse().unwrap(),
+                address: address.parse().unwrap(),
+            })
             .collect()
     }
 

@@ -2,6 +2,7 @@
 
 mod backends;
 mod reasons;
+mod sources;
 mod status;
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};

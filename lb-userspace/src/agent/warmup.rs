@@ -76,6 +76,7 @@ mod tests {
         let desired = Desired {
             config,
             limits: Limits::default(),
+            holds: false,
             seed: [1; 16],
             overrides: Overrides::default(),
             since_ns: 1,

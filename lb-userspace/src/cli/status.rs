@@ -11,7 +11,7 @@ use super::{
 };
 use crate::{
     state::ServiceName,
-    view::types::{BackendTotals, Overall, ServiceView, Severity, Snapshot, Status as Document},
+    view::types::{BackendTotals, Overall, ServiceView, Severity, Snapshot, SourceView, Status as Document},
 };
 
 /// Summarise how the agent and its data path are
@@ -56,6 +56,7 @@ fn render(snapshot: &Snapshot, style: Style) -> String {
     status.reasons.iter().for_each(|reason| lines.go_on(reason.clone()));
     lines.add("agent", format!("weir {}, for {}", status.version, text::duration(style.now - status.started_at)));
     config(&mut lines, status, style.now);
+    sources(&mut lines, status);
     lines.add("services", services(snapshot));
     lines.add("backends", backends(&status.backends));
     interfaces(&mut lines, snapshot);
@@ -92,6 +93,20 @@ fn config(lines: &mut Lines, status: &Document, now: f64) {
     } else {
         lines.go_on("last reload was REFUSED, the configuration before it stays in force:".to_owned());
         config.errors.iter().for_each(|error| lines.go_on(format!("  {error}")));
+    }
+}
+
+/// Why a source or a service is not as it should be stands in the reasons.
+fn sources(lines: &mut Lines, status: &Document) {
+    for (at, source) in status.sources.iter().enumerate() {
+        let state = match (source.synced, &source.failing_since) {
+            (_, Some(since)) => format!("can't be reached since {}", text::moment(*since)),
+            (true, None) => "synced".to_owned(),
+            (false, None) => "has not told its services yet".to_owned(),
+        };
+        let SourceView { name, services, refused, .. } = source;
+        let title = if at == 0 { "sources" } else { "" };
+        lines.add(title, format!("{name}: {state}, {services} services, {} refused", refused.len()));
     }
 }
 
@@ -239,6 +254,12 @@ mod tests {
                 ..SyncStatus::default()
             },
             lost_hooks: 0,
+            sources: vec![SourceView {
+                name: "kubernetes".to_owned(),
+                failing_since: Some(1_700_000_000.0),
+                services: 12,
+                ..SourceView::default()
+            }],
             findings: vec![
                 Finding {
                     severity: Severity::Ok,
@@ -275,6 +296,7 @@ agent        weir 0.1.0, for 2h47m
 config       /etc/weir/weir.yaml, in force since 2023-11-14T19:26:40Z
              last reload was REFUSED, the configuration before it stays in force:
                /etc/weir/weir.yaml:12: services[0].port: 0 is not a port
+sources      kubernetes: can't be reached since 2023-11-14T22:13:20Z, 12 services, 0 refused
 services     0 on 0 VIP:port, 0 of them with a backend that serves
 backends     3: 2 up, 1 down, 0 unknown, 0 draining, 0 disabled
 interfaces   eth0: XDP native, TC tcx

@@ -46,11 +46,8 @@ fn unique_names(read: &[Read<'_>]) {
 }
 
 fn claims<'r, 'v>(read: &'r Read<'v>) -> Claims<&'r Value<'v>> {
-    let servers = read.backends.iter().map(|(backend, at)| Server {
-        address: backend.address.ip(),
-        tunnel: backend.tunnel,
-        at,
-    });
+    let servers =
+        read.backends.iter().map(|(backend, at)| Server { address: backend.address.ip(), tunnel: backend.tunnel, at });
     Claims {
         name: read.label().to_owned(),
         port: read.port,

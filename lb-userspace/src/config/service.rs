@@ -1,7 +1,7 @@
 //! Reads one service, with the checks that don't concern other services.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
     time::Duration,
@@ -16,8 +16,7 @@ use super::{
 };
 use crate::{
     model::{
-        Affinity, Backend, DEFAULT_RING_SIZE, MAX_RING_SIZE, MAX_WEIGHT, Mode, OnDead, Service,
-        SourceAddress,
+        Affinity, Backend, DEFAULT_RING_SIZE, MAX_RING_SIZE, MAX_WEIGHT, Mode, OnDead, Service, SourceAddress,
         prime::{is_prime, next_prime, previous_prime},
         rules,
     },
@@ -145,6 +144,7 @@ fn read<'a>(fields: &Fields<'a>) -> Read<'a> {
             on_dead: on_dead?,
             health: health?,
             backends: all_backends.then_some(sorted_backends)?,
+            gone: BTreeSet::new(),
         })
     };
     let service = service();
@@ -244,6 +244,7 @@ fn backend(value: &Value<'_>) -> Option<Backend> {
         tunnel: tunnel?,
         zone: zone?,
         state: state?,
+        is_here: false,
     })
 }
 

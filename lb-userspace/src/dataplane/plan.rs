@@ -54,6 +54,9 @@ pub struct Wanted {
     pub limits: Limits,
     /// Sorted by name, unique.
     pub services: Vec<Arc<WantedService>>,
+    /// Services of which these do not know may still be wanted: whatever the maps hold for services
+    /// that are not among these stays as it is.
+    pub holds: bool,
     pub node_addresses: BTreeSet<IpAddr>,
     /// Prefixes that may send encapsulated packets to those addresses.
     pub peers: BTreeSet<IpNet>,
@@ -85,6 +88,8 @@ pub struct WantedService {
     pub rings: BTreeMap<Family, Arc<Ring>>,
     /// Sorted by address, unique.
     pub backends: Vec<WantedBackend>,
+    /// Backends that it had and that are no more: they have no flows to keep.
+    pub gone: BTreeSet<SocketAddr>,
 }
 
 #[derive(Clone, PartialEq, Debug)]
@@ -95,7 +100,7 @@ pub struct WantedBackend {
     /// Nanoseconds since 1970; 0 is never.
     pub health_since_unix_ns: u64,
     pub is_eligible: bool,
-    /// The backend's address is an address of this node.
+    /// The backend is delivered on this node: its address is one of this node's, or of a pod here.
     pub is_local: bool,
     /// The SNAT addresses used towards the backend; empty where the client's address is kept.
     pub snat: Vec<IpAddr>,
@@ -151,6 +156,8 @@ pub struct Plan {
     pub backends: BTreeMap<BackendId, u32>,
     /// Indexes of backends whose flows are over, but whose entries still exist.
     pub over: BTreeSet<u32>,
+    /// The ids of services of which everything stays as it is: see [`Wanted::holds`].
+    pub held: BTreeSet<u32>,
     /// Backends that are no longer declared, and drain.
     pub leaving: Vec<Leaving>,
     /// When the next drain of each service ends, whether or not its flows have; CLOCK_BOOTTIME, by
@@ -172,7 +179,7 @@ pub struct Leaving {
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum PlanError {
     #[error("no room for the ring of service {service} ({len} slots): {full}; that takes a restart of the agent")]
-    Rings { service: String, len: u32, full: Exceeded },
+    Rings { service: ServiceName, len: u32, full: Exceeded },
     #[error(
         "no index is free for backend {backend}: {full}; that takes a restart of the agent, or wait for drains to end"
     )]
@@ -185,6 +192,17 @@ pub enum PlanError {
         "no room for the SNAT addresses of backend {backend}: SNAT_ADDRESSES is full; use fewer addresses in snat.addresses"
     )]
     Snat { backend: BackendId },
+}
+
+impl PlanError {
+    /// The service for which there is no room; `None` if it is not one service's alone.
+    pub const fn service(&self) -> Option<&ServiceName> {
+        match self {
+            PlanError::Rings { service, .. } | PlanError::Stats { service, .. } => Some(service),
+            PlanError::Backends { backend, .. } | PlanError::Snat { backend } => Some(&backend.service),
+            PlanError::Addresses(_) => None,
+        }
+    }
 }
 
 /// The writes that make the maps hold what is wanted, from any state of the maps, even one edited
@@ -210,7 +228,10 @@ pub fn plan_again(
     memo: &mut Memo,
 ) -> Result<Plan, PlanError> {
     let services = &wanted.services;
-    let mut plan = Plan { services: ids::assign(services, programmed), ..Plan::default() };
+    let mut plan = Plan { services: ids::assign(services, programmed, wanted.holds), ..Plan::default() };
+    if wanted.holds {
+        plan.hold(programmed);
+    }
     let numbers = || {
         let named = services::named(memo.unknown(programmed), slots, |slot| [slot.current(), slot.previous()]);
         Numbers::backends(programmed, &named, &in_use.backends, wanted.limits.backends)
@@ -238,6 +259,17 @@ impl Plan {
     fn by_id<'a>(&self, services: &'a [Arc<WantedService>]) -> BTreeMap<u32, &'a WantedService> {
         let id = |service: &WantedService| self.services.get(&service.name).copied();
         services.iter().filter_map(|service| Some((id(service)?, &**service))).collect()
+    }
+
+    /// Holds all that `programmed` has for services that are not wanted.
+    fn hold(&mut self, programmed: &Image) {
+        let wanted: BTreeSet<u32> = self.services.values().copied().collect();
+        let services = programmed.services.values().map(|service| service.id);
+        let backends =
+            programmed.backends.values().filter(|backend| backend.family != 0).map(|backend| backend.service);
+        self.held = services.chain(backends).filter(|id| !wanted.contains(id)).collect();
+        let held = programmed.services.iter().filter(|(_, service)| self.held.contains(&service.id));
+        self.target.services = held.map(|(vip, service)| (*vip, *service)).collect();
     }
 
     /// Notes that something of a service ends at `at_ns`.

@@ -12,7 +12,10 @@ use prometheus_client::{
     metrics::{MetricType, exemplar::Exemplar},
 };
 
-use crate::{clock::unix_now, view::types::Snapshot};
+use crate::{
+    clock::unix_now,
+    view::types::{Snapshot, SourceView},
+};
 
 pub(super) type Labels = Vec<(&'static str, String)>;
 
@@ -86,6 +89,17 @@ fn agent(encoder: &mut DescriptorEncoder, snapshot: &Snapshot) -> fmt::Result {
         let age = (unix_now() - status.config.loaded_at).max(0.0);
         gauges(encoder, "state_age_seconds", "How long ago the running configuration was taken over.", alone(age))?;
     }
+    let sources = || status.sources.iter();
+    let of_source = |source: &SourceView| vec![("source", source.name.clone())];
+    let synced = "1 if the source beside the file has told all its services since the agent was started.";
+    let samples = sources().map(|source| (of_source(source), u32::from(source.synced)));
+    gauges(encoder, "source_synced", synced, samples)?;
+    let failing = "1 if the source beside the file can't be reached: what it said last stays in force.";
+    let samples = sources().map(|source| (of_source(source), u32::from(source.error.is_some())));
+    gauges(encoder, "source_failing", failing, samples)?;
+    let refused = "Services that can't be served as their source says; weir status has the reasons.";
+    let samples = sources().map(|source| (of_source(source), source.refused.len() as u64));
+    gauges(encoder, "source_services_refused", refused, samples)?;
     let success = "When the BPF maps were last brought in step, in seconds since 1970; 0 is never.";
     gauges(encoder, "sync_last_success_timestamp_seconds", success, alone(status.sync.last_success_at))?;
     // Currently, a sync can fail only because a map can't be read or written.

@@ -34,20 +34,30 @@ pub fn incompatible(running: &Config, running_seed: &Seed, new: &Config, new_see
         found.push(Incompatible { key: "hashSeed".to_owned(), reason: refusal("another seed", "every service") });
     }
     for (from, to) in pairs {
-        let service = if from.name == to.name { from.name.to_string() } else { format!("{} (now {})", from.name, to.name) };
-        let mut refuse = |key: &str, change: String| {
-            let key = format!("services.{}.{key}", to.name);
-            found.push(Incompatible { key, reason: refusal(&change, &format!("service {service}")) });
-        };
-        if from.mode != to.mode {
-            refuse("mode", format!("a change from {} to {}", from.mode.name(), to.mode.name()));
-        }
-        if from.ring_size != to.ring_size {
-            refuse("ringSize", format!("a change from {} to {}", from.ring_size, to.ring_size));
-        }
-        if from.affinity != to.affinity {
-            refuse("affinity", format!("a change from {} to {}", affinity(from.affinity), affinity(to.affinity)));
-        }
+        let service =
+            if from.name == to.name { from.name.to_string() } else { format!("{} (now {})", from.name, to.name) };
+        found.extend(changes(from, to).into_iter().map(|(key, change)| Incompatible {
+            key: format!("services.{}.{key}", to.name),
+            reason: refusal(&change, &format!("service {service}")),
+        }));
+    }
+    found
+}
+
+/// The changes by which a running service would lose its connections: key, and from what to what.
+pub fn changes(from: &Service, to: &Service) -> Vec<(&'static str, String)> {
+    let mut found = Vec::new();
+    let mut note = |key, from: &dyn fmt::Display, to: &dyn fmt::Display| {
+        found.push((key, format!("a change from {from} to {to}")));
+    };
+    if from.mode != to.mode {
+        note("mode", &from.mode.name(), &to.mode.name());
+    }
+    if from.ring_size != to.ring_size {
+        note("ringSize", &from.ring_size, &to.ring_size);
+    }
+    if from.affinity != to.affinity {
+        note("affinity", &affinity(from.affinity), &affinity(to.affinity));
     }
     found
 }

@@ -9,7 +9,7 @@ use lb_common::{
     limits::{MAX_ADDRESSES, MAX_BACKENDS, MAX_REFUSALS, MAX_VIP_PORTS, RING_ARENA_SLOTS, map},
 };
 
-use super::{Config, Mode, SourceAddress};
+use super::{Config, Mode, Service, SourceAddress};
 
 /// The sizes of the maps that the agent fills. They are fixed while the agent runs: see
 /// [`super::NodeSettings::limits`].
@@ -182,18 +182,93 @@ impl fmt::Display for Exceeded {
 
 /// How much of each limit a configuration needs: at least, because the node's own addresses are not
 /// in the file, and what was removed from the file keeps its place until it has drained.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, Default)]
 pub struct Need {
+    counts: Counts,
+    addresses: BTreeSet<IpAddr>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Counts {
     backends: u64,
     ring_slots: u64,
     /// IPv4 and IPv6.
     vip_ports: [u64; 2],
+    addresses: [u64; 2],
+}
+
+impl Default for Counts {
+    fn default() -> Self {
+        Self { backends: 1, ring_slots: 1, vip_ports: [0; 2], addresses: [0; 2] }
+    }
+}
+
+/// What one service needs.
+struct OfService {
+    vips: Vec<IpAddr>,
+    ring_size: u32,
+    backends: u64,
     addresses: BTreeSet<IpAddr>,
 }
 
-impl Default for Need {
-    fn default() -> Self {
-        Self { backends: 1, ring_slots: 1, vip_ports: [0; 2], addresses: BTreeSet::new() }
+impl OfService {
+    fn new(
+        vips: impl IntoIterator<Item = IpAddr>,
+        ring_size: u32,
+        backends: impl IntoIterator<Item = IpAddr>,
+        keeps_source: bool,
+    ) -> Self {
+        let vips: Vec<IpAddr> = vips.into_iter().collect();
+        let mut addresses: BTreeSet<IpAddr> = vips.iter().copied().collect();
+        let mut count = 0;
+        for backend in backends {
+            count += 1;
+            if keeps_source {
+                addresses.insert(backend);
+            }
+        }
+        Self { vips, ring_size, backends: count, addresses }
+    }
+
+    fn of(service: &Service) -> Self {
+        let backends = service.backends.iter().map(|backend| backend.address.ip());
+        let keeps_source = service.mode == Mode::Nat && service.source == SourceAddress::Keep;
+        Self::new(service.vips.iter().copied(), service.ring_size, backends, keeps_source)
+    }
+}
+
+impl Counts {
+    /// Adds a service; `addresses` are those of its addresses that nothing else needs.
+    fn add<'a>(&mut self, service: &OfService, addresses: impl IntoIterator<Item = &'a IpAddr>) {
+        let v6 = service.vips.iter().filter(|vip| vip.is_ipv6()).count() as u64;
+        let of_families = [service.vips.len() as u64 - v6, v6];
+        for (all, count) in self.vip_ports.iter_mut().zip(of_families) {
+            *all += count;
+            self.ring_slots += if count > 0 { u64::from(service.ring_size) } else { 0 };
+        }
+        self.backends += service.backends;
+        addresses.into_iter().for_each(|address| self.add_address(address));
+    }
+
+    fn add_address(&mut self, address: &IpAddr) {
+        let [v4, v6] = &mut self.addresses;
+        *(if address.is_ipv6() { v6 } else { v4 }) += 1;
+    }
+
+    fn exceeds(&self, limits: &Limits) -> Vec<Exceeded> {
+        Limit::ALL.into_iter().filter_map(|limit| self.exceeds_one(limits, limit)).collect()
+    }
+
+    fn exceeds_one(&self, limits: &Limits, limit: Limit) -> Option<Exceeded> {
+        let larger = |[v4, v6]: [u64; 2]| if v6 > v4 { (v6, Some(Family::V6)) } else { (v4, Some(Family::V4)) };
+        let (needed, family) = match limit {
+            Limit::Backends => (self.backends, None),
+            Limit::RingSlots => (self.ring_slots, None),
+            Limit::Services => larger(self.vip_ports),
+            Limit::Addresses => larger(self.addresses),
+        };
+        let allows = limits.of(limit);
+        (needed > u64::from(allows)).then_some(Exceeded { limit, allows, needed, family })
     }
 }
 
@@ -201,16 +276,20 @@ impl Need {
     pub fn of(config: &Config) -> Self {
         let mut need = Self::default();
         need.add_addresses(config.node.snat.addresses.iter().copied());
-        for service in &config.services {
-            let backends = service.backends.iter().map(|backend| backend.address.ip());
-            let keeps_source = service.mode == Mode::Nat && service.source == SourceAddress::Keep;
-            need.add_service(service.vips.iter().copied(), service.ring_size, backends, keeps_source);
-        }
+        config.services.iter().for_each(|service| need.add(service));
         need
     }
 
     pub fn add_addresses(&mut self, addresses: impl IntoIterator<Item = IpAddr>) {
-        self.addresses.extend(addresses);
+        for address in addresses {
+            if self.addresses.insert(address) {
+                self.counts.add_address(&address);
+            }
+        }
+    }
+
+    pub fn add(&mut self, service: &Service) {
+        self.add_one(OfService::of(service));
     }
 
     /// Adds a service with these VIPs, a ring of `ring_size` slots for each of their families, and
@@ -222,41 +301,24 @@ impl Need {
         backends: impl IntoIterator<Item = IpAddr>,
         keeps_source: bool,
     ) {
-        let mut families = [false; 2];
-        for vip in vips {
-            let v6 = usize::from(vip.is_ipv6());
-            for ((family, count), has) in self.vip_ports.iter_mut().enumerate().zip(&mut families) {
-                *count += u64::from(family == v6);
-                *has |= family == v6;
-            }
-            self.addresses.insert(vip);
-        }
-        self.ring_slots += families.iter().filter(|has| **has).count() as u64 * u64::from(ring_size);
-        for backend in backends {
-            self.backends += 1;
-            if keeps_source {
-                self.addresses.insert(backend);
-            }
-        }
+        self.add_one(OfService::new(vips, ring_size, backends, keeps_source));
+    }
+
+    fn add_one(&mut self, service: OfService) {
+        self.counts.add(&service, []);
+        self.add_addresses(service.addresses);
     }
 
     /// The limits that do not suffice, each once, in the order of [`Limit::ALL`].
     pub fn exceeds(&self, limits: &Limits) -> Vec<Exceeded> {
-        Limit::ALL.into_iter().filter_map(|limit| self.exceeds_one(limits, limit)).collect()
+        self.counts.exceeds(limits)
     }
 
-    fn exceeds_one(&self, limits: &Limits, limit: Limit) -> Option<Exceeded> {
-        let larger = |[v4, v6]: [u64; 2]| if v6 > v4 { (v6, Some(Family::V6)) } else { (v4, Some(Family::V4)) };
-        let (needed, family) = match limit {
-            Limit::Backends => (self.backends, None),
-            Limit::RingSlots => (self.ring_slots, None),
-            Limit::Services => larger(self.vip_ports),
-            Limit::Addresses => {
-                let v6 = self.addresses.iter().filter(|address| address.is_ipv6()).count() as u64;
-                larger([self.addresses.len() as u64 - v6, v6])
-            }
-        };
-        let allows = limits.of(limit);
-        (needed > u64::from(allows)).then_some(Exceeded { limit, allows, needed, family })
+    /// The same if the service were added.
+    pub fn exceeds_with(&self, service: &Service, limits: &Limits) -> Vec<Exceeded> {
+        let service = OfService::of(service);
+        let mut counts = self.counts;
+        counts.add(&service, service.addresses.difference(&self.addresses));
+        counts.exceeds(limits)
     }
 }

@@ -33,9 +33,7 @@ pub fn source(mode: Mode) -> Result<(), String> {
 
 pub fn on_dead(mode: Mode, on_dead: OnDead) -> Result<(), String> {
     match (on_dead, mode) {
-        (OnDead::Drop, Mode::Nat) => {
-            Err("drop is for the modes dsr-l2 and dsr-ipip only; use reset".to_owned())
-        }
+        (OnDead::Drop, Mode::Nat) => Err("drop is for the modes dsr-l2 and dsr-ipip only; use reset".to_owned()),
         _ => Ok(()),
     }
 }

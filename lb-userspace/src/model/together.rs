@@ -25,9 +25,20 @@ pub struct Server<P> {
     pub at: P,
 }
 
+impl<P> Claims<P> {
+    /// The addresses at which it reaches servers.
+    fn servers(&self) -> impl Iterator<Item = (Role, IpAddr, &P)> {
+        self.backends.iter().flat_map(|Server { address, tunnel, at }| {
+            let roles = [(Role::Backend, Some(*address)), (Role::Tunnel, *tunnel)];
+            roles.into_iter().filter_map(move |(role, address)| Some((role, address?, at)))
+        })
+    }
+}
+
 impl Claims<()> {
     pub fn of(service: &Service) -> Self {
-        let server = |backend: &super::Backend| Server { address: backend.address.ip(), tunnel: backend.tunnel, at: () };
+        let server =
+            |backend: &super::Backend| Server { address: backend.address.ip(), tunnel: backend.tunnel, at: () };
         Self {
             name: service.name.to_string(),
             port: Some(service.port),
@@ -48,11 +59,23 @@ pub struct Conflict<P> {
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Why<P> {
     /// Another service serves the VIP and port; `first` is where that stands.
-    Served { vip: SocketAddr, by: String, first: P },
+    Served {
+        vip: SocketAddr,
+        by: String,
+        first: P,
+    },
     /// The backend would be balanced again, or its packets would never reach a server.
-    BackendIsVip { address: IpAddr, of: String },
-    TunnelIsVip { tunnel: IpAddr, of: String },
-    SnatIsVip { address: IpAddr },
+    BackendIsVip {
+        address: IpAddr,
+        of: String,
+    },
+    TunnelIsVip {
+        tunnel: IpAddr,
+        of: String,
+    },
+    SnatIsVip {
+        address: IpAddr,
+    },
 }
 
 impl<P> fmt::Display for Why<P> {
@@ -112,22 +135,34 @@ impl<P: Clone> Together<P> {
 
     /// Adds the service. Returns every conflict that it makes, in itself and with those before it.
     pub fn add(&mut self, claims: &Claims<P>) -> Vec<Conflict<P>> {
-        let mut conflicts = Vec::new();
+        let conflicts = self.conflicts(claims);
         for (vip, at) in &claims.vips {
             if let Some(port) = claims.port {
                 let vip = SocketAddr::new(*vip, port);
-                match self.served.get(&vip) {
-                    Some((by, first)) => {
-                        let why = Why::Served { vip, by: by.clone(), first: first.clone() };
-                        conflicts.push(Conflict { at: at.clone(), why });
-                    }
-                    None => drop(self.served.insert(vip, (claims.name.clone(), at.clone()))),
-                }
+                self.served.entry(vip).or_insert_with(|| (claims.name.clone(), at.clone()));
             }
-            if self.vips.contains_key(vip) {
+            self.vips.entry(*vip).or_insert_with(|| claims.name.clone());
+        }
+        for (role, address, at) in claims.servers() {
+            self.servers.entry(address).or_default().push((role, at.clone()));
+        }
+        conflicts
+    }
+
+    /// Every conflict that the service would make, in itself and with those so far.
+    pub fn conflicts(&self, claims: &Claims<P>) -> Vec<Conflict<P>> {
+        let mut conflicts = Vec::new();
+        let mut own: BTreeMap<IpAddr, &P> = BTreeMap::new();
+        for (vip, at) in &claims.vips {
+            let own = own.insert(*vip, at).map(|first| (claims.name.clone(), first.clone()));
+            let served = claims.port.map(|port| SocketAddr::new(*vip, port));
+            let taken = served.and_then(|served| Some((served, self.served.get(&served).cloned().or(own.clone())?)));
+            if let Some((vip, (by, first))) = taken {
+                conflicts.push(Conflict { at: at.clone(), why: Why::Served { vip, by, first } });
+            }
+            if own.is_some() || self.vips.contains_key(vip) {
                 continue;
             }
-            self.vips.insert(*vip, claims.name.clone());
             if let Some(at) = self.snat.get(vip) {
                 conflicts.push(Conflict { at: at.clone(), why: Why::SnatIsVip { address: *vip } });
             }
@@ -135,14 +170,9 @@ impl<P: Clone> Together<P> {
                 conflicts.push(role.conflict(*vip, claims.name.clone(), at.clone()));
             }
         }
-        for Server { address, tunnel, at } in &claims.backends {
-            let roles = [(Role::Backend, Some(*address)), (Role::Tunnel, *tunnel)];
-            for (role, address) in roles.into_iter().filter_map(|(role, address)| Some((role, address?))) {
-                if let Some(of) = self.vips.get(&address) {
-                    conflicts.push(role.conflict(address, of.clone(), at.clone()));
-                }
-                self.servers.entry(address).or_default().push((role, at.clone()));
-            }
+        for (role, address, at) in claims.servers() {
+            let of = self.vips.get(&address).or_else(|| own.contains_key(&address).then_some(&claims.name));
+            conflicts.extend(of.map(|of| role.conflict(address, of.clone(), at.clone())));
         }
         conflicts
     }

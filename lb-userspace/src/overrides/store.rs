@@ -1,5 +1,5 @@
-//! The state directory: `overrides.json` and `hash-seed`, each written atomically and readable by
-//! root alone.
+//! The state directory: `overrides.json`, `hash-seed`, and `services-SOURCE.json` with what each
+//! source said last; each written atomically and readable by root alone.
 
 use std::{
     fs::{self, DirBuilder, File},
@@ -16,7 +16,7 @@ use tempfile::NamedTempFile;
 use super::{Override, Overrides};
 use crate::{
     model::{
-        MAX_WEIGHT,
+        MAX_WEIGHT, Service,
         seed::{self, Seed},
     },
     state::{BackendId, ServiceName},
@@ -48,11 +48,13 @@ pub enum StateError {
 
 /// A file that could not be parsed, and where it is kept now.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{} is damaged ({reason}): kept as {}; drains and weights set by the CLI are lost, set them again", .path.display(), .kept.display())]
+#[error("{} is damaged ({reason}): kept as {}; {lost}", .path.display(), .kept.display())]
 pub struct Damaged {
     pub path: PathBuf,
     pub kept: PathBuf,
     pub reason: String,
+    /// What that means.
+    pub lost: &'static str,
 }
 
 impl StateDir {
@@ -69,26 +71,57 @@ impl StateDir {
     /// The stored overrides. If the file is damaged: no overrides, and where the damaged file is
     /// kept.
     pub fn overrides(&self) -> Result<(Overrides, Option<Damaged>), StateError> {
-        let path = self.0.join(OVERRIDES);
+        const LOST: &str = "drains and weights set by the CLI are lost, set them again";
+        let (overrides, damaged) = self.load(OVERRIDES, LOST, understand)?;
+        Ok((overrides.unwrap_or_default(), damaged))
+    }
+
+    pub fn save(&self, overrides: &Overrides) -> Result<(), StateError> {
+        let file = OverridesFile { version: VERSION, backends: overrides.iter().map(Entry::from).collect() };
+        self.store(OVERRIDES, &file)
+    }
+
+    /// What the source said last, as [`StateDir::save_said`] has stored it. `None` if nothing is
+    /// stored, or if that is damaged: then also where the damaged file is kept.
+    pub fn said(&self, source: &str) -> Result<(Option<Vec<Service>>, Option<Damaged>), StateError> {
+        const LOST: &str = "until the source has synced, what the maps hold stays, without names";
+        self.load(&said_name(source), LOST, |bytes| {
+            let file: SaidFile<Vec<Service>> = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+            is_version(file.version)?;
+            Ok(file.services)
+        })
+    }
+
+    pub fn save_said(&self, source: &str, services: &[Service]) -> Result<(), StateError> {
+        self.store(&said_name(source), &SaidFile { version: VERSION, services })
+    }
+
+    /// The contents of a file; `None` if there is none, or if it is damaged: then it is put aside.
+    fn load<T>(
+        &self,
+        name: &str,
+        lost: &'static str,
+        understand: impl Fn(&[u8]) -> Result<T, String>,
+    ) -> Result<(Option<T>, Option<Damaged>), StateError> {
+        let path = self.0.join(name);
         let bytes = match fs::read(&path) {
             Ok(bytes) => bytes,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((Overrides::default(), None)),
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok((None, None)),
             Err(source) => return Err(StateError::Read { path, source }),
         };
         match understand(&bytes) {
-            Ok(overrides) => Ok((overrides, None)),
+            Ok(value) => Ok((Some(value), None)),
             Err(reason) => {
-                let kept = self.keep_aside(&path)?;
-                Ok((Overrides::default(), Some(Damaged { path, kept, reason })))
+                let kept = self.keep_aside(name)?;
+                Ok((None, Some(Damaged { path, kept, reason, lost })))
             }
         }
     }
 
-    pub fn save(&self, overrides: &Overrides) -> Result<(), StateError> {
-        let path = self.0.join(OVERRIDES);
-        let file = OverridesFile { version: VERSION, backends: overrides.iter().map(Entry::from).collect() };
+    fn store(&self, name: &str, value: &impl Serialize) -> Result<(), StateError> {
+        let path = self.0.join(name);
         let write = || {
-            let mut text = serde_json::to_vec_pretty(&file)?;
+            let mut text = serde_json::to_vec_pretty(value)?;
             text.push(b'\n');
             self.complete(&text)?.persist(&path).map_err(|error| error.error)?;
             self.sync()
@@ -132,10 +165,10 @@ impl StateDir {
         File::open(&self.0)?.sync_all()
     }
 
-    fn keep_aside(&self, path: &Path) -> Result<PathBuf, StateError> {
+    fn keep_aside(&self, name: &str) -> Result<PathBuf, StateError> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
-        let kept = self.0.join(format!("{OVERRIDES}.damaged-{now}"));
-        fs::rename(path, &kept).map_err(|source| StateError::Write { path: kept.clone(), source })?;
+        let kept = self.0.join(format!("{name}.damaged-{now}"));
+        fs::rename(self.0.join(name), &kept).map_err(|source| StateError::Write { path: kept.clone(), source })?;
         Ok(kept)
     }
 }
@@ -164,11 +197,24 @@ impl From<(&BackendId, &Override)> for Entry {
     }
 }
 
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct SaidFile<T> {
+    version: u32,
+    services: T,
+}
+
+fn said_name(source: &str) -> String {
+    format!("services-{source}.json")
+}
+
+fn is_version(version: u32) -> Result<(), String> {
+    if version == VERSION { Ok(()) } else { Err(format!("version {version}, not {VERSION}")) }
+}
+
 fn understand(bytes: &[u8]) -> Result<Overrides, String> {
     let file: OverridesFile = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
-    if file.version != VERSION {
-        return Err(format!("version {}, not {VERSION}", file.version));
-    }
+    is_version(file.version)?;
     if let Some(entry) = file.backends.iter().find(|entry| entry.weight.is_some_and(|weight| weight > MAX_WEIGHT)) {
         return Err(format!("a weight above {MAX_WEIGHT} for {}", entry.address));
     }

@@ -33,7 +33,7 @@ pub enum Overall {
     Ok,
     /// Traffic flows, but something needs attention; `reasons` says what.
     Degraded,
-    /// Some service has no eligible backend, or the data path is not attached.
+    /// Some service with backends has none that is eligible, or the data path is not attached.
     Down,
 }
 
@@ -71,6 +71,9 @@ pub struct Status {
     /// the agent started.
     #[serde(default)]
     pub lost_hooks: u64,
+    /// The sources beside the configuration file.
+    #[serde(default)]
+    pub sources: Vec<SourceView>,
     /// What `weir doctor` found at start: see [`Finding`].
     pub findings: Vec<Finding>,
 }
@@ -84,6 +87,32 @@ pub struct ConfigStatus {
     pub last_reload_ok: bool,
     /// The errors of the current file, if it was refused.
     pub errors: Vec<String>,
+}
+
+/// A source of services beside the configuration file.
+#[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct SourceView {
+    pub name: String,
+    /// Whether it has told all its services since the agent was started.
+    pub synced: bool,
+    /// Since when it can't be reached, in seconds since 1970, and why; `None`: it can.
+    pub failing_since: Option<f64>,
+    pub error: Option<String>,
+    /// The number of services that it tells.
+    pub services: u64,
+    /// The services that are not served as it says.
+    pub refused: Vec<RefusedView>,
+}
+
+#[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct RefusedView {
+    pub service: String,
+    /// Every reason.
+    pub reason: String,
+    /// Whether what the service had before is still served.
+    pub kept: bool,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug, Default, Serialize, Deserialize)]

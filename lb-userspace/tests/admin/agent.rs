@@ -123,8 +123,7 @@ impl Queries for Canned {
     }
 
     fn backends(&self, chosen: &[BackendId]) -> Vec<BackendView> {
-        let is_chosen =
-            |view: &&BackendView| chosen.contains(&view.id());
+        let is_chosen = |view: &&BackendView| chosen.contains(&view.id());
         self.snapshot.lock().unwrap().backends.iter().filter(is_chosen).cloned().collect()
     }
 

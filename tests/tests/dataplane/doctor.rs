@@ -12,7 +12,7 @@ use lb_userspace::{
         Timeouts, Tunnel, XdpMode,
     },
     node::interfaces::{Netlink, matching},
-    state::AdminState,
+    state::{AdminState, ServiceName},
     view::types::{Finding, Severity},
 };
 
@@ -23,9 +23,10 @@ fn service(name: &str, vip: &str, mode: Mode, source: SourceAddress, backends: &
         tunnel: None,
         zone: None,
         state: AdminState::Active,
+        is_here: false,
     };
     Service {
-        name: name.to_owned(),
+        name: ServiceName::of_file(name),
         vips: vec![vip.parse().unwrap()],
         port: 80,
         mode,
@@ -37,6 +38,7 @@ fn service(name: &str, vip: &str, mode: Mode, source: SourceAddress, backends: &
         on_dead: OnDead::Next,
         health: None,
         backends: backends.iter().map(backend).collect(),
+        gone: Default::default(),
     }
 }
 

@@ -184,10 +184,12 @@ impl Agent {
             },
             rings,
             backends,
+            gone: Default::default(),
         };
         Wanted {
             settings: settings(),
             limits: Default::default(),
+            holds: false,
             services: vec![service.into()],
             node_addresses: Default::default(),
             peers: Default::default(),

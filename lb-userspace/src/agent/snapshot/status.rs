@@ -10,7 +10,7 @@ use lb_common::{
 
 use super::{
     super::{flows::Counted, published::Published, settle::Settled},
-    Moment,
+    Moment, sources,
 };
 use crate::{
     dataplane::{stats::Sample, tables::TableFill},
@@ -52,6 +52,7 @@ impl Moment {
             nat,
             sync: published.sync.clone(),
             lost_hooks: self.node.lost_hooks,
+            sources: sources::views(&self.published),
             findings: self.findings.clone(),
         }
     }
@@ -102,6 +103,7 @@ impl Moment {
         if !config.last_reload_ok {
             degraded.push(format!("the configuration file is refused: {}", config.errors.join("; ")));
         }
+        degraded.extend(sources::reasons(&self.published));
         if let Some(error) = &sync.last_error {
             degraded.push(format!("the maps are not in step: {error}"));
         }

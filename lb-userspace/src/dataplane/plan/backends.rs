@@ -70,7 +70,10 @@ pub fn plan_backends(
     // the rest.
     let by_id = plan.by_id(services);
     for (index, backend) in unclaimed {
-        let entry = leave(index, backend, by_id.get(&backend.service).copied(), in_use, now_ns, plan);
+        let entry = match plan.held.contains(&backend.service) {
+            true => *backend,
+            false => leave(index, backend, by_id.get(&backend.service).copied(), in_use, now_ns, plan),
+        };
         if entry.family != 0 {
             blocks.keep(programmed, &entry);
         }
@@ -238,6 +241,9 @@ fn leave(
         return end(before, service, now_ns, plan);
     }
     let Some(address) = address(before).filter(|_| is_well_formed(before)) else { return free(before) };
+    if service.is_some_and(|service| service.gone.contains(&address)) {
+        return end(&Backend { draining_since_ns: now_ns, ..*before }, service, now_ns, plan);
+    }
     if !before.is_serving() {
         return match before.health {
             // It is no longer probed, so it is gone now, whatever it might still do.

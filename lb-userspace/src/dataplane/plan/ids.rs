@@ -13,7 +13,10 @@ use crate::{dataplane::arena::Numbers, state::ServiceName};
 /// The id of each wanted service, by name: the id of the programmed service with which it shares
 /// the most VIPs, then the most backends. So a service that is renamed, or gets other addresses,
 /// keeps its id, its backends' indexes and therefore its flows.
-pub fn assign(services: &[Arc<WantedService>], programmed: &Image) -> BTreeMap<ServiceName, u32> {
+///
+/// If services of which `services` do not know may still be wanted (`holds`), common backends alone
+/// make no service another one's successor.
+pub fn assign(services: &[Arc<WantedService>], programmed: &Image, holds: bool) -> BTreeMap<ServiceName, u32> {
     let mut by_vip: BTreeMap<SocketAddr, u32> = BTreeMap::new();
     for (vip, service) in &programmed.services {
         by_vip.insert(*vip, service.id);
@@ -37,7 +40,8 @@ pub fn assign(services: &[Arc<WantedService>], programmed: &Image) -> BTreeMap<S
                 common.entry(*id).or_default().1 += 1;
             }
         }
-        pairs.extend(common.into_iter().map(|(id, common)| (Reverse(common), &service.name, id)));
+        let common = common.into_iter().filter(|(_, (vips, _))| *vips > 0 || !holds);
+        pairs.extend(common.map(|(id, common)| (Reverse(common), &service.name, id)));
     }
     pairs.sort_unstable();
     let mut ids: BTreeMap<ServiceName, u32> = BTreeMap::new();

@@ -20,7 +20,7 @@ pub struct Recovered {
 /// A backend without probes that owned slots was assumed up. It still counts as up if probes have
 /// been configured meanwhile; otherwise its service would reject until the first probe is answered.
 pub fn recover(wanted: &Wanted, programmed: &Image, slots: &dyn Slots) -> Recovered {
-    let ids = ids::assign(&wanted.services, programmed);
+    let ids = ids::assign(&wanted.services, programmed, wanted.holds);
     let mut entries: BTreeMap<u32, Vec<(u32, &Backend)>> = BTreeMap::new();
     for (index, backend) in programmed.backends.iter().filter(|(_, backend)| address(backend).is_some()) {
         entries.entry(backend.service).or_default().push((*index, backend));

@@ -91,7 +91,7 @@ pub fn plan_services(
             let offset = match kept.remove(&(id, *family)) {
                 Some(offset) => offset,
                 None => ranges.allocate(len).map_err(|full| PlanError::Rings {
-                    service: service.name.to_string(),
+                    service: service.name.clone(),
                     len,
                     full,
                 })?,
@@ -147,7 +147,7 @@ pub fn plan_leaving(
     let (offset, before) = match kept_rejecting(programmed, plan, inputs.limits) {
         Some(offset) => (offset, slots.range(offset, REJECTING)),
         None => {
-            let service = "(those that left)".to_owned();
+            let service = ServiceName::of_file("(those that left)");
             let full = |full| PlanError::Rings { service, len: REJECTING, full };
             (ranges.allocate(REJECTING).map_err(full)?, Vec::new())
         }
@@ -474,7 +474,8 @@ pub fn leaving(
         .collect();
     let by_id = plan.by_id(services);
     let mut leaving = Vec::new();
-    for (vip, before) in programmed.services.iter().filter(|(vip, _)| !wanted_vips.contains(vip)) {
+    let left = programmed.services.iter().filter(|(vip, _)| !wanted_vips.contains(vip));
+    for (vip, before) in left.filter(|(_, before)| !plan.held.contains(&before.id)).collect::<Vec<_>>() {
         // In DSR mode there are no flow entries by which a flow could continue.
         if before.mode != MODE_NAT {
             continue;

@@ -36,6 +36,7 @@ fn wanted(services: Vec<WantedService>) -> Wanted {
         settings: settings_of_test(),
         limits: Limits::default(),
         services: services.into_iter().map(Arc::new).collect(),
+        holds: false,
         node_addresses: BTreeSet::from(["10.0.0.1".parse().unwrap()]),
         peers: BTreeSet::new(),
         ways_out: BTreeMap::from([(3, 1)]),
@@ -78,6 +79,7 @@ fn service(name: &str, vips: &[&str], mut backends: Vec<WantedBackend>, ring_siz
         rings: families.into_iter().map(|family| (family, ring(family))).collect(),
         vips,
         backends,
+        gone: BTreeSet::new(),
     }
 }
 
@@ -129,6 +131,61 @@ fn service_without_backends_rejects_until_it_gets_one_and_again_after_the_last()
             assert!(owners_seen(&fake, vip).contains(owner), "{vip} after {at} s");
         }
     }
+}
+
+#[test]
+fn nothing_of_an_unknown_service_changes_while_services_are_held() {
+    let other = || service("other", &["192.0.2.20", "2001:db8::20"], vec![up("10.2.0.21:80"), up(BOTH[0])], 31);
+    let mut fake = Fake::default();
+    converge(&mut fake, &wanted(vec![web(&BOTH), other()]), &FlowUse::default(), NOW, 1);
+    let before = fake.image();
+    let of_other = |image: &Image| {
+        let id = image.services[&"192.0.2.20:80".parse().unwrap()].id;
+        let backends = image.backends.iter().filter(|(_, backend)| backend.service == id);
+        let services = image.services.iter().filter(|(_, service)| service.id == id);
+        (
+            services.map(|(at, one)| (*at, *one)).collect::<Vec<_>>(),
+            backends.map(|(at, one)| (*at, *one)).collect::<Vec<_>>(),
+        )
+    };
+    let rings =
+        |fake: &Fake| of_other(&fake.image()).0.iter().map(|(_, service)| fake.ring(service)).collect::<Vec<_>>();
+    let (slots, in_use) = (rings(&fake), FlowUse { scanned_at_ns: NOW + 900 * SECOND, ..FlowUse::default() });
+    // A new service with a backend in common, and one fewer of the known service.
+    let known = vec![web(&BOTH[..3]), service("new", &["192.0.2.30"], vec![up("10.2.0.21:80")], 31)];
+    let held = Wanted { holds: true, ..wanted(known.clone()) };
+    let plan = converge(&mut fake, &held, &in_use, NOW + 900 * SECOND, 2);
+    assert_eq!(of_other(&fake.image()), of_other(&before));
+    assert_eq!(rings(&fake), slots);
+    assert_ne!(plan.services[&ServiceName::of_file("new")], of_other(&before).0[0].1.id);
+    for vip in ["192.0.2.20", "2001:db8::20"] {
+        let vip = vip.parse().unwrap();
+        assert_eq!(fake.image().addresses[&vip], before.addresses[&vip]);
+    }
+    // Known again under its name, it goes on as it was; known to be gone, it goes.
+    let names = [known.clone(), vec![other()]].concat();
+    let plan = converge(&mut fake, &wanted(names), &in_use, NOW + 901 * SECOND, 1);
+    assert_eq!(plan.services[&ServiceName::of_file("other")], of_other(&before).0[0].1.id);
+    assert_eq!(rings(&fake), slots);
+    converge(&mut fake, &wanted(known), &in_use, NOW + 902 * SECOND, 1);
+    let later = NOW + 2000 * SECOND;
+    converge(&mut fake, &wanted(vec![web(&BOTH)]), &FlowUse { scanned_at_ns: later, ..in_use }, later, 2);
+    assert!(!fake.image().services.contains_key(&"192.0.2.20:80".parse().unwrap()));
+}
+
+#[test]
+fn backend_that_is_gone_is_free_at_once_and_one_that_left_drains() {
+    let mut fake = Fake::default();
+    let before = converge(&mut fake, &wanted(vec![web(&BOTH)]), &FlowUse::default(), NOW, 1);
+    let index = |address: &str| {
+        before.backends[&BackendId { service: ServiceName::of_file("web"), address: address.parse().unwrap() }]
+    };
+    let gone = BTreeSet::from([BOTH[1].parse().unwrap()]);
+    let less = WantedService { gone, ..web(&[BOTH[0], BOTH[2]]) };
+    let plan = converge(&mut fake, &wanted(vec![less]), &FlowUse::default(), NOW + SECOND, 1);
+    assert_eq!(fake.image().backends[&index(BOTH[1])].family, 0);
+    assert_eq!(fake.image().backends[&index(BOTH[3])].admin, ADMIN_REMOVED);
+    assert_eq!(plan.leaving.iter().map(|one| one.index).collect::<Vec<_>>(), [index(BOTH[3])]);
 }
 
 #[test]
@@ -297,7 +354,8 @@ fn backend_that_goes_down_moves_its_slots_alone_and_keeps_its_flows() {
     let down = &mut Arc::make_mut(&mut all.services[0]).backends[0];
     (down.health, down.is_eligible) = (Health::Down, false);
     let plan = super::plan(&all, &fake.image(), &fake, &FlowUse::default(), NOW).unwrap();
-    let index = before.backends[&BackendId { service: ServiceName::of_file("web"), address: backends[0].parse().unwrap() }];
+    let index =
+        before.backends[&BackendId { service: ServiceName::of_file("web"), address: backends[0].parse().unwrap() }];
     for write in &plan.writes {
         match write {
             Write::Slot { from, to, .. } => assert!(from.current() == index && to.current() != index),
@@ -400,7 +458,8 @@ fn restarted_agent_finds_health_and_drains_in_the_maps() {
     (backends[3].admin, backends[3].is_eligible) = (AdminState::Draining, false);
     converge(&mut fake, &all, &FlowUse::default(), NOW, 1);
     let health = recover(&all, &fake.image(), &fake).health;
-    let of = |address: &str| health[&BackendId { service: ServiceName::of_file("web"), address: address.parse().unwrap() }];
+    let of =
+        |address: &str| health[&BackendId { service: ServiceName::of_file("web"), address: address.parse().unwrap() }];
     assert_eq!(of(BOTH[0]), (Health::Down, 5));
     // It owned slots but had no verdict: it was not probed, and was assumed up.
     assert_eq!(of(BOTH[1]), (Health::Up, 0));

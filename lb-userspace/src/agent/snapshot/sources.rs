@@ -1,0 +1,55 @@
+//! The sources beside the file: their state, and what was refused of them.
+
+use std::sync::Arc;
+
+use super::super::published::Published;
+use crate::{
+    clock::unix,
+    source::{Knowledge, Said},
+    view::types::{RefusedView, SourceView},
+};
+
+pub fn views(published: &Published) -> Vec<SourceView> {
+    let view = |(source, said): (&&'static str, &Arc<Said>)| {
+        let refused = published.refusals.iter().filter(|refusal| refusal.source == *source);
+        SourceView {
+            name: (*source).to_owned(),
+            synced: said.knowledge == Knowledge::Synced,
+            failing_since: said.failing.as_ref().map(|failing| unix(failing.since)),
+            error: said.failing.as_ref().map(|failing| failing.error.clone()),
+            services: said.services.len() as u64,
+            refused: refused
+                .map(|refusal| RefusedView {
+                    service: refusal.service.to_string(),
+                    reason: refusal.reason.clone(),
+                    kept: refusal.is_kept,
+                })
+                .collect(),
+        }
+    };
+    published.heard.iter().map(view).collect()
+}
+
+/// Why the state is not `ok`.
+pub fn reasons(published: &Published) -> Vec<String> {
+    let mut reasons = Vec::new();
+    for (source, said) in &published.heard {
+        let state = match said.knowledge {
+            Knowledge::Nothing => Some("has not told its services yet: what the maps hold stays as it is"),
+            Knowledge::Remembered => {
+                Some("has not told its services yet: those that it told before this start are served")
+            }
+            Knowledge::Synced => None,
+        };
+        reasons.extend(state.map(|state| format!("{source} {state}")));
+        reasons.extend(said.failing.as_ref().map(|failing| format!("{source} can't be reached: {}", failing.error)));
+    }
+    for refusal in &*published.refusals {
+        let served = if refusal.is_kept { "what it had is still served" } else { "it is not served" };
+        reasons.push(format!(
+            "service {} of {} is refused, {served}: {}",
+            refusal.service, refusal.source, refusal.reason
+        ));
+    }
+    reasons
+}

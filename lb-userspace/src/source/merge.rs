@@ -1,0 +1,263 @@
+//! Merges what the sources say: the file's services as a whole, those of every other source one by
+//! one. A service that can't be served as its source says keeps what it had.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::Heard;
+use crate::{
+    model::{
+        Config, NodeSettings, Service,
+        incompatible::changes,
+        limits::{Limits, Need},
+        rules::broken,
+        together::{Claims, Together},
+    },
+    state::ServiceName,
+};
+
+/// Services that do not fit into the maps as they are now, and why.
+pub type Unfit = BTreeMap<ServiceName, String>;
+
+/// A service that is not served as its source says.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct Refusal {
+    /// The name of the source.
+    pub source: &'static str,
+    pub service: ServiceName,
+    /// Every reason.
+    pub reason: String,
+    /// Whether what it had before is still served.
+    pub is_kept: bool,
+}
+
+/// The services of all sources, and what was refused of them.
+#[derive(Clone, PartialEq, Eq, Debug, Default)]
+pub struct Merged {
+    /// Sorted by name.
+    pub services: Vec<Service>,
+    pub refusals: Vec<Refusal>,
+}
+
+/// Merges the services of `file` with what the other sources say. `unfit` are services for which
+/// the maps have no room, `running` those that are served now, and `limits` those of the maps.
+///
+/// Between services of other sources, one that is served already comes before a new one.
+pub fn merge(file: &Config, heard: &Heard, unfit: &Unfit, running: &Config, limits: &Limits) -> Merged {
+    let mut merger = Merger::new(&file.node, limits, unfit);
+    file.services.iter().for_each(|service| merger.take(service));
+    for (source, said) in heard {
+        let is_running = |service: &&Service| running.service(&service.name).is_some();
+        let (old, new): (Vec<&Service>, Vec<&Service>) = said.services.iter().partition(is_running);
+        for service in old.into_iter().chain(new) {
+            merger.merge(source, service, running.service(&service.name));
+        }
+        for (name, reason) in &said.refused {
+            let is_kept = merger.keep(running.service(name));
+            merger.refuse(source, name, reason.clone(), is_kept);
+        }
+    }
+    merger.finish()
+}
+
+struct Merger<'a> {
+    together: Together<()>,
+    need: Need,
+    limits: &'a Limits,
+    unfit: &'a Unfit,
+    names: BTreeSet<ServiceName>,
+    merged: Merged,
+}
+
+impl<'a> Merger<'a> {
+    fn new(node: &NodeSettings, limits: &'a Limits, unfit: &'a Unfit) -> Self {
+        let mut need = Need::default();
+        need.add_addresses(node.snat.addresses.iter().copied());
+        Self {
+            together: Together::new(node.snat.addresses.iter().map(|address| (*address, ()))),
+            need,
+            limits,
+            unfit,
+            names: BTreeSet::new(),
+            merged: Merged::default(),
+        }
+    }
+
+    fn take(&mut self, service: &Service) {
+        self.together.add(&Claims::of(service));
+        self.need.add(service);
+        self.names.insert(service.name.clone());
+        self.merged.services.push(service.clone());
+    }
+
+    fn merge(&mut self, source: &'static str, service: &Service, running: Option<&Service>) {
+        let mut reasons = broken(service);
+        if let Some(running) = running {
+            let loses = |(key, change)| format!("{key}: {change} would move or end every connection of the service");
+            reasons.extend(changes(running, service).into_iter().map(loses));
+        }
+        reasons.extend(self.conflicts(service));
+        reasons.extend(self.unfit.get(&service.name).cloned());
+        if reasons.is_empty() {
+            self.take(service);
+        } else {
+            let is_kept = self.keep(running);
+            self.refuse(source, &service.name, reasons.join("; "), is_kept);
+        }
+    }
+
+    /// Why the service can't be beside those that were taken.
+    fn conflicts(&self, service: &Service) -> Vec<String> {
+        let is_taken = self.names.contains(&service.name);
+        let taken = is_taken.then(|| format!("another source has a service named {}", service.name));
+        let conflicts = self.together.conflicts(&Claims::of(service)).into_iter().map(|one| one.why.to_string());
+        let exceeded = self.need.exceeds_with(service, self.limits).into_iter().map(|one| one.to_string());
+        taken.into_iter().chain(conflicts).chain(exceeded).collect()
+    }
+
+    /// Takes the running version of a service, if there is one and nothing is in its way.
+    fn keep(&mut self, running: Option<&Service>) -> bool {
+        let Some(running) = running.filter(|running| self.conflicts(running).is_empty()) else { return false };
+        self.take(running);
+        true
+    }
+
+    fn refuse(&mut self, source: &'static str, service: &ServiceName, reason: String, is_kept: bool) {
+        self.merged.refusals.push(Refusal { source, service: service.clone(), reason, is_kept });
+    }
+
+    fn finish(self) -> Merged {
+        let Merged { mut services, mut refusals } = self.merged;
+        services.sort_by(|a, b| a.name.cmp(&b.name));
+        refusals.sort_by(|a, b| (a.source, &a.service).cmp(&(b.source, &b.service)));
+        Merged { services, refusals }
+    }
+}
+
+/// The refusals that were not there before.
+pub fn new_refusals<'a>(before: &[Refusal], after: &'a [Refusal]) -> Vec<&'a Refusal> {
+    let before: BTreeMap<(&str, &ServiceName), &str> =
+        before.iter().map(|one| ((one.source, &one.service), one.reason.as_str())).collect();
+    let is_new = |one: &&Refusal| before.get(&(one.source, &one.service)) != Some(&one.reason.as_str());
+    after.iter().filter(is_new).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{path::Path, sync::Arc};
+
+    use super::*;
+    use crate::source::{Knowledge, Said};
+
+    const OTHER: &str = "other";
+
+    fn file(services: &str) -> Config {
+        let text = format!(
+            "version: 1\ninterfaces: [eth0]\nsnat: {{ addresses: [192.0.2.99] }}\nlimits: {{ backends: 1024 }}\nservices: [{services}]\n"
+        );
+        crate::config::parse(&text, Path::new("weir.yaml")).unwrap()
+    }
+
+    const WEB: &str = "{ name: web, vips: [192.0.2.1], port: 80, backends: [{ address: 10.0.0.1, port: 8080 }] }";
+
+    /// The service `shop/NAME:http` of another source.
+    fn service(name: &str, vip: &str) -> Service {
+        let [web] = <[Service; 1]>::try_from(file(WEB).services).unwrap();
+        Service { name: ServiceName::new("shop", name, "http"), vips: vec![vip.parse().unwrap()], ..web }
+    }
+
+    fn heard(services: Vec<Service>) -> Heard {
+        let said = Said { knowledge: Knowledge::Synced, services: Arc::new(services), ..Said::default() };
+        Heard::from([(OTHER, Arc::new(said))])
+    }
+
+    /// The services that are served, by name and VIP, and the names and reasons of those refused.
+    fn merged(file: &Config, heard: &Heard, running: &Config) -> (Vec<String>, Vec<(String, String, bool)>) {
+        let Merged { services, refusals } = merge(file, heard, &Unfit::new(), running, &file.node.limits);
+        let services = services.iter().map(|service| format!("{} {}", service.name, service.vips[0]));
+        let refusals = refusals.into_iter().map(|one| (one.service.to_string(), one.reason, one.is_kept));
+        (services.collect(), refusals.collect())
+    }
+
+    fn running(file: &Config, services: &[Service]) -> Config {
+        let mut services = [file.services.clone(), services.to_vec()].concat();
+        services.sort_by(|a, b| a.name.cmp(&b.name));
+        Config { services, ..file.clone() }
+    }
+
+    #[test]
+    fn services_of_all_sources_are_served_and_a_bad_one_holds_up_no_other() {
+        let file = file(WEB);
+        let nothing = running(&Config { services: Vec::new(), ..file.clone() }, &[]);
+        let good = service("good", "192.0.2.2");
+        let (mut tunnel, mut large) = (service("tunnel", "192.0.2.3"), service("large", "192.0.2.4"));
+        tunnel.backends[0].tunnel = Some("10.0.0.9".parse().unwrap());
+        large.ring_size = 16_777_213;
+        let bad = [
+            (service("taken", "192.0.2.1"), "192.0.2.1:80 is served by service web already"),
+            (service("again", "192.0.2.2"), "192.0.2.2:80 is served by service shop/good:http already"),
+            (service("loop", "10.0.0.1"), "10.0.0.1 is a VIP of service shop/loop:http"),
+            (service("snat", "192.0.2.99"), "192.0.2.99 is a VIP: replies"),
+            (tunnel, "backend 10.0.0.1:8080: tunnel is for mode dsr-ipip only"),
+            (large, "limits.ringSlots allows"),
+        ];
+        let all = [good].into_iter().chain(bad.iter().map(|(service, _)| service.clone())).collect();
+        let (served, refused) = merged(&file, &heard(all), &nothing);
+        assert_eq!(served, ["web 192.0.2.1", "shop/good:http 192.0.2.2"]);
+        assert_eq!(refused.len(), bad.len());
+        for (service, reason) in bad {
+            let found = refused.iter().find(|(name, ..)| *name == service.name.to_string()).unwrap();
+            assert!(found.1.contains(reason) && !found.2, "{found:?}");
+        }
+    }
+
+    #[test]
+    fn refused_service_keeps_what_it_had_until_something_else_takes_it() {
+        let mut config = file(WEB);
+        let before = service("shop", "192.0.2.2");
+        let is_running = running(&config, std::slice::from_ref(&before));
+        for (change, reason) in [
+            (Service { ring_size: 31, ..before.clone() }, "ringSize: a change from 16381 to 31 would move"),
+            (Service { vips: vec!["192.0.2.1".parse().unwrap()], ..before.clone() }, "served by service web already"),
+        ] {
+            let (served, refused) = merged(&config, &heard(vec![change]), &is_running);
+            assert_eq!(served, ["web 192.0.2.1", "shop/shop:http 192.0.2.2"]);
+            assert!(refused[0].1.contains(reason) && refused[0].2, "{refused:?}");
+        }
+        let mut indescribable = heard(Vec::new());
+        Arc::make_mut(indescribable.get_mut(OTHER).unwrap())
+            .refused
+            .insert(before.name.clone(), "weir.dev/mode: no such mode".to_owned());
+        let (served, refused) = merged(&config, &indescribable, &is_running);
+        assert_eq!(served, ["web 192.0.2.1", "shop/shop:http 192.0.2.2"]);
+        assert_eq!(refused, [("shop/shop:http".to_owned(), "weir.dev/mode: no such mode".to_owned(), true)]);
+        // A service that its source no longer has goes.
+        assert_eq!(merged(&config, &heard(Vec::new()), &is_running).0, ["web 192.0.2.1"]);
+        // The file comes before every other source.
+        config.services[0].vips = vec!["192.0.2.2".parse().unwrap()];
+        let (served, refused) = merged(&config, &heard(vec![before]), &is_running);
+        assert_eq!(served, ["web 192.0.2.2"]);
+        assert!(!refused[0].2, "{refused:?}");
+    }
+
+    #[test]
+    fn service_that_is_served_already_comes_before_a_new_one() {
+        let file = file(WEB);
+        let (a, z) = (service("a", "192.0.2.2"), service("z", "192.0.2.2"));
+        let (served, _) = merged(&file, &heard(vec![a.clone(), z.clone()]), &running(&file, &[z]));
+        assert_eq!(served, ["web 192.0.2.1", "shop/z:http 192.0.2.2"]);
+    }
+
+    #[test]
+    fn refusals_are_said_once() {
+        let refusal = |reason: &str| Refusal {
+            source: OTHER,
+            service: ServiceName::new("shop", "web", "http"),
+            reason: reason.to_owned(),
+            is_kept: true,
+        };
+        let count = |before: &[Refusal], after: &[Refusal]| new_refusals(before, after).len();
+        assert_eq!(count(&[], &[refusal("a")]), 1);
+        assert_eq!(count(&[refusal("a")], &[refusal("a")]), 0);
+        assert_eq!(count(&[refusal("a")], &[refusal("b")]), 1);
+    }
+}
