@@ -22,7 +22,8 @@ pub async fn run(state_dir: StateDir, mut heard: watch::Receiver<Heard>, shutdow
         tokio::select! {
             biased;
             () = shutdown.cancelled() => is_stopping = true,
-            changed = heard.changed() => is_stopping = changed.is_err(),
+            // Without any source there is nothing to wait for but the end.
+            Ok(()) = heard.changed() => {}
         }
         let news: Vec<(&'static str, Arc<Vec<Service>>)> = {
             let heard = heard.borrow_and_update();
@@ -65,6 +66,20 @@ mod tests {
     fn services() -> Vec<Service> {
         let text = "version: 1\ninterfaces: [eth0]\nservices: [{ name: web, vips: [192.0.2.1], port: 80, health: { http: { path: /ready } }, backends: [{ address: 10.0.0.1, port: 80 }] }]\n";
         crate::config::parse(text, Path::new("weir.yaml")).unwrap().services
+    }
+
+    #[tokio::test]
+    async fn task_goes_on_without_any_source_until_it_is_stopped() {
+        let folder = tempfile::tempdir().unwrap();
+        let board = Board::new([]);
+        let shutdown = CancellationToken::new();
+        let state_dir = StateDir::open(folder.path()).unwrap();
+        let keeper = tokio::spawn(run(state_dir, board.heard(), shutdown.clone()));
+        drop(board);
+        sleep(Duration::from_millis(50)).await;
+        assert!(!keeper.is_finished());
+        shutdown.cancel();
+        keeper.await.unwrap();
     }
 
     #[tokio::test]
