@@ -80,6 +80,10 @@ pub fn run_suites(arguments: &Arguments) -> Result<()> {
             say("", format_args!("{:>7.1} s  {name}", time.as_secs_f32()));
         }
     }
+    // Last, where somebody who has only the end of a log finds them.
+    for reason in outcomes.iter().flat_map(|outcome| &outcome.account.reasons) {
+        say("why", reason);
+    }
     let failed: Vec<&str> = outcomes.iter().filter(|outcome| !outcome.ok).map(|outcome| outcome.suite.name()).collect();
     if !failed.is_empty() {
         bail!("failed: {}", failed.join(", "));
@@ -221,6 +225,8 @@ fn set_environment(command: &mut Command, binary: &Binary, binaries: &[Binary]) 
         .env("WEIR_GUEST", guest::cache()?)
         .env("WEIR_PACKET_SUITE", &packet.context("cargo built no packet suite")?.path)
         .env("PATH", exec::path_with_sbin()?)
+        // An error's causes say more than where it was made, and stand last without that.
+        .env("RUST_LIB_BACKTRACE", "0")
         // Use the object that xtask builds, even if the shell sets another one.
         .env_remove("WEIR_BPF_OBJECT");
     Ok(())

@@ -17,6 +17,9 @@ pub struct Account {
     pub failed: u64,
     /// The name and duration of each test.
     pub times: Vec<(String, Duration)>,
+    /// Why tests failed: the end of each error, as the tests have printed it.
+    pub reasons: Vec<String>,
+    reading: Vec<String>,
 }
 
 impl Account {
@@ -35,8 +38,36 @@ impl Account {
             self.failed += failed;
         }
         self.times.extend(timed(line));
+        self.read_reason(line);
+    }
+
+    /// An error is what a test has returned, up to the harness's next line or a backtrace.
+    fn read_reason(&mut self, line: &str) {
+        let is_begin =
+            line.starts_with("Error: ") || line.contains("' panicked at ") || line.contains(") panicked at ");
+        let is_end =
+            line.starts_with("test ") || line.starts_with("---- ") || line.to_lowercase() == "stack backtrace:";
+        if (is_begin || is_end) && !self.reading.is_empty() {
+            self.end_reason();
+        }
+        if is_begin || (!self.reading.is_empty() && !line.trim().is_empty()) {
+            self.reading.push(line.to_owned());
+        }
+    }
+
+    fn end_reason(&mut self) {
+        let lines = std::mem::take(&mut self.reading);
+        let skipped = lines.len().saturating_sub(REASON_LINES);
+        let shown = lines.iter().skip(skipped).map(String::as_str).collect::<Vec<_>>().join("\n");
+        if !shown.is_empty() && self.reasons.len() < REASONS {
+            self.reasons.push(shown);
+        }
     }
 }
+
+/// So many lines of an error are repeated: its causes stand last.
+const REASON_LINES: usize = 8;
+const REASONS: usize = 10;
 
 /// Runs the test program; returns whether it succeeded.
 pub fn run(command: &mut Command, account: &mut Account) -> Result<bool> {
@@ -63,6 +94,7 @@ fn copy_and_count(output: impl std::io::Read, account: &mut Account) -> Result<(
         // In chunks, not lines, so that `test name ... ` is shown before the test's result.
         let chunk = output.fill_buf().context("can't read the tests' output")?;
         if chunk.is_empty() {
+            account.end_reason();
             return Ok(());
         }
         stdout.write_all(chunk).and_then(|()| stdout.flush()).context("can't write to stdout")?;
@@ -111,6 +143,29 @@ mod tests {
         assert_eq!(totals(closing), Some((12, 3)));
         assert_eq!(totals("test result: \u{1b}[32mok\u{1b}[m. 1 passed; 0 failed; 0 ignored"), Some((1, 0)));
         assert_eq!(totals("12 passed; 3 failed;"), None);
+    }
+
+    #[test]
+    fn end_of_each_error_is_repeated_without_its_backtrace() {
+        let mut account = Account::default();
+        let journal: Vec<String> = (0..20).map(|number| format!("journal {number}")).collect();
+        let journal = journal.iter().map(String::as_str);
+        let error = ["Error: the unit and its journal:"].into_iter().chain(journal).chain([
+            "",
+            "Caused by:",
+            "    0: Linux 6.1: the filter is put back",
+            "    1: it does not hold within 20s",
+            "test debian ... FAILED <1.000s>",
+            "thread 'a::b' (17) panicked at src/a.rs:1:2:",
+            "assertion failed: x",
+            "stack backtrace:",
+            "   0: core::panicking",
+        ]);
+        error.for_each(|line| account.note(line));
+        account.end_reason();
+        let [error, panic] = <[String; 2]>::try_from(account.reasons).unwrap();
+        assert!(error.starts_with("journal 15\n") && error.ends_with("1: it does not hold within 20s"), "{error}");
+        assert_eq!(panic, "thread 'a::b' (17) panicked at src/a.rs:1:2:\nassertion failed: x");
     }
 
     #[test]
