@@ -11,17 +11,23 @@ pub struct Pace {
     due: Instant,
     /// Until then an announcement must wait.
     rests_until: Instant,
+    /// When all looks so far will have been rested from.
+    rested_at: Instant,
 }
 
-/// After a look the rest is this many times as long as the look: under a storm of announcements a
+/// A look is rested from for this many times as long as it took: under a storm of announcements a
 /// tenth of the time goes into looking.
 const REST: u32 = 9;
+/// Announcements come in groups: the rest after a look is never shorter.
 const LEAST_REST: Duration = Duration::from_millis(100);
+/// So much rest can be put off. Otherwise a slow look, which its own repair has announced, would
+/// keep the next change waiting for seconds.
+const PUT_OFF: Duration = Duration::from_secs(10);
 
 impl Pace {
     /// Due at once.
     pub const fn new(now: Instant) -> Self {
-        Self { due: now, rests_until: now }
+        Self { due: now, rests_until: now, rested_at: now }
     }
 
     /// Something was announced: due as soon as the rest is over.
@@ -45,8 +51,10 @@ impl Pace {
     /// A look has taken from `begun` to `ended`. Without an announcement the next one is due after
     /// `poll`.
     pub fn looked(&mut self, begun: Instant, ended: Instant, poll: Duration) {
-        let rest = (ended.saturating_duration_since(begun) * REST).max(LEAST_REST);
-        self.rests_until = ended + rest;
+        let took = ended.saturating_duration_since(begun);
+        self.rested_at = self.rested_at.max(begun) + took * (1 + REST);
+        let put_off = self.rested_at.checked_sub(PUT_OFF).unwrap_or(ended);
+        self.rests_until = put_off.max(ended + LEAST_REST);
         self.due = ended + poll;
     }
 }
@@ -74,7 +82,25 @@ mod tests {
     }
 
     #[test]
-    fn storm_gets_a_tenth_of_the_time() {
+    fn one_change_after_the_other_does_not_wait_even_where_looks_are_slow() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start);
+        let mut now = start;
+        for change in 0..3 {
+            // The change, and what the repair announces of itself.
+            for _ in 0..2 {
+                pace.ask(now);
+                let begun = pace.due().max(now);
+                assert!(begun <= now + LEAST_REST, "change {change} waits for {:?}", begun - now);
+                now = begun + ms(180);
+                pace.looked(begun, now, POLL);
+            }
+            now += ms(500);
+        }
+    }
+
+    #[test]
+    fn storm_gets_a_second_at_once_and_then_a_tenth_of_the_time() {
         let start = Instant::now();
         let mut pace = Pace::new(start);
         let (mut now, mut looking) = (start, Duration::ZERO);
@@ -87,7 +113,7 @@ mod tests {
             }
             now += ms(1);
         }
-        assert!((ms(5600)..=ms(6200)).contains(&looking), "{looking:?}");
+        assert!((ms(6600)..=ms(7200)).contains(&looking), "{looking:?}");
     }
 
     #[test]
@@ -96,6 +122,7 @@ mod tests {
         let mut pace = Pace::new(start);
         let ended = start + Duration::from_secs(3);
         pace.looked(start, ended, Duration::from_secs(5));
+        assert!(pace.rests_until > ended + Duration::from_secs(5));
         pace.ask(ended + ms(1));
         assert_eq!(pace.due(), ended + Duration::from_secs(5));
         pace.insist(ended + ms(2));
