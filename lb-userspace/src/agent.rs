@@ -12,6 +12,7 @@ mod lookup;
 pub(crate) mod node;
 mod overriding;
 pub(crate) mod owner;
+mod passes;
 pub(crate) mod published;
 mod queries;
 pub(crate) mod reader;

@@ -5,12 +5,11 @@ use std::{path::Path, time::Duration};
 use lb_common::nat::NatTimeouts;
 use tokio::{
     sync::watch,
-    task::spawn_blocking,
     time::{Instant, sleep_until},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::error;
 
+use super::passes::{Ended, Passes};
 use crate::{
     clock::boottime_ns,
     dataplane::{
@@ -43,7 +42,7 @@ impl Counted {
 
 /// What the owner of the maps wants of the passes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Passes {
+pub struct WantedPasses {
     pub timeouts: NatTimeouts,
     /// Whether a drain waits for its flows to end.
     pub is_awaited: bool,
@@ -53,7 +52,7 @@ pub struct Passes {
 pub struct Flows {
     pub census: watch::Receiver<Counted>,
     /// The passes begin once there is something here.
-    pub passes: watch::Sender<Option<Passes>>,
+    pub passes: watch::Sender<Option<WantedPasses>>,
     /// When a person looked at counts of connections last.
     pub looked_at: watch::Sender<Option<Instant>>,
 }
@@ -70,7 +69,7 @@ pub fn start(pin_dir: &Path, shutdown: CancellationToken) -> Result<Flows, MapsE
 
 /// How soon the next pass is needed.
 struct Need {
-    told: watch::Receiver<Option<Passes>>,
+    told: watch::Receiver<Option<WantedPasses>>,
     looks: watch::Receiver<Option<Instant>>,
 }
 
@@ -110,34 +109,21 @@ fn pause(took: Duration, is_urgent: bool) -> Duration {
     (took * pauses).clamp(PAUSE, LONGEST_PAUSE)
 }
 
-async fn run(mut tables: FlowTables, publish: watch::Sender<Counted>, mut need: Need, shutdown: CancellationToken) {
-    let mut failing = false;
+async fn run(tables: FlowTables, publish: watch::Sender<Counted>, mut need: Need, shutdown: CancellationToken) {
+    let mut passes = Passes::new(
+        tables,
+        "cannot count the flows; it is tried again",
+        "the pass over the flow tables has failed; drains end by their time-outs alone",
+    );
     loop {
         let begun = Instant::now();
-        let passes = *need.told.borrow();
-        if let Some(Passes { timeouts, .. }) = passes {
+        let wanted = *need.told.borrow();
+        if let Some(WantedPasses { timeouts, .. }) = wanted {
             let began_ns = boottime_ns();
-            let pass = spawn_blocking(move || {
-                let census = tables.collect(began_ns, &timeouts);
-                (tables, census)
-            });
-            match pass.await {
-                Ok((back, Ok(census))) => {
-                    tables = back;
-                    failing = false;
-                    publish.send_replace(Counted { began_ns, census });
-                }
-                Ok((back, Err(error))) => {
-                    tables = back;
-                    if !failing {
-                        error!(%error, "cannot count the flows; it is tried again");
-                    }
-                    failing = true;
-                }
-                Err(error) => {
-                    error!(%error, "the pass over the flow tables has failed; drains end by their time-outs alone");
-                    return;
-                }
+            match passes.pass(move |tables| tables.collect(began_ns, &timeouts)).await {
+                Ok(Some(census)) => drop(publish.send_replace(Counted { began_ns, census })),
+                Ok(None) => {}
+                Err(Ended) => return,
             }
         }
         tokio::select! {
@@ -167,7 +153,7 @@ mod tests {
         let (look, looks) = watch::channel(None);
         let mut need = Need { told, looks };
         let timeouts = NatTimeouts { half_open_ns: 1, established_ns: 1, closing_ns: 1 };
-        passes.send_replace(Some(Passes { timeouts, is_awaited: false }));
+        passes.send_replace(Some(WantedPasses { timeouts, is_awaited: false }));
         let took = Duration::from_millis(100);
         let begun = Instant::now();
         need.wait(took).await;
@@ -179,7 +165,7 @@ mod tests {
         });
         assert_eq!(begun.elapsed().as_secs(), 3);
         tokio::time::sleep(ATTENTION).await;
-        passes.send_replace(Some(Passes { timeouts, is_awaited: true }));
+        passes.send_replace(Some(WantedPasses { timeouts, is_awaited: true }));
         let begun = Instant::now();
         need.wait(took).await;
         assert_eq!(begun.elapsed().as_secs(), 1);

@@ -19,7 +19,7 @@ use tracing::{info, warn};
 
 use super::{
     desired::{Desired, HealthOf, Rings, is_judged, nat_timeouts, wanted, wanted_service},
-    flows::{Counted, Passes},
+    flows::{Counted, WantedPasses},
     handle::{Applied, Command, failed_reload},
     node::{Node, NodeWanted},
     overriding::{self, choose},
@@ -62,7 +62,7 @@ pub struct Links {
     pub node: watch::Receiver<Arc<Node>>,
     pub node_wanted: watch::Sender<NodeWanted>,
     pub census: watch::Receiver<Counted>,
-    pub flow_passes: watch::Sender<Option<Passes>>,
+    pub flow_passes: watch::Sender<Option<WantedPasses>>,
     pub settle_scope: watch::Sender<Option<settle::scope::Scope>>,
     /// The configuration that the doctor looks at.
     pub examined: watch::Sender<Arc<Config>>,
@@ -321,7 +321,7 @@ impl Owner {
         // The maps are in the desired state: from now on, hooks may be attached and flows counted.
         self.links.node_wanted.send_if_modified(|wanted| !std::mem::replace(&mut wanted.attach, true));
         let programmed = self.writer.programmed();
-        let passes = Some(Passes {
+        let passes = Some(WantedPasses {
             timeouts: nat_timeouts(&self.desired.config.node.timeouts),
             is_awaited: programmed.parts().any(|part| part.next_ns.is_some()) || programmed.keeps_for_flows(),
         });

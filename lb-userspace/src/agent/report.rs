@@ -1,13 +1,13 @@
 //! When the agent's state is reported to the supervisor, and in which words.
 
-use std::{collections::BTreeSet, sync::Arc, time::Duration};
+use std::{collections::BTreeSet, convert::Infallible, sync::Arc, time::Duration};
 
-use tokio::{sync::watch, task::spawn_blocking, time::sleep};
+use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
-use tracing::error;
 
 use super::{
     handle::{Queries, Rates},
+    passes::Passes,
     published::Published,
     reader::{Pulse, Reader},
 };
@@ -31,23 +31,19 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// Reports the agent's state to the supervisor whenever it has changed, and notes since when the
 /// state is what it is. Ends when `shutdown` is cancelled.
 pub async fn run(reader: Reader, mut published: watch::Receiver<Arc<Published>>, shutdown: CancellationToken) {
-    let mut reporter = Reporter { reader, told: Report::default(), seen: None };
+    let reporter = Reporter { reader, told: Report::default(), seen: None };
+    let ended = "the task that reports the state has failed: the supervisor learns of no change any more";
+    let mut looks = Passes::new(reporter, "the state cannot be reported", ended);
     loop {
         let is_starting = published.borrow_and_update().is_starting;
         if is_starting {
             supervisor::extend_start(MORE_TIME);
         }
-        let look = spawn_blocking(move || {
+        let look = |reporter: &mut Reporter| {
             reporter.look();
-            reporter
-        });
-        reporter = match look.await {
-            Ok(reporter) => reporter,
-            Err(error) => {
-                error!(%error, "the task that reports the state has failed: the supervisor learns of no change any more");
-                return;
-            }
+            Ok::<_, Infallible>(())
         };
+        let Ok(_) = looks.pass(look).await else { return };
         let started = async {
             match is_starting {
                 true => published.wait_for(|published| !published.is_starting).await.is_ok(),

@@ -4,12 +4,12 @@ use std::{path::Path, time::Duration};
 
 use tokio::{
     sync::watch,
-    task::spawn_blocking,
     time::{Instant, sleep},
 };
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
+use super::passes::{Ended, Passes};
 use crate::{
     clock::boottime_ns,
     dataplane::{
@@ -54,12 +54,16 @@ const PAUSES_PER_PASS: u32 = 4;
 const REST: Duration = Duration::from_secs(30);
 
 async fn run(
-    mut settler: Settler,
+    settler: Settler,
     publish: watch::Sender<Settled>,
     mut told: watch::Receiver<Option<Scope>>,
     shutdown: CancellationToken,
 ) {
-    let mut failing = false;
+    let mut passes = Passes::new(
+        settler,
+        "slots cannot settle: their old connections go on as exceptions; it is tried again",
+        "the task that settles slots has failed: slots stay in transition until the agent is restarted",
+    );
     let mut rests = false;
     let mut is_full = false;
     loop {
@@ -67,30 +71,15 @@ async fn run(
         let scope = told.borrow_and_update().clone();
         if let Some(scope) = scope {
             let began_ns = boottime_ns();
-            let pass = spawn_blocking(move || {
-                let census = settler.pass(&scope, began_ns);
-                (settler, census)
-            });
-            match pass.await {
-                Ok((back, Ok(census))) => {
-                    settler = back;
-                    failing = false;
+            match passes.pass(move |settler| settler.pass(&scope, began_ns)).await {
+                Ok(Some(census)) => {
                     rests = census.has_nothing_left();
                     let settled = Settled { began_ns, census };
                     tell(&settled, &mut is_full);
                     publish.send_replace(settled);
                 }
-                Ok((back, Err(error))) => {
-                    settler = back;
-                    if !failing {
-                        error!(%error, "slots cannot settle: their old connections go on as exceptions; it is tried again");
-                    }
-                    (failing, rests) = (true, false);
-                }
-                Err(error) => {
-                    error!(%error, "the task that settles slots has failed: slots stay in transition until the agent is restarted");
-                    return;
-                }
+                Ok(None) => rests = false,
+                Err(Ended) => return,
             }
         }
         tokio::select! {

@@ -1,0 +1,71 @@
+//! Passes that take their time, one after the other, each on a blocking thread.
+
+use std::fmt::Display;
+
+use tokio::task::spawn_blocking;
+use tracing::error;
+
+/// What works in the passes, and what is said when they fail.
+pub struct Passes<T> {
+    /// `None` while a pass runs, and after one that has panicked.
+    worker: Option<T>,
+    is_failing: bool,
+    /// Said of the first failure in a row, and if a pass panics.
+    failed: &'static str,
+    ended: &'static str,
+}
+
+/// A pass has panicked, which is logged: there will be no more passes.
+#[derive(Clone, Copy, Debug)]
+pub struct Ended;
+
+impl<T: Send + 'static> Passes<T> {
+    pub const fn new(worker: T, failed: &'static str, ended: &'static str) -> Self {
+        Self { worker: Some(worker), is_failing: false, failed, ended }
+    }
+
+    /// The result of a pass; `None` if it failed, which is logged.
+    pub async fn pass<R: Send + 'static, E: Display + Send + 'static>(
+        &mut self,
+        work: impl FnOnce(&mut T) -> Result<R, E> + Send + 'static,
+    ) -> Result<Option<R>, Ended> {
+        let Some(mut worker) = self.worker.take() else { return Err(Ended) };
+        let pass = spawn_blocking(move || {
+            let result = work(&mut worker);
+            (worker, result)
+        });
+        let (worker, result) = pass.await.map_err(|error| {
+            error!(%error, "{}", self.ended);
+            Ended
+        })?;
+        self.worker = Some(worker);
+        let was_failing = std::mem::replace(&mut self.is_failing, result.is_err());
+        let failed = self.failed;
+        let say = |error: &E| {
+            if !was_failing {
+                error!(%error, "{failed}");
+            }
+        };
+        Ok(result.inspect_err(say).ok())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn worker_comes_back_from_each_pass_but_not_from_a_panic() {
+        let mut passes = Passes::new(0_u32, "failed", "ended");
+        let add = |worker: &mut u32| {
+            *worker += 1;
+            if worker.is_multiple_of(2) { Err("even") } else { Ok(*worker) }
+        };
+        assert_eq!(passes.pass(add).await.unwrap(), Some(1));
+        assert_eq!(passes.pass(add).await.unwrap(), None);
+        assert_eq!(passes.pass(add).await.unwrap(), Some(3));
+        let panics = |_: &mut u32| -> Result<(), String> { panic!("as the test wants it") };
+        assert!(passes.pass(panics).await.is_err());
+        assert!(passes.pass(add).await.is_err(), "there is no worker left");
+    }
+}
