@@ -28,7 +28,7 @@ pub enum Knowledge {
     /// Nothing: whatever the maps hold for services of nobody else may be its own, and stays.
     #[default]
     Nothing,
-    /// What it said before this start.
+    /// What it said before this start; the maps may hold later ones as well, which stay.
     Remembered,
     /// All of its services, since this start.
     Synced,
@@ -74,7 +74,8 @@ impl Board {
     }
 }
 
-/// Whether some source's services are not known at all.
+/// Whether some source has not told all its services yet: what the state directory remembers may be
+/// older than what the maps hold.
 pub fn holds(heard: &Heard) -> bool {
-    heard.values().any(|said| said.knowledge == Knowledge::Nothing)
+    heard.values().any(|said| said.knowledge != Knowledge::Synced)
 }

@@ -382,10 +382,11 @@ impl Owner {
         let differs = tick.is_multiple_of(AUDIT_EVERY) && block_in_place(|| self.writer.audit());
         if differs {
             self.reconcile(Scope::All(Read::Maps));
-        } else if is_whole && !self.refusals.is_empty() {
-            // There may be room by now.
-            self.take_sources();
         } else if is_whole {
+            if tick.is_multiple_of(PLAN_EVERY) && !self.refusals.is_empty() {
+                // There may be room by now.
+                self.take_sources();
+            }
             self.due.clear();
             self.reconcile(Scope::All(Read::Cached));
         } else if !self.due.is_empty() {
@@ -540,6 +541,10 @@ impl Owner {
     }
 
     fn forget_overrides(&mut self) {
+        if self.desired.holds {
+            // A backend that nobody has declared yet may be a source's.
+            return;
+        }
         let programmed = self.writer.programmed();
         let leaving: BTreeSet<BackendId> = programmed.leaving().map(|one| programmed.id_of(one)).collect();
         let forgotten = self.desired.overrides.forget_gone(&self.desired.config, |id| leaving.contains(id));
@@ -612,16 +617,15 @@ impl Owner {
             return Err(exceeded.iter().map(|one| needs_larger_maps(one, file)).collect());
         }
         let running = self.desired.config.clone();
-        let heard = self.links.sources.borrow().clone();
-        let Merged { services, refusals } = merge(file, &heard, &Unfit::new(), &running, &limits);
-        let config = Config { node: file.node.clone(), services };
-        let losses = incompatible(&running, &self.desired.seed, &config, &seed);
+        let Proposal { trial, refusals, misfit } = block_in_place(|| self.propose(file, seed));
+        let losses = incompatible(&running, &self.desired.seed, &trial.desired.config, &seed);
         if !losses.is_empty() && !accept_loss {
             return Err(losses.iter().map(ToString::to_string).collect());
         }
-        let trial = self.trial(config, holds(&heard), seed);
         // A configuration that does not fit into the maps is refused like any other mistake.
-        self.fits(&trial).map_err(|error| vec![error.to_string()])?;
+        if let Some(misfit) = misfit {
+            return Err(vec![misfit.to_string()]);
+        }
         let mut message = summary(&self.file_config, file);
         let waiting = needs_restart(&self.file_config, file, &limits);
         for what in &waiting {
@@ -640,29 +644,32 @@ impl Owner {
         Ok(message)
     }
 
-    /// Takes over what the sources beside the file say. A service that can't be served so keeps
-    /// what it had, and holds up no other one.
+    /// Takes over what the sources beside the file say. If what is in the way belongs to no service
+    /// of theirs, the writer says so, and tries again.
     fn take_sources(&mut self) {
-        let heard = self.links.sources.borrow_and_update().clone();
-        let mut unfit = Unfit::new();
-        let trial = loop {
-            let running = &self.desired.config;
-            let Merged { services, refusals } = merge(&self.file_config, &heard, &unfit, running, &self.desired.limits);
-            let config = Config { node: self.file_config.node.clone(), services };
-            let trial = self.trial(config, holds(&heard), self.desired.seed);
-            let error = self.fits(&trial).err();
-            let of_a_source = |name: &&ServiceName| self.file_config.service(name).is_none();
-            match error.as_ref().and_then(|error| Some((error, error.service().filter(of_a_source)?))) {
-                Some((error, name)) if !unfit.contains_key(name) => drop(unfit.insert(name.clone(), error.to_string())),
-                // What is in the way belongs to no single service: the writer says so, and tries
-                // again.
-                _ => {
-                    self.note_refusals(refusals);
-                    break trial;
-                }
-            }
-        };
+        self.links.sources.mark_unchanged();
+        let (file, seed) = (self.file_config.clone(), self.desired.seed);
+        let Proposal { trial, refusals, .. } = block_in_place(|| self.propose(&file, seed));
+        self.note_refusals(refusals);
         self.apply(trial);
+    }
+
+    /// What would follow from another file. A service of another source that does not fit keeps what
+    /// it had, and holds up no other one.
+    fn propose(&mut self, file: &Config, seed: Seed) -> Proposal {
+        let heard = self.links.sources.borrow().clone();
+        let mut unfit = Unfit::new();
+        loop {
+            let running = &self.desired.config;
+            let Merged { services, refusals } = merge(file, &heard, &unfit, running, &self.desired.limits);
+            let trial = self.trial(Config { node: file.node.clone(), services }, holds(&heard), seed);
+            let Err(misfit) = self.fits(&trial) else { return Proposal { trial, refusals, misfit: None } };
+            let of_a_source = misfit.service().filter(|name| file.service(name).is_none());
+            match of_a_source.filter(|name| !unfit.contains_key(name)) {
+                Some(name) => drop(unfit.insert(name.clone(), misfit.to_string())),
+                None => return Proposal { trial, refusals, misfit: Some(misfit) },
+            }
+        }
     }
 
     fn note_refusals(&mut self, refusals: Vec<Refusal>) {
@@ -709,6 +716,14 @@ impl Owner {
         self.write_and_publish(&scope);
         self.forget_overrides();
     }
+}
+
+/// What would follow from another file, or from other words of the sources.
+struct Proposal {
+    trial: Trial,
+    refusals: Vec<Refusal>,
+    /// Why it does not fit into the maps, apart from services of other sources that were refused.
+    misfit: Option<PlanError>,
 }
 
 /// What would follow from another configuration.

@@ -52,7 +52,10 @@ impl Pace {
     /// `poll`.
     pub fn looked(&mut self, begun: Instant, ended: Instant, poll: Duration) {
         let took = ended.saturating_duration_since(begun);
-        self.rested_at = self.rested_at.max(begun) + took * (1 + REST);
+        let rested_at = self.rested_at.max(begun) + took * (1 + REST);
+        // Looks that did not wait, because somebody insisted or the poll was due, put nothing more
+        // off.
+        self.rested_at = rested_at.min(ended + took * REST + PUT_OFF);
         let put_off = self.rested_at.checked_sub(PUT_OFF).unwrap_or(ended);
         self.rests_until = put_off.max(ended + LEAST_REST);
         self.due = ended + poll;
@@ -114,6 +117,21 @@ mod tests {
             now += ms(1);
         }
         assert!((ms(6600)..=ms(7200)).contains(&looking), "{looking:?}");
+    }
+
+    #[test]
+    fn slow_looks_by_the_poll_are_forgotten_once_looks_are_quick_again() {
+        let start = Instant::now();
+        let mut pace = Pace::new(start);
+        let mut now = start;
+        for _ in 0..100 {
+            pace.looked(now, now + ms(2000), Duration::from_secs(5));
+            now += ms(7000);
+        }
+        let quick = now + ms(20_000);
+        pace.looked(quick, quick + ms(5), POLL);
+        pace.ask(quick + ms(200));
+        assert_eq!(pace.due(), quick + ms(200));
     }
 
     #[test]

@@ -106,7 +106,7 @@ mod tests {
         let again = Board::new([(OTHER, remembered())]);
         let said = again.heard().borrow()[OTHER].clone();
         assert_eq!((said.knowledge, &*said.services), (Knowledge::Remembered, &services()));
-        assert!(!holds(&again.heard().borrow()));
+        assert!(holds(&again.heard().borrow()), "the maps may hold a later one");
 
         std::fs::write(folder.path().join("services-other.json"), "{").unwrap();
         let (services, damaged) = state_dir.said(OTHER).unwrap();

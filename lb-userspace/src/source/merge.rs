@@ -1,7 +1,10 @@
 //! Merges what the sources say: the file's services as a whole, those of every other source one by
 //! one. A service that can't be served as its source says keeps what it had.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 use super::Heard;
 use crate::{
@@ -41,20 +44,27 @@ pub struct Merged {
 /// Merges the services of `file` with what the other sources say. `unfit` are services for which
 /// the maps have no room, `running` those that are served now, and `limits` those of the maps.
 ///
-/// Between services of other sources, one that is served already comes before a new one.
+/// Between services of other sources, one that is served as it is comes first, then one that
+/// changes, and a new one last.
 pub fn merge(file: &Config, heard: &Heard, unfit: &Unfit, running: &Config, limits: &Limits) -> Merged {
-    let mut merger = Merger::new(&file.node, limits, unfit);
+    let mut merger = Merger::new(&file.node, running, limits, unfit);
     file.services.iter().for_each(|service| merger.take(service));
+    let said = || heard.iter().flat_map(|(source, said)| said.services.iter().map(|service| (*source, service)));
+    let is_unchanged = |service: &Service| running.service(&service.name) == Some(service);
+    let is_new = |service: &Service| running.service(&service.name).is_none();
+    for (source, service) in said().filter(|(_, service)| is_unchanged(service)) {
+        merger.merge(source, service);
+    }
     for (source, said) in heard {
-        let is_running = |service: &&Service| running.service(&service.name).is_some();
-        let (old, new): (Vec<&Service>, Vec<&Service>) = said.services.iter().partition(is_running);
-        for service in old.into_iter().chain(new) {
-            merger.merge(source, service, running.service(&service.name));
-        }
         for (name, reason) in &said.refused {
-            let is_kept = merger.keep(running.service(name));
-            merger.refuse(source, name, reason.clone(), is_kept);
+            merger.refuse(source, name, reason.clone());
         }
+    }
+    for (source, service) in said().filter(|(_, service)| !is_unchanged(service) && !is_new(service)) {
+        merger.merge(source, service);
+    }
+    for (source, service) in said().filter(|(_, service)| is_new(service)) {
+        merger.merge(source, service);
     }
     merger.finish()
 }
@@ -62,6 +72,9 @@ pub fn merge(file: &Config, heard: &Heard, unfit: &Unfit, running: &Config, limi
 struct Merger<'a> {
     together: Together<()>,
     need: Need,
+    running: &'a Config,
+    /// The running services, by what they serve.
+    by_vip: BTreeMap<SocketAddr, &'a Service>,
     limits: &'a Limits,
     unfit: &'a Unfit,
     names: BTreeSet<ServiceName>,
@@ -69,12 +82,15 @@ struct Merger<'a> {
 }
 
 impl<'a> Merger<'a> {
-    fn new(node: &NodeSettings, limits: &'a Limits, unfit: &'a Unfit) -> Self {
+    fn new(node: &NodeSettings, running: &'a Config, limits: &'a Limits, unfit: &'a Unfit) -> Self {
+        let by_vip = running.services.iter().flat_map(|service| served(service).map(move |vip| (vip, service)));
         let mut need = Need::default();
         need.add_addresses(node.snat.addresses.iter().copied());
         Self {
             together: Together::new(node.snat.addresses.iter().map(|address| (*address, ()))),
             need,
+            running,
+            by_vip: by_vip.collect(),
             limits,
             unfit,
             names: BTreeSet::new(),
@@ -89,20 +105,30 @@ impl<'a> Merger<'a> {
         self.merged.services.push(service.clone());
     }
 
-    fn merge(&mut self, source: &'static str, service: &Service, running: Option<&Service>) {
+    fn merge(&mut self, source: &'static str, service: &Service) {
         let mut reasons = broken(service);
-        if let Some(running) = running {
-            let loses = |(key, change)| format!("{key}: {change} would move or end every connection of the service");
-            reasons.extend(changes(running, service).into_iter().map(loses));
+        let loses = |(key, change): (&str, String)| {
+            format!("{key}: {change} would move or end every connection of the service")
+        };
+        for from in self.predecessors(service) {
+            reasons.extend(changes(from, service).into_iter().map(loses));
         }
         reasons.extend(self.conflicts(service));
         reasons.extend(self.unfit.get(&service.name).cloned());
         if reasons.is_empty() {
             self.take(service);
         } else {
-            let is_kept = self.keep(running);
-            self.refuse(source, &service.name, reasons.join("; "), is_kept);
+            self.refuse(source, &service.name, reasons.join("; "));
         }
+    }
+
+    /// The running services whose connections it takes over: of its name, or at its VIPs.
+    fn predecessors(&self, service: &Service) -> Vec<&'a Service> {
+        let at_vips = served(service).filter_map(|vip| self.by_vip.get(&vip).copied());
+        let mut found: Vec<&Service> = at_vips.chain(self.running.service(&service.name)).collect();
+        found.sort_by(|a, b| a.name.cmp(&b.name));
+        found.dedup_by(|a, b| a.name == b.name);
+        found
     }
 
     /// Why the service can't be beside those that were taken.
@@ -114,15 +140,13 @@ impl<'a> Merger<'a> {
         taken.into_iter().chain(conflicts).chain(exceeded).collect()
     }
 
-    /// Takes the running version of a service, if there is one and nothing is in its way.
-    fn keep(&mut self, running: Option<&Service>) -> bool {
-        let Some(running) = running.filter(|running| self.conflicts(running).is_empty()) else { return false };
-        self.take(running);
-        true
-    }
-
-    fn refuse(&mut self, source: &'static str, service: &ServiceName, reason: String, is_kept: bool) {
-        self.merged.refusals.push(Refusal { source, service: service.clone(), reason, is_kept });
+    /// Notes the refusal. What the service had is taken, if nothing is in its way.
+    fn refuse(&mut self, source: &'static str, name: &ServiceName, reason: String) {
+        let had = self.running.service(name).filter(|had| self.conflicts(had).is_empty());
+        if let Some(had) = had {
+            self.take(had);
+        }
+        self.merged.refusals.push(Refusal { source, service: name.clone(), reason, is_kept: had.is_some() });
     }
 
     fn finish(self) -> Merged {
@@ -131,6 +155,10 @@ impl<'a> Merger<'a> {
         refusals.sort_by(|a, b| (a.source, &a.service).cmp(&(b.source, &b.service)));
         Merged { services, refusals }
     }
+}
+
+fn served(service: &Service) -> impl Iterator<Item = SocketAddr> {
+    service.vips.iter().map(|vip| SocketAddr::new(*vip, service.port))
 }
 
 /// The refusals that were not there before.
@@ -243,8 +271,27 @@ mod tests {
     fn service_that_is_served_already_comes_before_a_new_one() {
         let file = file(WEB);
         let (a, z) = (service("a", "192.0.2.2"), service("z", "192.0.2.2"));
-        let (served, _) = merged(&file, &heard(vec![a.clone(), z.clone()]), &running(&file, &[z]));
+        let both = heard(vec![a.clone(), z.clone()]);
+        let (served, _) = merged(&file, &both, &running(&file, std::slice::from_ref(&z)));
         assert_eq!(served, ["web 192.0.2.1", "shop/z:http 192.0.2.2"]);
+        // One that changes does not push out one that stays as it is.
+        let grows = Service { vips: vec!["192.0.2.2".parse().unwrap(), "192.0.2.3".parse().unwrap()], ..a };
+        let before = Service { vips: vec!["192.0.2.3".parse().unwrap()], ..grows.clone() };
+        let (served, refused) = merged(&file, &heard(vec![grows, z.clone()]), &running(&file, &[before, z]));
+        assert_eq!(served, ["web 192.0.2.1", "shop/a:http 192.0.2.3", "shop/z:http 192.0.2.2"]);
+        assert!(refused.len() == 1 && refused[0].2, "{refused:?}");
+    }
+
+    #[test]
+    fn service_under_another_name_may_not_move_the_connections_of_its_vip() {
+        let file = file(WEB);
+        let old = service("old", "192.0.2.2");
+        let new = Service { ring_size: 31, ..service("new", "192.0.2.2") };
+        let (served, refused) = merged(&file, &heard(vec![new]), &running(&file, &[old.clone()]));
+        assert_eq!(served, ["web 192.0.2.1"]);
+        assert!(refused[0].1.starts_with("ringSize: a change from 16381 to 31"), "{refused:?}");
+        let renamed = Service { name: ServiceName::new("shop", "new", "http"), ..old.clone() };
+        assert_eq!(merged(&file, &heard(vec![renamed]), &running(&file, &[old])).1, []);
     }
 
     #[test]

@@ -168,7 +168,7 @@ impl Moment {
         let fullest = with_ports
             .clone()
             .max_by(|a, b| share(a).total_cmp(&share(b)))
-            .map(|backend| (format!("{}/{}", backend.service, backend.address), share(backend)));
+            .map(|backend| (backend.id().to_string(), share(backend)));
         NatStatus {
             addresses: self.published.programmed.common.snat_addresses.iter().copied().flatten().collect(),
             ports_used: with_ports.clone().map(|backend| backend.nat_ports_used).sum(),
