@@ -8,6 +8,7 @@ mod digests;
 pub(crate) mod examine;
 pub(crate) mod flows;
 pub mod handle;
+pub(crate) mod keep;
 mod lookup;
 pub(crate) mod node;
 mod overriding;

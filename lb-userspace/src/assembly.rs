@@ -1,7 +1,7 @@
 //! Assembles the running agent: opens everything that can fail before anything is changed, then
 //! starts the task that owns the maps, and the other tasks.
 
-use std::{path::Path, sync::Arc};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
 use lb_common::limits::map;
@@ -9,6 +9,7 @@ use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
     task::JoinSet,
+    time::timeout,
 };
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info, warn};
@@ -18,7 +19,7 @@ use crate::{
         AgentOptions, examine,
         flows::{self, Flows},
         handle::AgentHandle,
-        node,
+        keep, node,
         owner::{Links, Owner, Start},
         reader::{Reader, Sources},
         reload::File,
@@ -40,7 +41,6 @@ use crate::{
     source::{
         Board,
         file::{FileSource, Loaded},
-        keep,
     },
     supervisor,
     view::types::{Severity, Snapshot},
@@ -95,7 +95,7 @@ async fn serve(options: AgentOptions) -> anyhow::Result<()> {
     {
         error!(%error, "the agent's task has failed while it stopped");
     }
-    tasks.0.shutdown().await;
+    tasks.stop().await;
     outcome
 }
 
@@ -110,7 +110,7 @@ async fn prepare(
     shutdown: &CancellationToken,
 ) -> anyhow::Result<Owner> {
     let (state_dir, seed, overrides) = open_state(&options.state_dir, config)?;
-    let board = sources(&state_dir, tasks, shutdown)?;
+    let board = sources(&state_dir)?;
     let servers = Servers::bind(&config.node.admin).await?;
     supervisor::starting("loading the programs, opening the maps");
     let data_path = open_data_path(options, config).await?;
@@ -151,8 +151,9 @@ async fn prepare(
     let slots = maps.shared_slots();
     let writer = Writer::new(maps, metrics.sync_durations(), metrics.map_update_errors());
     let file = File::new(source, &options.config, first);
-    let start = Start { config: config.clone(), seed, overrides, state_dir, file, writer };
+    let start = Start { config: config.clone(), seed, overrides, state_dir: state_dir.clone(), file, writer };
     let (owner, published) = Owner::new(start, links);
+    tasks.spawn_last(keep::run(state_dir, published.clone(), shutdown.clone()));
     let findings = examination.findings;
     let sources =
         Sources { published: published.clone(), node, census, settled, findings, health: views, looked_at, tracer };
@@ -166,7 +167,7 @@ async fn prepare(
 const SOURCES: [&str; 0] = [];
 
 /// The board of the sources beside the file, with what they said before this start.
-fn sources(state_dir: &StateDir, tasks: &mut Tasks, shutdown: &CancellationToken) -> anyhow::Result<Board> {
+fn sources(state_dir: &StateDir) -> anyhow::Result<Board> {
     let mut remembered = Vec::new();
     for source in SOURCES {
         let (services, damaged) = state_dir.said(source)?;
@@ -175,9 +176,7 @@ fn sources(state_dir: &StateDir, tasks: &mut Tasks, shutdown: &CancellationToken
         }
         remembered.push((source, services));
     }
-    let board = Board::new(remembered);
-    tasks.spawn("keep", keep::run(state_dir.clone(), board.heard(), shutdown.clone()));
-    Ok(board)
+    Ok(Board::new(remembered))
 }
 
 /// Maximum number of commands that wait for the owner of the maps.
@@ -279,11 +278,29 @@ async fn explained(error: &LoadError, config: &Config, pin_dir: &Path) -> anyhow
 /// All tasks except the agent's main task. If one of them ends before the shutdown, the agent
 /// stops.
 #[derive(Default)]
-struct Tasks(JoinSet<(&'static str, anyhow::Result<()>)>);
+struct Tasks {
+    all: JoinSet<(&'static str, anyhow::Result<()>)>,
+    /// Those that end by themselves when the agent stops, after their last work.
+    last: JoinSet<()>,
+}
+
+/// How long the last work of a stopping agent may take.
+const LAST_WORK: Duration = Duration::from_secs(5);
 
 impl Tasks {
+    fn spawn_last(&mut self, task: impl Future<Output = ()> + Send + 'static) {
+        self.last.spawn(task);
+    }
+
+    async fn stop(mut self) {
+        self.all.shutdown().await;
+        if timeout(LAST_WORK, self.last.join_all()).await.is_err() {
+            warn!("the last work of the agent did not end within {LAST_WORK:?}");
+        }
+    }
+
     fn spawn(&mut self, name: &'static str, task: impl Future<Output = ()> + Send + 'static) {
-        self.0.spawn(async move {
+        self.all.spawn(async move {
             task.await;
             (name, Ok(()))
         });
@@ -294,11 +311,11 @@ impl Tasks {
         name: &'static str,
         task: impl Future<Output = Result<(), E>> + Send + 'static,
     ) {
-        self.0.spawn(async move { (name, task.await.map_err(Into::into)) });
+        self.all.spawn(async move { (name, task.await.map_err(Into::into)) });
     }
 
     async fn first_failure(&mut self) -> anyhow::Error {
-        match self.0.join_next().await {
+        match self.all.join_next().await {
             Some(Ok((name, Ok(())))) => anyhow::anyhow!("the task {name} has ended by itself"),
             Some(Ok((name, Err(error)))) => error.context(format!("the task {name} has failed")),
             Some(Err(error)) => anyhow::Error::new(error).context("a task of the agent has failed"),

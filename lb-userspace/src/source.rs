@@ -1,7 +1,6 @@
 //! Where the desired services come from: a file, and any number of other sources.
 
 pub mod file;
-pub mod keep;
 pub mod merge;
 
 use std::{collections::BTreeMap, sync::Arc, time::SystemTime};

@@ -124,11 +124,14 @@ impl Owner {
         let Start { config: file_config, seed, overrides, state_dir, file, writer } = start;
         let limits = file_config.node.limits;
         let heard = links.sources.borrow().clone();
-        let nothing = Config { node: file_config.node.clone(), services: Vec::new() };
-        let Merged { services, refusals } = merge(&file_config, &heard, &Unfit::new(), &nothing, &limits);
+        // What the state directory remembers of the other sources was served.
+        let mut remembered: Vec<_> = heard.values().flat_map(|said| said.services.iter().cloned()).collect();
+        remembered.sort_by(|a, b| a.name.cmp(&b.name));
+        let running = Config { node: file_config.node.clone(), services: remembered };
+        let Merged { services, refusals } = merge(&file_config, &heard, &Unfit::new(), &running, &limits);
         let startup_time = startup_time(&services);
         let desired = Desired {
-            config: Arc::new(Config { services, ..nothing }),
+            config: Arc::new(Config { services, ..running }),
             limits,
             holds: holds(&heard),
             seed,
@@ -654,8 +657,8 @@ impl Owner {
         self.apply(trial);
     }
 
-    /// What would follow from another file. A service of another source that does not fit keeps what
-    /// it had, and holds up no other one.
+    /// What would follow from another file. A service of another source that does not fit keeps
+    /// what it had, and holds up no other one.
     fn propose(&mut self, file: &Config, seed: Seed) -> Proposal {
         let heard = self.links.sources.borrow().clone();
         let mut unfit = Unfit::new();

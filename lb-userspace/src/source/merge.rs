@@ -287,7 +287,7 @@ mod tests {
         let file = file(WEB);
         let old = service("old", "192.0.2.2");
         let new = Service { ring_size: 31, ..service("new", "192.0.2.2") };
-        let (served, refused) = merged(&file, &heard(vec![new]), &running(&file, &[old.clone()]));
+        let (served, refused) = merged(&file, &heard(vec![new]), &running(&file, std::slice::from_ref(&old)));
         assert_eq!(served, ["web 192.0.2.1"]);
         assert!(refused[0].1.starts_with("ringSize: a change from 16381 to 31"), "{refused:?}");
         let renamed = Service { name: ServiceName::new("shop", "new", "http"), ..old.clone() };
