@@ -191,11 +191,12 @@ fn lower_limits_are_taken_once_what_is_in_use_fits_and_are_refused_by_name_befor
             ((2000, 1024, 24), "limits.backends", "1025"),
             ((2000, 18, 2048), "limits.services", "1025"),
         ] {
-            // A start with lower limits finds what was made with the limits before.
+            // An agent of the limits before makes it, and a start with lower ones finds it.
+            let before_start = start(sandbox, LARGER).unwrap();
             let mut maps = Maps::open(&sandbox.pin_dir()).unwrap();
             serve(sandbox, &mut maps, 2, high);
             let before = image(sandbox);
-            drop(maps);
+            drop((before_start, maps));
             let said = refused(start(sandbox, LOWERED));
             assert!(said.contains(&format!("{limit} cannot be lowered")), "{said}");
             assert!(said.contains(&format!("set it to {needed} or more")), "{said}");
