@@ -170,7 +170,7 @@ const SOURCES: [&str; 0] = [];
 fn sources(state_dir: &StateDir) -> anyhow::Result<Board> {
     let mut remembered = Vec::new();
     for source in SOURCES {
-        let (services, damaged) = state_dir.said(source)?;
+        let (services, damaged) = state_dir.served(source)?;
         if let Some(damaged) = damaged {
             warn!(source, error = %damaged, "what the source said before");
         }

@@ -149,6 +149,23 @@ pub struct Service {
     pub gone: BTreeSet<SocketAddr>,
 }
 
+impl Service {
+    /// The VIPs, each with the port.
+    pub fn served(&self) -> impl Iterator<Item = SocketAddr> + use<'_> {
+        self.vips.iter().map(|vip| SocketAddr::new(*vip, self.port))
+    }
+
+    /// Whether backends see an address of this node instead of the client's.
+    pub fn uses_snat(&self) -> bool {
+        self.mode == Mode::Nat && self.source == SourceAddress::Translate
+    }
+
+    /// Whether flows have entries here, and backends see the client all the same.
+    pub fn keeps_source(&self) -> bool {
+        self.mode == Mode::Nat && self.source == SourceAddress::Keep
+    }
+}
+
 #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 pub enum Mode {
     Nat,

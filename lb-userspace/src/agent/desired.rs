@@ -16,7 +16,7 @@ use super::node::Node;
 use crate::{
     balance::{Declared, Ring, eligible::is_eligible},
     dataplane::plan::{Tunnel, Wanted, WantedBackend, WantedService},
-    model::{Backend, Config, Limits, Mode, Service, SourceAddress, Timeouts, seed::Seed},
+    model::{Backend, Config, Limits, Mode, Service, Timeouts, seed::Seed},
     overrides::{Overrides, effective},
     state::{AdminState, BackendId, Health, ServiceName},
 };
@@ -155,7 +155,7 @@ pub fn wanted_service(
             is_local,
             tunnel: (service.mode == Mode::DsrIpip)
                 .then(|| tunnel(backend.tunnel.unwrap_or(ip), &desired.config, node)),
-            snat: if uses_snat(service) && !is_local { snat(ip, &desired.config, node) } else { Vec::new() },
+            snat: if service.uses_snat() && !is_local { snat(ip, &desired.config, node) } else { Vec::new() },
         });
     }
     let families: Vec<Family> =
@@ -170,7 +170,7 @@ pub fn wanted_service(
         vips: service.vips.clone(),
         port: service.port,
         mode: service.mode,
-        keeps_source: service.mode == Mode::Nat && service.source == SourceAddress::Keep,
+        keeps_source: service.keeps_source(),
         affinity: service.affinity,
         drain_timeout: service.drain_timeout,
         settle_time: service.settle_time,
@@ -189,10 +189,6 @@ fn tunnel(to: IpAddr, config: &Config, node: &Node) -> Tunnel {
         .find(|source| source.is_ipv4() == to.is_ipv4())
         .or_else(|| node.routes.get(&to).and_then(|route| route.source));
     Tunnel { to, source }
-}
-
-fn uses_snat(service: &Service) -> bool {
-    service.mode == Mode::Nat && service.source == SourceAddress::Translate
 }
 
 /// The SNAT addresses for a backend: the configured addresses of its family, or else the address

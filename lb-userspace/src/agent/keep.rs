@@ -3,11 +3,13 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use tokio::{sync::watch, task::spawn_blocking, time::sleep};
+use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
-use tracing::warn;
 
-use super::published::Published;
+use super::{
+    passes::{Ended, Passes},
+    published::Published,
+};
 use crate::{
     model::{Config, Service},
     overrides::StateDir,
@@ -23,6 +25,11 @@ const RETRY: Duration = Duration::from_secs(30);
 /// Writes what has changed until `shutdown` is cancelled, and once more then.
 pub async fn run(state_dir: StateDir, mut published: watch::Receiver<Arc<Published>>, shutdown: CancellationToken) {
     let mut kept = BTreeMap::new();
+    let mut writes = Passes::new(
+        state_dir,
+        "cannot keep what is served of a source, of which a restart without it would not know all; it is tried again",
+        "the task that keeps what is served of the sources has failed: a restart without them may not know all of it",
+    );
     let (mut is_stopping, mut is_done) = (false, true);
     while !is_stopping {
         tokio::select! {
@@ -37,22 +44,11 @@ pub async fn run(state_dir: StateDir, mut published: watch::Receiver<Arc<Publish
         };
         is_done = true;
         for (source, services) in news(&config, &heard, &kept) {
-            let (dir, writing) = (state_dir.clone(), services.clone());
-            match spawn_blocking(move || dir.save_said(source, &writing)).await {
-                Ok(Ok(())) => drop(kept.insert(source, services)),
-                failed => {
-                    let error = match failed {
-                        Ok(Err(error)) => error.to_string(),
-                        Err(error) => error.to_string(),
-                        Ok(Ok(())) => continue,
-                    };
-                    warn!(
-                        source,
-                        error,
-                        "cannot keep what is served of the source: a restart without it would not know all of it"
-                    );
-                    is_done = false;
-                }
+            let writing = services.clone();
+            match writes.pass(move |state_dir| state_dir.save_served(source, &writing)).await {
+                Ok(Some(())) => drop(kept.insert(source, services)),
+                Ok(None) => is_done = false,
+                Err(Ended) => return,
             }
         }
         if !is_stopping {
@@ -119,7 +115,7 @@ mod tests {
     fn what_was_kept_is_remembered_at_the_next_start_until_the_source_has_spoken() {
         let folder = tempfile::tempdir().unwrap();
         let state_dir = StateDir::open(folder.path()).unwrap();
-        let remembered = || state_dir.said(OTHER).unwrap().0;
+        let remembered = || state_dir.served(OTHER).unwrap().0;
         let board = Board::new([(OTHER, remembered())]);
         assert_eq!(board.heard().borrow()[OTHER].knowledge, Knowledge::Nothing);
         let failing = Failing { since: std::time::SystemTime::now(), error: "connection refused".to_owned() };
@@ -129,15 +125,15 @@ mod tests {
         assert!(!holds(&board.heard().borrow()));
 
         let services = config().services;
-        state_dir.save_said(OTHER, &services).unwrap();
+        state_dir.save_served(OTHER, &services).unwrap();
         let again = Board::new([(OTHER, remembered())]);
         let said = again.heard().borrow()[OTHER].clone();
         assert_eq!((said.knowledge, &*said.services), (Knowledge::Remembered, &services));
         assert!(holds(&again.heard().borrow()), "the maps may hold a later one");
 
         std::fs::write(folder.path().join("services-other.json"), "{").unwrap();
-        let (services, damaged) = state_dir.said(OTHER).unwrap();
+        let (services, damaged) = state_dir.served(OTHER).unwrap();
         assert!(services.is_none() && damaged.is_some_and(|damaged| damaged.to_string().contains("without names")));
-        assert!(state_dir.said(OTHER).unwrap().1.is_none(), "it was put aside");
+        assert!(state_dir.served(OTHER).unwrap().1.is_none(), "it was put aside");
     }
 }

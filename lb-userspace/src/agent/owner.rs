@@ -128,10 +128,10 @@ impl Owner {
         let mut remembered: Vec<_> = heard.values().flat_map(|said| said.services.iter().cloned()).collect();
         remembered.sort_by(|a, b| a.name.cmp(&b.name));
         let running = Config { node: file_config.node.clone(), services: remembered };
-        let Merged { services, refusals } = merge(&file_config, &heard, &Unfit::new(), &running, &limits);
-        let startup_time = startup_time(&services);
+        let Merged { config, refusals } = merge(&file_config, &heard, &Unfit::new(), &running, &limits);
+        let startup_time = startup_time(&config.services);
         let desired = Desired {
-            config: Arc::new(Config { services, ..running }),
+            config: Arc::new(config),
             limits,
             holds: holds(&heard),
             seed,
@@ -619,12 +619,12 @@ impl Owner {
         if !exceeded.is_empty() {
             return Err(exceeded.iter().map(|one| needs_larger_maps(one, file)).collect());
         }
-        let running = self.desired.config.clone();
-        let Proposal { trial, refusals, misfit } = block_in_place(|| self.propose(file, seed));
-        let losses = incompatible(&running, &self.desired.seed, &trial.desired.config, &seed);
+        let merged = self.merge(file, &Unfit::new());
+        let losses = incompatible(&self.desired.config, &self.desired.seed, &merged.config, &seed);
         if !losses.is_empty() && !accept_loss {
             return Err(losses.iter().map(ToString::to_string).collect());
         }
+        let Proposal { trial, refusals, misfit } = block_in_place(|| self.propose(file, merged, seed));
         // A configuration that does not fit into the maps is refused like any other mistake.
         if let Some(misfit) = misfit {
             return Err(vec![misfit.to_string()]);
@@ -652,26 +652,31 @@ impl Owner {
     fn take_sources(&mut self) {
         self.links.sources.mark_unchanged();
         let (file, seed) = (self.file_config.clone(), self.desired.seed);
-        let Proposal { trial, refusals, .. } = block_in_place(|| self.propose(&file, seed));
+        let merged = self.merge(&file, &Unfit::new());
+        let Proposal { trial, refusals, .. } = block_in_place(|| self.propose(&file, merged, seed));
         self.note_refusals(refusals);
         self.apply(trial);
     }
 
-    /// What would follow from another file. A service of another source that does not fit keeps
-    /// what it had, and holds up no other one.
-    fn propose(&mut self, file: &Config, seed: Seed) -> Proposal {
-        let heard = self.links.sources.borrow().clone();
+    /// What this file and the other sources say together.
+    fn merge(&self, file: &Config, unfit: &Unfit) -> Merged {
+        merge(file, &self.links.sources.borrow(), unfit, &self.desired.config, &self.desired.limits)
+    }
+
+    /// What would follow from another file; `merged` is what it and the other sources say together.
+    /// A service of another source that does not fit keeps what it had, and holds up no other one.
+    fn propose(&mut self, file: &Config, mut merged: Merged, seed: Seed) -> Proposal {
         let mut unfit = Unfit::new();
         loop {
-            let running = &self.desired.config;
-            let Merged { services, refusals } = merge(file, &heard, &unfit, running, &self.desired.limits);
-            let trial = self.trial(Config { node: file.node.clone(), services }, holds(&heard), seed);
+            let Merged { config, refusals } = merged;
+            let trial = self.trial(config, seed);
             let Err(misfit) = self.fits(&trial) else { return Proposal { trial, refusals, misfit: None } };
             let of_a_source = misfit.service().filter(|name| file.service(name).is_none());
             match of_a_source.filter(|name| !unfit.contains_key(name)) {
                 Some(name) => drop(unfit.insert(name.clone(), misfit.to_string())),
                 None => return Proposal { trial, refusals, misfit: Some(misfit) },
             }
+            merged = self.merge(file, &unfit);
         }
     }
 
@@ -681,7 +686,8 @@ impl Owner {
     }
 
     /// What would follow from another configuration, with the services of all sources.
-    fn trial(&mut self, config: Config, holds: bool, seed: Seed) -> Trial {
+    fn trial(&mut self, config: Config, seed: Seed) -> Trial {
+        let holds = holds(&self.links.sources.borrow());
         let running = &self.desired.config;
         let is_alike = seed == self.desired.seed && holds == self.desired.holds;
         let changed = changed_services(running, &config).filter(|_| is_alike);

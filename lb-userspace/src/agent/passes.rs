@@ -40,13 +40,12 @@ impl<T: Send + 'static> Passes<T> {
         })?;
         self.worker = Some(worker);
         let was_failing = std::mem::replace(&mut self.is_failing, result.is_err());
-        let failed = self.failed;
-        let say = |error: &E| {
-            if !was_failing {
-                error!(%error, "{failed}");
-            }
-        };
-        Ok(result.inspect_err(say).ok())
+        if let Err(error) = &result
+            && !was_failing
+        {
+            error!(%error, "{}", self.failed);
+        }
+        Ok(result.ok())
     }
 }
 

@@ -118,11 +118,11 @@ pub fn carry_health(running: &Config, config: &Config, health: &mut HealthOf) {
         if before.health.is_some() {
             continue;
         }
-        for backend in
-            service.backends.iter().filter(|backend| before.backends.iter().any(|b| b.address == backend.address))
-        {
+        for backend in &service.backends {
             let id = BackendId { service: service.name.clone(), address: backend.address };
-            health.insert(id, (Health::Up, 0));
+            if running.backend(&id).is_some() {
+                health.insert(id, (Health::Up, 0));
+            }
         }
     }
     health.retain(|id, _| config.backend(id).is_some());

@@ -40,7 +40,7 @@ pub async fn until(
     loop {
         let all: Vec<BackendView> = client.get("/v1/backends").await?;
         let backends: Vec<BackendView> =
-            all.into_iter().filter(|now| chosen.iter().any(|then| same(now, then))).collect();
+            all.into_iter().filter(|now| chosen.iter().any(|then| now.is_of_same(then))).collect();
         let took = text::duration(begun.elapsed().as_secs_f64());
         let ended = |done, message| Ok(Waited { done, message, backends: backends.clone() });
         let remaining = match outcome(goal, &backends) {
@@ -68,10 +68,6 @@ pub async fn until(
         progress.show(&remaining);
         tokio::time::sleep(PACE).await;
     }
-}
-
-fn same(one: &BackendView, other: &BackendView) -> bool {
-    one.id() == other.id()
 }
 
 #[derive(PartialEq, Debug)]

@@ -92,6 +92,13 @@ pub struct WantedService {
     pub gone: BTreeSet<SocketAddr>,
 }
 
+impl WantedService {
+    /// The VIPs, each with the port.
+    pub fn served(&self) -> impl Iterator<Item = SocketAddr> + use<'_> {
+        self.vips.iter().map(|vip| SocketAddr::new(*vip, self.port))
+    }
+}
+
 #[derive(Clone, PartialEq, Debug)]
 pub struct WantedBackend {
     pub address: SocketAddr,

@@ -7,7 +7,7 @@ use std::{
 
 use super::{error, neighbours, ok, warning};
 use crate::{
-    model::{Config, Mode, Service, SourceAddress},
+    model::{Config, Mode, Service},
     node::{
         interfaces::{Interface, Netlink, NetlinkError, matching},
         neighbours::NextHop,
@@ -48,7 +48,7 @@ pub(super) async fn findings(
             ));
             continue;
         }
-        if service.mode == Mode::Nat && service.source == SourceAddress::Translate && !ours.contains(&route.ifindex) {
+        if service.uses_snat() && !ours.contains(&route.ifindex) {
             let out = name(route.ifindex);
             findings.push(error(
                 check,

@@ -15,7 +15,7 @@ use crate::{
         hooks,
         pins::{Pin, PinKind},
     },
-    model::{Config, Mode, SourceAddress, XdpMode},
+    model::{Config, SourceAddress, XdpMode},
     node::{
         genl::Genl,
         interfaces::{HookMode, Interface, matching},
@@ -173,9 +173,7 @@ fn own_vips(config: &Config, interfaces: &BTreeMap<u32, Interface>) -> Vec<Findi
 /// Warns if the node's own connections and our SNAT flows could use the same port of the same
 /// address.
 fn ephemeral_ports(config: &Config) -> Option<Finding> {
-    let translates =
-        |service: &&crate::model::Service| service.mode == Mode::Nat && service.source == SourceAddress::Translate;
-    config.services.iter().find(translates)?;
+    config.services.iter().find(|service| service.uses_snat())?;
     let range = sysctl("net/ipv4/ip_local_port_range")?;
     let reserved = sysctl("net/ipv4/ip_local_reserved_ports").unwrap_or_default();
     let shared = shared_ports(&config.node.snat.ports, &range, &reserved);

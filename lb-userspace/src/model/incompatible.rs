@@ -29,7 +29,9 @@ impl fmt::Display for Incompatible {
 /// names.
 pub fn incompatible(running: &Config, running_seed: &Seed, new: &Config, new_seed: &Seed) -> Vec<Incompatible> {
     let mut found = Vec::new();
-    let pairs = pairs(running, new);
+    let running = Running::new(running);
+    let pairs: Vec<(&Service, &Service)> =
+        new.services.iter().flat_map(|to| running.predecessors(to).map(move |from| (from, to))).collect();
     if running_seed != new_seed && !pairs.is_empty() {
         found.push(Incompatible { key: "hashSeed".to_owned(), reason: refusal("another seed", "every service") });
     }
@@ -62,21 +64,25 @@ pub fn changes(from: &Service, to: &Service) -> Vec<(&'static str, String)> {
     found
 }
 
-/// The services that run and the services that they become.
-fn pairs<'a>(running: &'a Config, new: &'a Config) -> Vec<(&'a Service, &'a Service)> {
-    let by_vip: BTreeMap<SocketAddr, usize> =
-        (0..).zip(&running.services).flat_map(|(at, from)| served(from).map(move |vip| (vip, at))).collect();
-    let mut pairs = Vec::new();
-    for to in &new.services {
-        let named = running.services.binary_search_by(|from| from.name.cmp(&to.name)).ok();
-        let same: BTreeSet<usize> = served(to).filter_map(|vip| by_vip.get(&vip).copied()).chain(named).collect();
-        pairs.extend(same.into_iter().filter_map(|at| running.services.get(at)).map(|from| (from, to)));
-    }
-    pairs
+/// The running services, to find those that a service takes over.
+pub struct Running<'a> {
+    config: &'a Config,
+    by_vip: BTreeMap<SocketAddr, usize>,
 }
 
-fn served(service: &Service) -> impl Iterator<Item = SocketAddr> {
-    service.vips.iter().map(|vip| SocketAddr::new(*vip, service.port))
+impl<'a> Running<'a> {
+    pub fn new(config: &'a Config) -> Self {
+        let served = |(at, service): (usize, &'a Service)| service.served().map(move |vip| (vip, at));
+        Self { config, by_vip: (0..).zip(&config.services).flat_map(served).collect() }
+    }
+
+    /// The services whose connections `to` takes over: that of its name, and those at its VIPs.
+    pub fn predecessors(&self, to: &Service) -> impl Iterator<Item = &'a Service> + use<'a> {
+        let services = &self.config.services;
+        let named = services.binary_search_by(|from| from.name.cmp(&to.name)).ok();
+        let same: BTreeSet<usize> = to.served().filter_map(|vip| self.by_vip.get(&vip).copied()).chain(named).collect();
+        same.into_iter().filter_map(|at| services.get(at))
+    }
 }
 
 const fn affinity(affinity: Affinity) -> &'static str {

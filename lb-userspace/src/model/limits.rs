@@ -9,7 +9,7 @@ use lb_common::{
     limits::{MAX_ADDRESSES, MAX_BACKENDS, MAX_REFUSALS, MAX_VIP_PORTS, RING_ARENA_SLOTS, map},
 };
 
-use super::{Config, Mode, Service, SourceAddress};
+use super::{Config, Service};
 
 /// The sizes of the maps that the agent fills. They are fixed while the agent runs: see
 /// [`super::NodeSettings::limits`].
@@ -232,8 +232,7 @@ impl OfService {
 
     fn of(service: &Service) -> Self {
         let backends = service.backends.iter().map(|backend| backend.address.ip());
-        let keeps_source = service.mode == Mode::Nat && service.source == SourceAddress::Keep;
-        Self::new(service.vips.iter().copied(), service.ring_size, backends, keeps_source)
+        Self::new(service.vips.iter().copied(), service.ring_size, backends, service.keeps_source())
     }
 }
 

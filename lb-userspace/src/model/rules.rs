@@ -65,7 +65,7 @@ pub fn ring_size<'a>(size: u32, backends: impl IntoIterator<Item = &'a Backend>)
 /// What a source must see to itself, as code relies on it.
 fn shape(service: &Service) -> Vec<String> {
     let ascends = |addresses: &[SocketAddr]| addresses.windows(2).all(|pair| matches!(pair, [a, b] if a < b));
-    let vips: Vec<SocketAddr> = service.vips.iter().map(|vip| SocketAddr::new(*vip, service.port)).collect();
+    let vips: Vec<SocketAddr> = service.served().collect();
     let backends: Vec<SocketAddr> = service.backends.iter().map(|backend| backend.address).collect();
     let rules = [
         (!vips.is_empty() && ascends(&vips), "vips must be at least one, sorted, and each once".to_owned()),

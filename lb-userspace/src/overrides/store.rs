@@ -1,5 +1,5 @@
-//! The state directory: `overrides.json`, `hash-seed`, and `services-SOURCE.json` with what each
-//! source said last; each written atomically and readable by root alone.
+//! The state directory: `overrides.json`, `hash-seed`, and `services-SOURCE.json` with what was
+//! served of each source last; each written atomically and readable by root alone.
 
 use std::{
     fs::{self, DirBuilder, File},
@@ -81,19 +81,19 @@ impl StateDir {
         self.store(OVERRIDES, &file)
     }
 
-    /// What the source said last, as [`StateDir::save_said`] has stored it. `None` if nothing is
-    /// stored, or if that is damaged: then also where the damaged file is kept.
-    pub fn said(&self, source: &str) -> Result<(Option<Vec<Service>>, Option<Damaged>), StateError> {
+    /// What was served of the source last, as [`StateDir::save_served`] has stored it. `None` if
+    /// nothing is stored, or if that is damaged: then also where the damaged file is kept.
+    pub fn served(&self, source: &str) -> Result<(Option<Vec<Service>>, Option<Damaged>), StateError> {
         const LOST: &str = "until the source has synced, what the maps hold stays, without names";
-        self.load(&said_name(source), LOST, |bytes| {
-            let file: SaidFile<Vec<Service>> = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
+        self.load(&served_name(source), LOST, |bytes| {
+            let file: ServedFile<Vec<Service>> = serde_json::from_slice(bytes).map_err(|error| error.to_string())?;
             is_version(file.version)?;
             Ok(file.services)
         })
     }
 
-    pub fn save_said(&self, source: &str, services: &[Service]) -> Result<(), StateError> {
-        self.store(&said_name(source), &SaidFile { version: VERSION, services })
+    pub fn save_served(&self, source: &str, services: &[Service]) -> Result<(), StateError> {
+        self.store(&served_name(source), &ServedFile { version: VERSION, services })
     }
 
     /// The contents of a file; `None` if there is none, or if it is damaged: then it is put aside.
@@ -199,12 +199,12 @@ impl From<(&BackendId, &Override)> for Entry {
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct SaidFile<T> {
+struct ServedFile<T> {
     version: u32,
     services: T,
 }
 
-fn said_name(source: &str) -> String {
+fn served_name(source: &str) -> String {
     format!("services-{source}.json")
 }
 

@@ -1,16 +1,13 @@
 //! Merges what the sources say: the file's services as a whole, those of every other source one by
 //! one. A service that can't be served as its source says keeps what it had.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
-};
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::Heard;
 use crate::{
     model::{
         Config, NodeSettings, Service,
-        incompatible::changes,
+        incompatible::{Running, changes},
         limits::{Limits, Need},
         rules::broken,
         together::{Claims, Together},
@@ -34,10 +31,9 @@ pub struct Refusal {
 }
 
 /// The services of all sources, and what was refused of them.
-#[derive(Clone, PartialEq, Eq, Debug, Default)]
+#[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Merged {
-    /// Sorted by name.
-    pub services: Vec<Service>,
+    pub config: Config,
     pub refusals: Vec<Refusal>,
 }
 
@@ -73,8 +69,7 @@ struct Merger<'a> {
     together: Together<()>,
     need: Need,
     running: &'a Config,
-    /// The running services, by what they serve.
-    by_vip: BTreeMap<SocketAddr, &'a Service>,
+    taken_over: Running<'a>,
     limits: &'a Limits,
     unfit: &'a Unfit,
     names: BTreeSet<ServiceName>,
@@ -83,18 +78,17 @@ struct Merger<'a> {
 
 impl<'a> Merger<'a> {
     fn new(node: &NodeSettings, running: &'a Config, limits: &'a Limits, unfit: &'a Unfit) -> Self {
-        let by_vip = running.services.iter().flat_map(|service| served(service).map(move |vip| (vip, service)));
         let mut need = Need::default();
         need.add_addresses(node.snat.addresses.iter().copied());
         Self {
             together: Together::new(node.snat.addresses.iter().map(|address| (*address, ()))),
             need,
             running,
-            by_vip: by_vip.collect(),
+            taken_over: Running::new(running),
             limits,
             unfit,
             names: BTreeSet::new(),
-            merged: Merged::default(),
+            merged: Merged { config: Config { node: node.clone(), services: Vec::new() }, refusals: Vec::new() },
         }
     }
 
@@ -102,7 +96,7 @@ impl<'a> Merger<'a> {
         self.together.add(&Claims::of(service));
         self.need.add(service);
         self.names.insert(service.name.clone());
-        self.merged.services.push(service.clone());
+        self.merged.config.services.push(service.clone());
     }
 
     fn merge(&mut self, source: &'static str, service: &Service) {
@@ -110,7 +104,7 @@ impl<'a> Merger<'a> {
         let loses = |(key, change): (&str, String)| {
             format!("{key}: {change} would move or end every connection of the service")
         };
-        for from in self.predecessors(service) {
+        for from in self.taken_over.predecessors(service) {
             reasons.extend(changes(from, service).into_iter().map(loses));
         }
         reasons.extend(self.conflicts(service));
@@ -120,15 +114,6 @@ impl<'a> Merger<'a> {
         } else {
             self.refuse(source, &service.name, reasons.join("; "));
         }
-    }
-
-    /// The running services whose connections it takes over: of its name, or at its VIPs.
-    fn predecessors(&self, service: &Service) -> Vec<&'a Service> {
-        let at_vips = served(service).filter_map(|vip| self.by_vip.get(&vip).copied());
-        let mut found: Vec<&Service> = at_vips.chain(self.running.service(&service.name)).collect();
-        found.sort_by(|a, b| a.name.cmp(&b.name));
-        found.dedup_by(|a, b| a.name == b.name);
-        found
     }
 
     /// Why the service can't be beside those that were taken.
@@ -150,15 +135,11 @@ impl<'a> Merger<'a> {
     }
 
     fn finish(self) -> Merged {
-        let Merged { mut services, mut refusals } = self.merged;
-        services.sort_by(|a, b| a.name.cmp(&b.name));
-        refusals.sort_by(|a, b| (a.source, &a.service).cmp(&(b.source, &b.service)));
-        Merged { services, refusals }
+        let mut merged = self.merged;
+        merged.config.services.sort_by(|a, b| a.name.cmp(&b.name));
+        merged.refusals.sort_by(|a, b| (a.source, &a.service).cmp(&(b.source, &b.service)));
+        merged
     }
-}
-
-fn served(service: &Service) -> impl Iterator<Item = SocketAddr> {
-    service.vips.iter().map(|vip| SocketAddr::new(*vip, service.port))
 }
 
 /// The refusals that were not there before.
@@ -200,8 +181,8 @@ mod tests {
 
     /// The services that are served, by name and VIP, and the names and reasons of those refused.
     fn merged(file: &Config, heard: &Heard, running: &Config) -> (Vec<String>, Vec<(String, String, bool)>) {
-        let Merged { services, refusals } = merge(file, heard, &Unfit::new(), running, &file.node.limits);
-        let services = services.iter().map(|service| format!("{} {}", service.name, service.vips[0]));
+        let Merged { config, refusals } = merge(file, heard, &Unfit::new(), running, &file.node.limits);
+        let services = config.services.iter().map(|service| format!("{} {}", service.name, service.vips[0]));
         let refusals = refusals.into_iter().map(|one| (one.service.to_string(), one.reason, one.is_kept));
         (services.collect(), refusals.collect())
     }

@@ -108,12 +108,6 @@ impl ServiceSelector {
     }
 }
 
-impl fmt::Display for ServiceSelector {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        self.0.fmt(f)
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

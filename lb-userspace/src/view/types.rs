@@ -306,6 +306,12 @@ impl BackendView {
     pub fn id(&self) -> BackendId {
         BackendId { service: self.service_name(), address: self.address }
     }
+
+    /// Whether both have the same [`BackendView::id`]. Most comparisons end with the address.
+    pub fn is_of_same(&self, other: &Self) -> bool {
+        (self.address, &self.service, &self.namespace, &self.port_name)
+            == (other.address, &other.service, &other.namespace, &other.port_name)
+    }
 }
 
 /// One flow with an entry of its own.

@@ -57,7 +57,7 @@ impl Moment {
             let left = self.leaving_view(part, one);
             // A leaving backend may have the name of a declared one: because the mode changed, or
             // because a new service has the name of a removed one. Both then share one line.
-            match views.iter_mut().find(|view| is_same(view, &left)) {
+            match views.iter_mut().find(|view| view.is_of_same(&left)) {
                 Some(view) => {
                     view.connections_active = match (view.connections_active, left.connections_active) {
                         (Some(here), Some(there)) => Some(here + there),
@@ -131,12 +131,6 @@ impl Moment {
             nat_ports_max: pool * snat_count,
         }
     }
-}
-
-/// In this order most comparisons end with the address, and nothing is allocated.
-fn is_same(one: &BackendView, other: &BackendView) -> bool {
-    (one.address, &one.service, &one.namespace, &one.port_name)
-        == (other.address, &other.service, &other.namespace, &other.port_name)
 }
 
 fn with_health(

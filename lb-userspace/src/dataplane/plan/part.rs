@@ -68,7 +68,7 @@ fn cut(changed: &[Arc<WantedService>], programmed: &Programmed) -> Option<(Image
     let mut ids = BTreeMap::new();
     for service in changed {
         let part = programmed.named(&service.name)?;
-        let vips: BTreeSet<SocketAddr> = service.vips.iter().map(|vip| SocketAddr::new(*vip, service.port)).collect();
+        let vips: BTreeSet<SocketAddr> = service.served().collect();
         let running = part.services.iter().filter(|(_, entry)| entry.draining_since_ns == 0);
         let running: BTreeMap<SocketAddr, _> = running.map(|(vip, entry)| (*vip, *entry)).collect();
         if !running.keys().eq(&vips) {

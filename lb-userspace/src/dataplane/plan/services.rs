@@ -468,16 +468,12 @@ pub fn leaving(
     now_ns: u64,
     plan: &mut Plan,
 ) -> Vec<(SocketAddr, Service, u64)> {
-    let wanted_vips: BTreeSet<SocketAddr> = services
-        .iter()
-        .flat_map(|service| service.vips.iter().map(|vip| SocketAddr::new(*vip, service.port)))
-        .collect();
+    let wanted_vips: BTreeSet<SocketAddr> = services.iter().flat_map(|service| service.served()).collect();
     let by_id = plan.by_id(services);
     let mut leaving = Vec::new();
-    let left = programmed.services.iter().filter(|(vip, _)| !wanted_vips.contains(vip));
-    for (vip, before) in left.filter(|(_, before)| !plan.held.contains(&before.id)).collect::<Vec<_>>() {
+    for (vip, before) in programmed.services.iter().filter(|(vip, _)| !wanted_vips.contains(vip)) {
         // In DSR mode there are no flow entries by which a flow could continue.
-        if before.mode != MODE_NAT {
+        if before.mode != MODE_NAT || plan.held.contains(&before.id) {
             continue;
         }
         let since_ns = match before.draining_since_ns {
