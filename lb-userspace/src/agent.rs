@@ -3,6 +3,7 @@
 //! nothing.
 
 pub(crate) mod desired;
+pub(crate) mod audit;
 mod diff;
 mod digests;
 pub(crate) mod examine;

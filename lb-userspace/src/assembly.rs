@@ -16,7 +16,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     agent::{
-        AgentOptions, examine,
+        AgentOptions, audit, examine,
         flows::{self, Flows},
         handle::AgentHandle,
         keep, node,
@@ -134,6 +134,7 @@ async fn prepare(
         "the agent starts"
     );
     let (command, commands) = mpsc::channel(COMMANDS);
+    let (audit, audited) = watch::channel(0);
     let links = Links {
         commands,
         health,
@@ -144,6 +145,7 @@ async fn prepare(
         census: census.clone(),
         flow_passes: passes,
         settle_scope,
+        audited,
         examined: examination.config,
         is_traced: tracer.is_wanted.clone(),
         trace_names: tracer.names.clone(),
@@ -154,6 +156,7 @@ async fn prepare(
     let start = Start { config: config.clone(), seed, overrides, state_dir: state_dir.clone(), file, writer };
     let (owner, published) = Owner::new(start, links);
     tasks.spawn_last(keep::run(state_dir, published.clone(), shutdown.clone()));
+    audit::start(pin_dir, published.clone(), audit, shutdown.clone())?;
     let findings = examination.findings;
     let sources =
         Sources { published: published.clone(), node, census, settled, findings, health: views, looked_at, tracer };
@@ -217,7 +220,7 @@ fn start_probes(
     let (targets, probed) = watch::channel(Vec::new());
     let (events, health) = mpsc::channel(1024);
     let durations = metrics.check_durations();
-    let options = health::Options::new(Arc::new(move |id, duration| durations.observe(&id.service, duration)));
+    let options = health::Options::new(Arc::new(move |service| durations.of_service(service)));
     let runner = health::Runner::new(probed, events, options);
     let views = runner.views();
     tasks.spawn("health", runner.run(shutdown.clone()));

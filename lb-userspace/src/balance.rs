@@ -36,15 +36,14 @@ impl Ring {
     ///
     /// Only slots whose owner in the table is not eligible differ from the table; each of these
     /// slots goes to its own next candidate.
-    pub fn owners(&self, is_eligible: &[bool]) -> Vec<Option<u32>> {
-        let eligible = |backend: u32| is_eligible.get(backend as usize).copied().unwrap_or(false);
-        let candidates = candidates::Candidates::new(&self.declared, &self.keys, is_eligible);
-        let mut owners: Vec<Option<u32>> = vec![None; self.declared.ring_size as usize];
-        for (slot, (to, owner)) in (0..).zip(owners.iter_mut().zip(&self.table)) {
-            let owner = u32::from(*owner);
-            *to = if eligible(owner) { Some(owner) } else { candidates.next(slot) };
-        }
-        owners
+    pub fn owners(&self, is_eligible: Vec<bool>) -> impl Iterator<Item = Option<u32>> {
+        let candidates = candidates::Candidates::new(&self.declared, &self.keys, &is_eligible);
+        (0..self.declared.ring_size).map(move |slot| {
+            // The table is empty if no backend has a weight.
+            let owner = self.table.get(slot as usize).copied().map(u32::from);
+            let is_eligible = |owner: &u32| is_eligible.get(*owner as usize).copied().unwrap_or(false);
+            owner.filter(is_eligible).or_else(|| candidates.next(slot))
+        })
     }
 }
 

@@ -46,21 +46,30 @@ struct Kept {
 }
 
 impl Digests {
-    pub fn views(&mut self, services: &[Arc<WantedService>], programmed: &Programmed, slots: &dyn Slots) -> RingViews {
-        let mut kept = BTreeMap::new();
-        for service in services {
-            let Some(part) = programmed.named(&service.name) else { continue };
-            for (family, ring) in &service.rings {
-                let vip = service.vips.iter().find(|vip| Family::of(vip) == *family);
-                let entry = vip.and_then(|vip| part.services.get(&SocketAddr::new(*vip, service.port)));
-                let Some(entry) = entry else { continue };
-                let slots = slots.range(entry.ring_offset, entry.ring_len);
-                let before = self.0.remove(&(part.id, *family));
-                kept.insert((part.id, *family), Kept::of(*family, ring, part, &slots, before));
-            }
+    /// Forgets what is kept of services that have no part in `programmed`.
+    pub fn forget_gone(&mut self, programmed: &Programmed) {
+        self.0.retain(|(id, _), _| programmed.part(*id).is_some());
+    }
+
+    /// Adds the views of the service's rings to `views`.
+    pub fn add_views(
+        &mut self,
+        service: &WantedService,
+        programmed: &Programmed,
+        slots: &dyn Slots,
+        views: &mut RingViews,
+    ) {
+        let Some(part) = programmed.named(&service.name) else { return };
+        for (family, ring) in &service.rings {
+            let vip = service.vips.iter().find(|vip| Family::of(vip) == *family);
+            let entry = vip.and_then(|vip| part.services.get(&SocketAddr::new(*vip, service.port)));
+            let Some(entry) = entry else { continue };
+            let slots = slots.range(entry.ring_offset, entry.ring_len);
+            let key = (part.id, *family);
+            let kept = Kept::of(*family, ring, part, &slots, self.0.remove(&key));
+            views.insert(key, kept.view.clone());
+            self.0.insert(key, kept);
         }
-        self.0 = kept;
-        self.0.iter().map(|(key, kept)| (*key, kept.view.clone())).collect()
     }
 }
 

@@ -64,6 +64,8 @@ pub struct Links {
     pub census: watch::Receiver<Counted>,
     pub flow_passes: watch::Sender<Option<WantedPasses>>,
     pub settle_scope: watch::Sender<Option<settle::scope::Scope>>,
+    /// How often the audit has found that the maps differ from what was written.
+    pub audited: watch::Receiver<u64>,
     /// The configuration that the doctor looks at.
     pub examined: watch::Sender<Arc<Config>>,
     /// Whether anybody traces the decisions of the BPF programs.
@@ -101,11 +103,10 @@ pub struct Owner {
 }
 
 const TICK: Duration = Duration::from_secs(1);
-/// The maps are compared with what was written every this many ticks, so that manual edits are
-/// corrected.
-const AUDIT_EVERY: u32 = 5;
 /// All services are planned again every this many ticks, whether or not anything has changed.
-const PLAN_EVERY: u32 = 60;
+const PLAN_EVERY: u32 = 300;
+/// What was refused of a source is tried again every this many ticks: there may be room by then.
+const RETRY_REFUSED_EVERY: u32 = 60;
 
 /// What the owner begins with.
 pub struct Start {
@@ -212,6 +213,10 @@ impl Owner {
                 Ok(()) = self.links.census.changed() => {
                     self.links.census.mark_unchanged();
                     self.end_drains();
+                }
+                Ok(()) = self.links.audited.changed() => {
+                    self.links.audited.mark_unchanged();
+                    self.reconcile(Scope::All(Read::Maps));
                 }
                 Ok(()) = self.links.is_traced.changed() => {
                     let is_traced = *self.links.is_traced.borrow_and_update();
@@ -382,14 +387,11 @@ impl Owner {
             // Its VIPs may let flows end too.
             is_whole |= !programmed.is_wanted(part) || programmed.keeps_for_flows();
         }
-        let differs = tick.is_multiple_of(AUDIT_EVERY) && block_in_place(|| self.writer.audit());
-        if differs {
-            self.reconcile(Scope::All(Read::Maps));
-        } else if is_whole {
-            if tick.is_multiple_of(PLAN_EVERY) && !self.refusals.is_empty() {
-                // There may be room by now.
-                self.take_sources();
-            }
+        if tick.is_multiple_of(RETRY_REFUSED_EVERY) && !self.refusals.is_empty() {
+            self.take_sources();
+        }
+        is_whole |= block_in_place(|| self.writer.audit_slots());
+        if is_whole {
             self.due.clear();
             self.reconcile(Scope::All(Read::Cached));
         } else if !self.due.is_empty() {
@@ -439,10 +441,11 @@ impl Owner {
         let mut targets = Vec::new();
         for service in &self.desired.config.services {
             let Some(check) = &service.health else { continue };
+            let check = Arc::new(check.clone());
             for backend in &service.backends {
                 let id = BackendId { service: service.name.clone(), address: backend.address };
                 let initial = self.health.get(&id).map_or(Health::Unknown, |(health, _)| *health);
-                targets.push(ProbeTarget { id, address: backend.address, check: check.clone(), initial });
+                targets.push(ProbeTarget { id, check: check.clone(), initial });
             }
         }
         self.links.targets.send_replace(targets);
@@ -462,7 +465,15 @@ impl Owner {
         if events.is_empty() {
             return;
         }
-        self.reconcile(Scope::Services(events.iter().map(|event| event.id.service.clone()).collect()));
+        let (mut now, mut later) = (BTreeSet::new(), BTreeSet::new());
+        for HealthEvent { id, from, .. } in &events {
+            let waits = *from == Health::Unknown && self.may_wait(&id.service);
+            if waits { &mut later } else { &mut now }.insert(id.service.clone());
+        }
+        self.due.extend(later);
+        if !now.is_empty() {
+            self.reconcile(Scope::Services(now));
+        }
         let took = begun.elapsed();
         for event in events {
             let (up, all) = self.count_up(&event.id.service);
@@ -470,13 +481,19 @@ impl Owner {
             let HealthEvent { id, from, health, reason, consecutive, .. } = event;
             let service = &id.service;
             let backend = id.address;
-            let (from, health) = (from.name(), health.name());
+            let (from, health, reason) = (from.name(), health.name(), &*reason);
             if self.writer.sync().last_error.is_some() {
                 warn!(%service, %backend, from, to = health, reason, consecutive, up, all, "health changed, but the maps could not be written");
             } else {
                 info!(%service, %backend, from, to = health, reason, consecutive, up, all, took_ms, "health changed");
             }
         }
+    }
+
+    /// Whether a first verdict on one of the service's backends may wait for the next tick.
+    fn may_wait(&self, service: &ServiceName) -> bool {
+        let wanted = self.wanted.position(service).and_then(|at| self.wanted.services.get(at));
+        wanted.is_some_and(|wanted| self.warmup.may_wait(wanted, &self.desired, &self.health))
     }
 
     fn is_probed(&self, id: &BackendId) -> bool {

@@ -13,14 +13,14 @@ use tracing::warn;
 
 use super::{
     diff::diff,
-    digests::Digests,
+    digests::{Digests, RingViews},
     flows::Counted,
     handle::{Answer, Queries, Rates},
     node::Node,
     overriding::choose,
     published::Published,
     queries::{list_flows, lookup_flow},
-    samples::Samples,
+    samples::{Sampled, Samples},
     settle::Settled,
     snapshot::{Moment, shortages},
     trace::Tracer,
@@ -90,16 +90,28 @@ impl Reader {
         })))
     }
 
-    fn moment(&self, rates: Rates) -> Moment {
-        let Shared { sources, slots, .. } = &*self.0;
-        if rates == Rates::Measured {
+    fn moment(&self, asked: Asked<'_>) -> Moment {
+        let Shared { sources, slots, samples, digests, .. } = &*self.0;
+        if asked == Asked::All(Rates::Measured) {
             sources.looked_at.send_replace(Some(tokio::time::Instant::now()));
         }
         let published = sources.published.borrow().clone();
         let node = sources.node.borrow().clone();
-        let sampled = lock(&self.0.samples).take(rates, || self.sample(&published, &node));
+        let sample = || self.sample(&published, &node, asked);
+        let sampled = match asked {
+            Asked::All(rates) => lock(samples).take(rates, sample),
+            Asked::Services(_) => lock(samples).beside(sample()),
+            Asked::State => Sampled::default(),
+        };
         let Published { wanted, programmed, .. } = &*published;
-        let rings = lock(&self.0.digests).views(&wanted.services, programmed, &**slots);
+        let mut rings = RingViews::new();
+        if asked != Asked::State {
+            let mut digests = lock(digests);
+            digests.forget_gone(programmed);
+            for service in wanted.services.iter().filter(|service| asked.includes(&service.name)) {
+                digests.add_views(service, programmed, &**slots, &mut rings);
+            }
+        }
         Moment {
             rings,
             sampled,
@@ -107,13 +119,29 @@ impl Reader {
             census: sources.census.borrow().clone(),
             settled: sources.settled.borrow().clone(),
             findings: sources.findings.borrow().clone(),
-            health: sources.health.all(),
+            health: sources.health.of(|service| asked.includes(service)),
             published,
         }
     }
 
-    fn sample(&self, published: &Published, node: &Node) -> Option<Sample> {
-        let parts = || published.programmed.parts();
+    /// The state of the whole as in a [`Snapshot`], in which everything that takes counters or
+    /// slots is missing.
+    pub fn state(&self) -> Snapshot {
+        self.document(Asked::State)
+    }
+
+    fn document(&self, asked: Asked<'_>) -> Snapshot {
+        let mut snapshot = self.moment(asked).snapshot(self.0.started_at);
+        let mut overall = lock(&self.0.overall);
+        if overall.0 != snapshot.status.state {
+            *overall = (snapshot.status.state, unix_now());
+        }
+        snapshot.status.state_since = overall.1;
+        snapshot
+    }
+
+    fn sample(&self, published: &Published, node: &Node, asked: Asked<'_>) -> Option<Sample> {
+        let parts = || published.programmed.parts().filter(|part| asked.includes(&part.name));
         let services = parts().flat_map(|part| part.services.values()).map(|entry| entry.stats).collect();
         let backends = parts().flat_map(|part| part.backends.keys().copied()).collect();
         let interfaces = node.hooks.iter().map(|hook| hook.ifindex).collect();
@@ -149,18 +177,12 @@ impl Reader {
 
 impl Queries for Reader {
     fn snapshot(&self, rates: Rates) -> Snapshot {
-        let mut snapshot = self.moment(rates).snapshot(self.0.started_at);
-        let mut overall = lock(&self.0.overall);
-        if overall.0 != snapshot.status.state {
-            *overall = (snapshot.status.state, unix_now());
-        }
-        snapshot.status.state_since = overall.1;
-        snapshot
+        self.document(Asked::All(rates))
     }
 
     fn backends(&self, chosen: &[BackendId]) -> Vec<BackendView> {
         let services: BTreeSet<&ServiceName> = chosen.iter().map(|id| &id.service).collect();
-        let mut views = self.moment(Rates::Known).backend_views(|service| services.contains(service));
+        let mut views = self.moment(Asked::Services(&services)).backend_views(|service| services.contains(service));
         views.retain(|view| chosen.contains(&view.id()));
         views
     }
@@ -189,6 +211,25 @@ impl Queries for Reader {
 
     fn trace(&self, query: TraceQuery, answer: Answer<mpsc::Receiver<TraceView>>) {
         self.0.sources.tracer.ask(query, answer);
+    }
+}
+
+/// What is asked for, and so what must be read.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Asked<'a> {
+    All(Rates),
+    /// The backends of these services.
+    Services(&'a BTreeSet<&'a ServiceName>),
+    /// The state of the whole, for which no counter and no slot is read.
+    State,
+}
+
+impl Asked<'_> {
+    fn includes(&self, service: &ServiceName) -> bool {
+        match self {
+            Asked::All(_) | Asked::State => true,
+            Asked::Services(services) => services.contains(service),
+        }
     }
 }
 

@@ -6,7 +6,6 @@ use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::{
-    handle::{Queries, Rates},
     passes::Passes,
     published::Published,
     reader::{Pulse, Reader},
@@ -80,7 +79,7 @@ impl Reporter {
             return;
         }
         let is_starting = pulse.published.is_starting;
-        let snapshot = self.reader.snapshot(Rates::Known);
+        let snapshot = self.reader.state();
         let report = Report::new(&text(&snapshot, is_starting), !snapshot.status.config.last_reload_ok);
         let reloads = |pulse: &Pulse| pulse.published.reloads;
         let was_starting = self.seen.as_ref().is_none_or(|seen| seen.published.is_starting);

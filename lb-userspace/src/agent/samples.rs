@@ -1,6 +1,7 @@
 //! Samples of the counters, which are taken only when somebody asks, and the rates between them.
 
 use std::{
+    sync::Arc,
     thread::sleep,
     time::{Duration, Instant},
 };
@@ -18,30 +19,40 @@ const PAUSE: Duration = Duration::from_millis(250);
 /// A sample, and an earlier one for rates.
 #[derive(Clone, Debug, Default)]
 pub struct Sampled {
-    pub now: Option<Sample>,
-    pub before: Option<Sample>,
+    pub now: Option<Arc<Sample>>,
+    pub before: Option<Arc<Sample>>,
 }
 
 /// The last samples. The older is at least a second older than the newer.
 #[derive(Debug, Default)]
 pub struct Samples {
-    older: Option<Sample>,
-    newer: Option<Sample>,
+    older: Option<Arc<Sample>>,
+    newer: Option<Arc<Sample>>,
 }
 
 impl Samples {
     /// Takes a sample by `sample`, which gives none if the counters can't be read.
     pub fn take(&mut self, rates: Rates, sample: impl Fn() -> Option<Sample>) -> Sampled {
-        let Some(mut now) = sample() else { return Sampled::default() };
+        let Some(mut now) = sample().map(Arc::new) else { return Sampled::default() };
         self.move_on(now.at);
         if rates == Rates::Measured && self.older.is_none() {
             self.older = Some(now.clone());
             sleep(PAUSE);
-            now = sample().unwrap_or(now);
+            now = sample().map_or(now, Arc::new);
         }
         let before = self.older.clone();
         self.newer = Some(now.clone());
         Sampled { now: Some(now), before }
+    }
+
+    /// A sample of some services beside the last one of all: rates since then, if that is not too
+    /// long ago.
+    pub fn beside(&self, now: Option<Sample>) -> Sampled {
+        let Some(now) = now else { return Sampled::default() };
+        let age = |sample: &Sample| now.at.saturating_duration_since(sample.at);
+        let mut before = [&self.newer, &self.older].into_iter().flatten();
+        let before = before.find(|sample| (SHORTEST..=LONGEST).contains(&age(sample))).cloned();
+        Sampled { now: Some(now.into()), before }
     }
 
     /// Moves on to the samples that a rate until `now` is taken from.

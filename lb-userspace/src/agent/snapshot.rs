@@ -48,13 +48,13 @@ impl Moment {
 
     /// The growth of a counter per second; 0 if it can't be read.
     fn rate(&self, value: impl Fn(&Sample) -> u64) -> f64 {
-        self.sampled.now.as_ref().map_or(0.0, |now| now.per_second(self.sampled.before.as_ref(), value))
+        self.sampled.now.as_deref().map_or(0.0, |now| now.per_second(self.sampled.before.as_deref(), value))
     }
 
     fn service_views(&self) -> Vec<ServiceView> {
         let Published { desired, wanted, programmed, seen_since, .. } = &*self.published;
         let (census, settled) = (&self.census, &self.settled);
-        let sample = self.sampled.now.as_ref();
+        let sample = self.sampled.now.as_deref();
         let mut views = Vec::new();
         for (service, wanted) in desired.config.services.iter().zip(&wanted.services) {
             let part = programmed.named(&service.name);
@@ -106,7 +106,7 @@ impl Moment {
     }
 
     fn interface_views(&self) -> Vec<InterfaceView> {
-        let (node, sample) = (&self.node, self.sampled.now.as_ref());
+        let (node, sample) = (&self.node, self.sampled.now.as_deref());
         let view = |hook: &Hook| {
             let mut actions: BTreeMap<Kind, u64> =
                 [Kind::Pass, Kind::Forward, Kind::Reject, Kind::Drop].map(|kind| (kind, 0)).into();

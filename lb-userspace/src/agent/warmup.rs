@@ -3,12 +3,16 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
 use super::desired::{Desired, HealthOf, are_judged};
-use crate::{dataplane::image::Image, model::Service, state::ServiceName};
+use crate::{
+    dataplane::{image::Image, plan::WantedService},
+    model::Service,
+    state::ServiceName,
+};
 
 /// The services that are warming up, by name, and until when backends without a verdict keep a
 /// service here.
@@ -26,6 +30,17 @@ impl Warmup {
             }
         }
         self.names()
+    }
+
+    /// Whether a first verdict on one of the service's backends may wait for the next tick: the
+    /// service is warming up, serves already in each family, and more first verdicts are to come.
+    /// Otherwise each verdict of a start would be planned and written alone. `wanted` is what was
+    /// written last.
+    pub fn may_wait(&self, wanted: &WantedService, desired: &Desired, health: &HealthOf) -> bool {
+        let Some(service) = desired.service(&wanted.name) else { return false };
+        let eligible = || wanted.backends.iter().filter(|backend| backend.is_eligible);
+        let serves = |vip: &IpAddr| eligible().any(|backend| backend.address.is_ipv4() == vip.is_ipv4());
+        self.0.contains_key(&wanted.name) && wanted.vips.iter().all(serves) && !are_judged(service, desired, health)
     }
 
     /// The names of all services that are warming up.
@@ -63,17 +78,21 @@ mod tests {
 
     use super::*;
     use crate::{
+        agent::{
+            desired::{Rings, wanted},
+            node::Node,
+        },
         model::Limits,
         overrides::Overrides,
         state::{BackendId, Health},
     };
 
-    #[test]
-    fn service_begins_until_every_backend_is_judged_and_only_if_the_maps_do_not_know_it() {
+    /// Two backends that are probed.
+    fn desired() -> Desired {
         let text = "version: 1\ninterfaces: [eth0]\nservices:\n  - { name: web, vips: [192.0.2.1], port: 80, mode: dsr-l2, health: { tcp: {}, interval: 1s, fall: 3, timeout: 1s }, \
                     backends: [{ address: 10.0.0.1, port: 80 }, { address: 10.0.0.2, port: 80 }] }\n";
         let config = Arc::new(crate::config::parse(text, Path::new("weir.yaml")).unwrap());
-        let desired = Desired {
+        Desired {
             config,
             limits: Limits::default(),
             holds: false,
@@ -81,8 +100,35 @@ mod tests {
             overrides: Overrides::default(),
             since_ns: 1,
             is_traced: false,
+        }
+    }
+
+    fn id(backend: &str) -> BackendId {
+        BackendId { service: ServiceName::of_file("web"), address: backend.parse().unwrap() }
+    }
+
+    #[test]
+    fn first_verdicts_wait_for_the_tick_once_the_service_serves_and_until_the_last_of_them() {
+        let (desired, now) = (desired(), Instant::now());
+        let mut warmup = Warmup::default();
+        warmup.admit(&desired, &Image::default(), now);
+        let mut health = HealthOf::new();
+        let written = |health: &HealthOf| {
+            wanted(&desired, health, &Node::default(), &mut Rings::default()).services.remove(0)
         };
-        let now = Instant::now();
+        let before = written(&health);
+        health.insert(id("10.0.0.1:80"), (Health::Up, 1));
+        assert!(!warmup.may_wait(&before, &desired, &health), "nothing serves yet");
+        let serving = written(&health);
+        assert!(warmup.may_wait(&serving, &desired, &health), "another verdict is to come");
+        health.insert(id("10.0.0.2:80"), (Health::Up, 1));
+        assert!(!warmup.may_wait(&serving, &desired, &health), "the last one");
+        assert!(!Warmup::default().may_wait(&serving, &desired, &HealthOf::new()), "not warming up");
+    }
+
+    #[test]
+    fn service_begins_until_every_backend_is_judged_and_only_if_the_maps_do_not_know_it() {
+        let (desired, now) = (desired(), Instant::now());
         let web = BTreeSet::from([ServiceName::of_file("web")]);
         let mut known = Image::default();
         let entry = Service {
@@ -102,8 +148,7 @@ mod tests {
         assert_eq!(warmup.admit(&desired, &Image::default(), now), web);
         let mut health = HealthOf::new();
         for (backend, last) in [("10.0.0.1:80", false), ("10.0.0.2:80", true)] {
-            let id = BackendId { service: ServiceName::of_file("web"), address: backend.parse().unwrap() };
-            health.insert(id, (Health::Up, 1));
+            health.insert(id(backend), (Health::Up, 1));
             warmup.expire(&desired, &health, now);
             assert_eq!(warmup.admit(&desired, &known, now).is_empty(), last, "{backend}");
         }

@@ -49,10 +49,10 @@ enum WriteError {
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(30);
-/// How many slots an audit compares at least; it goes on where the last one ended.
-const AUDITED_SLOTS: usize = 1 << 20;
+/// How many slots an audit of slots compares at least; it goes on where the last one ended.
+const AUDITED_SLOTS: usize = 1 << 17;
 /// After so many audits every slot has been compared, however many there are.
-const AUDITS_PER_ROUND: usize = 12;
+const AUDITS_PER_ROUND: usize = 60;
 
 /// The maps, and what was written to them.
 pub struct Writer {
@@ -188,7 +188,7 @@ impl Writer {
         }
         let image = match scope {
             Scope::Services(_) | Scope::All(Read::Cached) if self.is_known => self.programmed.image(),
-            _ => self.audited()?.0,
+            _ => self.read_again()?,
         };
         self.memo.warming_up = warming_up(Some(&image));
         let plan = plan_again(wanted, &image, self.maps.slots(), in_use, boottime_ns(), &mut self.memo);
@@ -222,28 +222,22 @@ impl Writer {
         Ok(writes.len())
     }
 
-    /// Compares the maps, and some of the slots, with what was written. Returns whether they
-    /// differ, so that they must be written again.
-    pub fn audit(&mut self) -> bool {
-        match self.audited() {
-            Ok((_, differs)) => differs,
-            // Writing meets the same error, and reports it.
-            Err(_) => true,
-        }
+    /// Compares some of the slots with what was decided. Returns whether they differ, so that they
+    /// must be planned again. The other maps are compared by [`super::audit`].
+    pub fn audit_slots(&mut self) -> bool {
+        let slots = self.memo.slots().div_ceil(AUDITS_PER_ROUND);
+        let audit = self.memo.audit(self.maps.slots(), AUDITED_SLOTS.max(slots));
+        tell_of_changes(audit.wrong_owners);
+        audit.rings > 0
     }
 
-    /// The contents of the maps, and whether they differ from what was written.
-    fn audited(&mut self) -> Result<(Image, bool), WriteError> {
+    /// The contents of the maps, which others may have changed.
+    fn read_again(&mut self) -> Result<Image, WriteError> {
         let image = self.read()?;
-        let slots: usize = image.ranges().into_iter().map(|(_, len)| len as usize).sum();
-        let audit = self.memo.audit(self.maps.slots(), AUDITED_SLOTS.max(slots / AUDITS_PER_ROUND));
-        let known = self.is_known.then(|| self.programmed.image());
-        let differences = audit.wrong_owners + known.as_ref().map_or(0, |known| differences(known, &image));
-        if differences > 0 {
-            warn!(differences, "somebody else has changed the maps: putting them right");
+        if self.is_known {
+            tell_of_changes(differences(&self.programmed.image(), &image));
         }
-        let differs = audit.rings > 0 || known.as_ref() != Some(&image);
-        Ok((image, differs))
+        Ok(image)
     }
 
     fn fail(&mut self, error: &WriteError) {
@@ -267,6 +261,12 @@ impl Writer {
                 .map_or_else(|| "unknown".to_owned(), |number| format!("{:?}", nix::errno::Errno::from_raw(number)));
             self.errors.count(map, &errno);
         }
+    }
+}
+
+fn tell_of_changes(differences: usize) {
+    if differences > 0 {
+        warn!(differences, "somebody else has changed the maps: putting them right");
     }
 }
 

@@ -22,7 +22,7 @@ fn owners(ring: &Ring, down: &[SocketAddr]) -> Vec<Option<SocketAddr>> {
     let declared = &ring.declared().backends;
     let is_eligible: Vec<bool> =
         declared.iter().map(|(address, weight)| *weight > 0 && !down.contains(address)).collect();
-    ring.owners(&is_eligible).into_iter().map(|owner| owner.map(|owner| declared[owner as usize].0)).collect()
+    ring.owners(is_eligible).map(|owner| owner.map(|owner| declared[owner as usize].0)).collect()
 }
 
 fn shares(owners: &[Option<SocketAddr>]) -> BTreeMap<SocketAddr, usize> {

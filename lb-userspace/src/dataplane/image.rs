@@ -46,17 +46,18 @@ pub trait Slots {
     fn range(&self, offset: u32, len: u32) -> Vec<Slot>;
 }
 
-/// One write. Writes must be applied in the order in which reconcile gives them.
+/// One write. Writes must be applied in the order in which reconcile gives them. Large values are
+/// boxed, because most writes of a large plan are of slots.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Write {
-    Settings(Settings),
+    Settings(Box<Settings>),
     SnatAddress {
         index: u32,
         address: Option<IpAddr>,
     },
     Backend {
         index: u32,
-        backend: Backend,
+        backend: Box<Backend>,
     },
     /// Sets the counters of a backend to zero, before its index is used for another one.
     ClearBackendStats {
@@ -87,7 +88,7 @@ pub enum Write {
     },
     Service {
         vip: SocketAddr,
-        service: Service,
+        service: Box<Service>,
     },
     RemoveService {
         vip: SocketAddr,

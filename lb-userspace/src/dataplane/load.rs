@@ -1,8 +1,10 @@
 //! Loads the eBPF object and lets the kernel verify its programs.
 
+use std::{collections::BTreeMap, panic::resume_unwind, thread};
+
 use aya::{
     Ebpf, EbpfError, EbpfLoader,
-    programs::{ProgramError, SchedClassifier, Xdp},
+    programs::{Program, ProgramError},
 };
 use lb_common::{
     filter,
@@ -88,22 +90,27 @@ pub(super) fn load_all(migration: &Migration, log: BpfLog, sizes: &MapSizes) -> 
     for name in map::PINNED {
         ebpf.map(name).ok_or(LoadError::Incomplete(name))?;
     }
-    load::<Xdp>(&mut ebpf, program::XDP, Xdp::load)?;
-    load::<SchedClassifier>(&mut ebpf, program::INGRESS, SchedClassifier::load)?;
-    load::<SchedClassifier>(&mut ebpf, program::EGRESS, SchedClassifier::load)?;
+    load_programs(&mut ebpf)?;
     Ok(ebpf)
 }
 
-fn load<'a, P>(
-    ebpf: &'a mut Ebpf,
-    name: &'static str,
-    load: impl FnOnce(&mut P) -> Result<(), ProgramError>,
-) -> Result<(), LoadError>
-where
-    &'a mut P: TryFrom<&'a mut aya::programs::Program, Error = ProgramError>,
-    P: 'a,
-{
-    let program = ebpf.program_mut(name).ok_or(LoadError::Incomplete(name))?;
-    let program: &mut P = program.try_into().map_err(|error| LoadError::refused(name, &error))?;
-    load(program).map_err(|error| LoadError::refused(name, &error))
+/// Loads every program, each in a thread of its own: the verifier takes most of an agent's start,
+/// and verifies programs side by side.
+fn load_programs(ebpf: &mut Ebpf) -> Result<(), LoadError> {
+    let mut programs: BTreeMap<&str, &mut Program> = ebpf.programs_mut().collect();
+    let mut program = |name| programs.remove(name).ok_or(LoadError::Incomplete(name)).map(|program| (name, program));
+    let all = [program(program::XDP)?, program(program::INGRESS)?, program(program::EGRESS)?];
+    let load = |(name, program): (&'static str, &mut Program)| {
+        let loaded = match program {
+            Program::Xdp(xdp) => xdp.load(),
+            Program::SchedClassifier(classifier) => classifier.load(),
+            _ => return Err(LoadError::Incomplete(name)),
+        };
+        loaded.map_err(|error| LoadError::refused(name, &error))
+    };
+    thread::scope(|scope| {
+        let loading = all.map(|one| scope.spawn(move || load(one)));
+        let loaded = loading.map(|one| one.join().unwrap_or_else(|panic| resume_unwind(panic)));
+        loaded.into_iter().collect()
+    })
 }

@@ -133,14 +133,14 @@ impl Maps {
                 self.rings.change(*at, *from, *to, *now_ds).map(drop).ok_or_else(missing)
             }
             Write::Settings(settings) => {
-                self.settings.set(0, settings, 0).map_err(failed(map::SETTINGS, "the settings"))
+                self.settings.set(0, **settings, 0).map_err(failed(map::SETTINGS, "the settings"))
             }
             Write::SnatAddress { index, address } => {
                 let words = address.map(any_addr).unwrap_or_default();
                 self.snat_addresses.set(*index, words, 0).map_err(failed(map::SNAT_ADDRESSES, index))
             }
             Write::Backend { index, backend } => {
-                self.backends.set(*index, backend, 0).map_err(failed(map::BACKENDS, index))
+                self.backends.set(*index, **backend, 0).map_err(failed(map::BACKENDS, index))
             }
             Write::ClearBackendStats { index } => {
                 clear(&mut self.backend_stats, self.cpus, *index).map_err(failed(map::BACKEND_STATS, index))
@@ -266,6 +266,15 @@ impl Maps {
     /// others may have changed: the address filter, and the cached services.
     pub fn fit_shortcuts(&mut self, image: &Image) -> Result<(), MapsError> {
         self.let_services_be_looked_up()?;
+        for (word, wanted) in self.wrong_filter_words(image)? {
+            self.address_filter.set(word, wanted, 0).map_err(failed(map::ADDRESS_FILTER, word))?;
+        }
+        Ok(())
+    }
+
+    /// The words of the address filter that do not fit the addresses of `image`: index, and what
+    /// each should be.
+    pub fn wrong_filter_words(&self, image: &Image) -> Result<Vec<(u32, u64)>, MapsError> {
         let mut wanted = vec![u64::MAX; self.address_filter.len() as usize];
         let shift = filter::shift(self.address_filter.len());
         for (word, bit) in image.addresses.keys().map(|address| filter_bit(address, shift)) {
@@ -273,16 +282,13 @@ impl Maps {
                 *word &= !bit;
             }
         }
-        let mut differ = Vec::new();
+        let mut wrong = Vec::new();
         scan_array(&self.address_filter, map::ADDRESS_FILTER, |word, found: u64| {
             if let Some(wanted) = wanted.get(word as usize).filter(|wanted| **wanted != found) {
-                differ.push((word, *wanted));
+                wrong.push((word, *wanted));
             }
         })?;
-        for (word, wanted) in differ {
-            self.address_filter.set(word, wanted, 0).map_err(failed(map::ADDRESS_FILTER, word))?;
-        }
-        Ok(())
+        Ok(wrong)
     }
 
     fn read_settings(&self) -> Result<Option<Settings>, MapsError> {

@@ -1,6 +1,7 @@
 //! Derives a backend's health from its probe results. Pure; there is one machine for each backend.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     time::{Duration, Instant, SystemTime},
 };
@@ -35,7 +36,7 @@ pub struct HealthChange {
     pub from: Health,
     pub to: Health,
     /// The result of the last probe, as text.
-    pub reason: String,
+    pub reason: Cow<'static, str>,
     /// How many consecutive probes had the same kind of result, success or failure.
     pub consecutive: u32,
     pub at: SystemTime,
@@ -50,7 +51,7 @@ pub struct HealthView {
     /// `None` while the machine still has its initial health.
     pub last_change: Option<SystemTime>,
     /// The result of the last probe, as text; empty before the first probe.
-    pub reason: String,
+    pub reason: Cow<'static, str>,
     /// Failed probes, by kind.
     pub failures: BTreeMap<FailureKind, u64>,
     /// How often the health changed, the first verdict included.
@@ -142,7 +143,7 @@ impl Machine {
     fn note(&mut self, outcome: &Outcome, now: SystemTime) {
         self.view.last_check = Some(now);
         self.view.last_duration = Some(outcome.duration());
-        outcome.detail().clone_into(&mut self.view.reason);
+        self.view.reason.clone_from(outcome.detail());
         if let Outcome::Failed { reason, .. } = outcome {
             *self.view.failures.entry(*reason).or_default() += 1;
         }
@@ -158,16 +159,16 @@ mod tests {
     const TWO_OF_EACH: Thresholds = Thresholds { rise: 2, fall: 2 };
 
     fn success() -> Outcome {
-        Outcome::Ok { duration: Duration::from_millis(3), detail: "connected".to_owned() }
+        Outcome::Ok { duration: Duration::from_millis(3), detail: "connected".into() }
     }
 
     fn failure(reason: FailureKind) -> Outcome {
-        let detail = reason.name().to_owned();
+        let detail = reason.name().into();
         Outcome::Failed { duration: Duration::from_millis(4), reason, is_silent: false, detail }
     }
 
     fn silence() -> Outcome {
-        let detail = "no answer".to_owned();
+        let detail = "no answer".into();
         let (duration, reason) = (Duration::from_secs(1), FailureKind::Timeout);
         Outcome::Failed { duration, reason, is_silent: true, detail }
     }
@@ -238,7 +239,7 @@ mod tests {
             last_check: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(2)),
             last_duration: Some(Duration::from_millis(4)),
             last_change: Some(SystemTime::UNIX_EPOCH + Duration::from_secs(1)),
-            reason: "refused".to_owned(),
+            reason: "refused".into(),
             failures: BTreeMap::from([(FailureKind::Timeout, 1), (FailureKind::Refused, 2)]),
             changes: 1,
         };
@@ -252,7 +253,7 @@ mod tests {
         assert_eq!(machine.observe(&observation, TWO_OF_EACH, SystemTime::UNIX_EPOCH), None);
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
         let change =
-            HealthChange { from: Health::Up, to: Health::Down, reason: "refused".to_owned(), consecutive: 2, at };
+            HealthChange { from: Health::Up, to: Health::Down, reason: "refused".into(), consecutive: 2, at };
         assert_eq!(machine.observe(&observation, TWO_OF_EACH, at), Some(change));
     }
 

@@ -1,6 +1,6 @@
 //! Probes one backend once: opens a TCP connection, or sends an HTTP request over one.
 
-use std::{io, net::SocketAddr, pin::pin, time::Duration};
+use std::{borrow::Cow, io, net::SocketAddr, pin::pin, time::Duration};
 
 use bytes::Bytes;
 use http_body_util::Empty;
@@ -17,13 +17,13 @@ use crate::model::{HealthCheck, HttpProbe, Probe};
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Outcome {
     /// `detail` describes the answer: `connected`, or the HTTP status.
-    Ok { duration: Duration, detail: String },
+    Ok { duration: Duration, detail: Cow<'static, str> },
     Failed {
         duration: Duration,
         reason: FailureKind,
         /// Nothing answered at all: not even a refusal.
         is_silent: bool,
-        detail: String,
+        detail: Cow<'static, str>,
     },
 }
 
@@ -36,7 +36,7 @@ impl Outcome {
     }
 
     /// A short description of the result.
-    pub fn detail(&self) -> &str {
+    pub fn detail(&self) -> &Cow<'static, str> {
         match self {
             Outcome::Ok { detail, .. } | Outcome::Failed { detail, .. } => detail,
         }
@@ -85,20 +85,23 @@ pub async fn probe(address: SocketAddr, check: &HealthCheck) -> Outcome {
         Ok(stream) => stream,
         Err(Failure { reason, detail }) => {
             let is_silent = matches!(reason, FailureKind::Timeout | FailureKind::Unreachable);
-            return Outcome::Failed { duration: began.elapsed(), reason, is_silent, detail };
+            return Outcome::Failed { duration: began.elapsed(), reason, is_silent, detail: detail.into() };
         }
     };
     let answered = match &check.probe {
-        Probe::Tcp => Ok("connected".to_owned()),
+        Probe::Tcp => Ok(Cow::Borrowed("connected")),
+        // In a box: the probes that only connect, which may be thousands at once, stay small.
         Probe::Http(http) => {
-            let answered = timeout_at(deadline, ask(address, stream, http)).await;
-            answered.unwrap_or_else(|_| Err(timed_out(check.timeout)))
+            let answered = timeout_at(deadline, Box::pin(ask(address, stream, http))).await;
+            answered.unwrap_or_else(|_| Err(timed_out(check.timeout))).map(Cow::Owned)
         }
     };
     let duration = began.elapsed();
     match answered {
         Ok(detail) => Outcome::Ok { duration, detail },
-        Err(Failure { reason, detail }) => Outcome::Failed { duration, reason, is_silent: false, detail },
+        Err(Failure { reason, detail }) => {
+            Outcome::Failed { duration, reason, is_silent: false, detail: detail.into() }
+        }
     }
 }
 
@@ -117,7 +120,6 @@ async fn connect(address: SocketAddr) -> Result<TcpStream, Failure> {
     let failed = |error| io_failure("connect", &error);
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(failed)?;
     socket.set_zero_linger().map_err(failed)?;
-    socket.set_nodelay(true).map_err(failed)?;
     socket.connect(address).await.map_err(failed)
 }
 

@@ -8,11 +8,12 @@
 mod schedule;
 
 use std::{
+    borrow::Cow,
     collections::{BTreeMap, VecDeque},
     future::Future,
     net::SocketAddr,
     pin::Pin,
-    sync::{Arc, PoisonError, RwLock},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock},
     time::{Duration, SystemTime},
 };
 
@@ -28,16 +29,16 @@ use self::schedule::{Key, Schedule};
 use super::{HealthView, Machine, Observation, Outcome, Thresholds, probe};
 use crate::{
     model::HealthCheck,
-    state::{BackendId, Health},
+    state::{BackendId, Health, ServiceName},
 };
 
 /// One backend to probe.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ProbeTarget {
+    /// Also says where the probes go: to the backend's own address.
     pub id: BackendId,
-    /// Where the probes go.
-    pub address: SocketAddr,
-    pub check: HealthCheck,
+    /// All targets of a service share one.
+    pub check: Arc<HealthCheck>,
     /// The health known beforehand; used only when the target is new.
     pub initial: Health,
 }
@@ -49,27 +50,32 @@ pub struct HealthEvent {
     pub from: Health,
     pub health: Health,
     /// The result of the last probe, as text.
-    pub reason: String,
+    pub reason: Cow<'static, str>,
     /// How many consecutive probes had the same kind of result, success or failure.
     pub consecutive: u32,
     pub at: SystemTime,
 }
 
-/// The current health view of every target.
+/// The current health view of every target. The probes write to the machines, each under a lock of
+/// its own: a reader of all views holds up no probe for longer than one view takes.
 #[derive(Clone, Debug, Default)]
-pub struct HealthViews(Arc<RwLock<BTreeMap<BackendId, HealthView>>>);
+pub struct HealthViews(Arc<RwLock<BTreeMap<BackendId, SharedMachine>>>);
+
+type SharedMachine = Arc<Mutex<Machine>>;
 
 impl HealthViews {
-    pub fn all(&self) -> BTreeMap<BackendId, HealthView> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).clone()
+    /// The views of the backends of the services whose names `is_asked` admits.
+    pub fn of(&self, is_asked: impl Fn(&ServiceName) -> bool) -> BTreeMap<BackendId, HealthView> {
+        let machines: Vec<(BackendId, SharedMachine)> = {
+            let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
+            let asked = all.iter().filter(|(id, _)| is_asked(&id.service));
+            asked.map(|(id, machine)| (id.clone(), machine.clone())).collect()
+        };
+        machines.into_iter().map(|(id, machine)| (id, lock(&machine).view().clone())).collect()
     }
 
-    pub fn one(&self, id: &BackendId) -> Option<HealthView> {
-        self.0.read().unwrap_or_else(PoisonError::into_inner).get(id).cloned()
-    }
-
-    fn put(&self, id: &BackendId, view: &HealthView) {
-        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(id.clone(), view.clone());
+    fn put(&self, id: BackendId, machine: SharedMachine) {
+        self.0.write().unwrap_or_else(PoisonError::into_inner).insert(id, machine);
     }
 
     fn remove(&self, id: &BackendId) {
@@ -77,20 +83,26 @@ impl HealthViews {
     }
 }
 
+fn lock(machine: &Mutex<Machine>) -> MutexGuard<'_, Machine> {
+    machine.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
 /// Called with the duration of each probe.
-pub type DurationHook = Arc<dyn Fn(&BackendId, Duration) + Send + Sync>;
+pub type DurationHook = Box<dyn Fn(Duration) + Send + Sync>;
+/// Gives the hook for a target of this service.
+pub type Durations = Arc<dyn Fn(&ServiceName) -> DurationHook + Send + Sync>;
 
 pub struct Options {
     /// Maximum number of probes in flight.
     pub concurrency: usize,
-    pub on_duration: DurationHook,
+    pub durations: Durations,
 }
 
 impl Options {
     /// Allows as many concurrent probes as the limit of open files permits, up to 1024. Raises the
     /// soft limit of open files to the hard limit.
-    pub fn new(on_duration: DurationHook) -> Self {
-        Self { concurrency: affordable_concurrency(), on_duration }
+    pub fn new(durations: Durations) -> Self {
+        Self { concurrency: affordable_concurrency(), durations }
     }
 }
 
@@ -113,7 +125,7 @@ fn affordable_concurrency() -> usize {
     }
 }
 
-type Prober = Arc<dyn Fn(SocketAddr, HealthCheck) -> Pin<Box<dyn Future<Output = Outcome> + Send>> + Send + Sync>;
+type Prober = Arc<dyn Fn(SocketAddr, Arc<HealthCheck>) -> Pin<Box<dyn Future<Output = Outcome> + Send>> + Send + Sync>;
 
 /// Schedules the probes; [`Runner::run`] is its task.
 pub struct Runner {
@@ -133,7 +145,8 @@ pub struct Runner {
 
 struct Probed {
     target: ProbeTarget,
-    machine: Machine,
+    machine: SharedMachine,
+    on_duration: DurationHook,
 }
 
 impl Runner {
@@ -223,10 +236,11 @@ impl Runner {
                 continue;
             }
             let key = self.schedule.add(now, target.check.interval, target.initial, count);
-            let machine = Machine::new(target.initial);
-            self.views.put(&target.id, machine.view());
+            let machine = SharedMachine::new(Machine::new(target.initial).into());
+            self.views.put(target.id.clone(), machine.clone());
             self.keys.insert(target.id.clone(), key);
-            self.probed.insert(key, Probed { target, machine });
+            let on_duration = (self.options.durations)(&target.id.service);
+            self.probed.insert(key, Probed { target, machine, on_duration });
         }
     }
 
@@ -236,7 +250,7 @@ impl Runner {
             let Some((key, late)) = self.schedule.take_due(now) else { return };
             let Some(Probed { target, .. }) = self.probed.get(&key) else { continue };
             self.schedule.put_next(key, now, target.check.interval);
-            let probing = (self.prober)(target.address, target.check.clone());
+            let probing = (self.prober)(target.id.address, target.check.clone());
             self.in_flight.spawn(async move {
                 let began = Instant::now().into_std();
                 (key, Observation { began, outcome: probing.await })
@@ -271,10 +285,9 @@ impl Runner {
             }
         };
         // The target may have left while its probe was in flight.
-        let Some(Probed { target, machine }) = self.probed.get_mut(&key) else { return };
-        (self.options.on_duration)(&target.id, observation.outcome.duration());
-        let change = machine.observe(&observation, Thresholds::from(&target.check), SystemTime::now());
-        self.views.put(&target.id, machine.view());
+        let Some(Probed { target, machine, on_duration }) = self.probed.get(&key) else { return };
+        on_duration(observation.outcome.duration());
+        let change = lock(machine).observe(&observation, Thresholds::from(&*target.check), SystemTime::now());
         if let Some(change) = change {
             self.unsent.push_back(HealthEvent {
                 id: target.id.clone(),

@@ -22,23 +22,21 @@ const SYNC_BUCKETS: [f64; 11] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0
 
 /// How long probes took, by service: one histogram for each backend would be too many.
 #[derive(Clone, Debug, Default)]
-pub struct CheckDurations(Arc<Mutex<BTreeMap<ServiceName, Histogram>>>);
+pub struct CheckDurations(Arc<Mutex<BTreeMap<ServiceName, Arc<Histogram>>>>);
 
 impl CheckDurations {
-    pub fn observe(&self, service: &ServiceName, duration: Duration) {
+    /// Records durations of one service's probes, without looking for the service again.
+    pub fn of_service(&self, service: &ServiceName) -> Box<dyn Fn(Duration) + Send + Sync> {
         let mut services = lock(&self.0);
-        if let Some(histogram) = services.get(service) {
-            histogram.observe(duration.as_secs_f64());
-        } else {
-            let histogram = Histogram::new(CHECK_BUCKETS);
-            histogram.observe(duration.as_secs_f64());
-            services.insert(service.clone(), histogram);
-        }
+        let histogram = services.entry(service.clone()).or_insert_with(|| Histogram::new(CHECK_BUCKETS).into());
+        let histogram = histogram.clone();
+        Box::new(move |duration| histogram.observe(duration.as_secs_f64()))
     }
 
-    /// The durations of these services, with the numbers of their ports; forgets all others.
+    /// The durations of these services, with the numbers of their ports; forgets all others, unless
+    /// somebody still records some.
     pub(super) fn of(&self, ports: BTreeMap<ServiceName, u16>) -> impl Collector + use<> {
-        lock(&self.0).retain(|service, _| ports.contains_key(service));
+        lock(&self.0).retain(|service, kept| ports.contains_key(service) || Arc::strong_count(kept) > 1);
         OfServices { durations: self.clone(), ports }
     }
 }

@@ -219,7 +219,7 @@ fn snapshot() -> Snapshot {
 
 fn scraped() -> Text {
     let metrics = Metrics::new();
-    metrics.check_durations().observe(&ServiceName::of_file("web"), Duration::from_millis(3));
+    metrics.check_durations().of_service(&ServiceName::of_file("web"))(Duration::from_millis(3));
     metrics.sync_durations().observe(Duration::from_millis(20));
     metrics.map_update_errors().count("BACKENDS", "E2BIG");
     Text::read(&metrics.encode(&snapshot()))
@@ -394,9 +394,9 @@ fn agent_tells_of_its_configuration_its_maps_and_its_work() {
 #[test]
 fn durations_of_checks_are_one_histogram_for_each_service_and_go_with_it() {
     let metrics = Metrics::new();
-    metrics.check_durations().observe(&ServiceName::of_file("web"), Duration::from_millis(3));
-    metrics.check_durations().observe(&ServiceName::of_file("web"), Duration::from_secs(60));
-    metrics.check_durations().observe(&ServiceName::of_file("gone"), Duration::from_millis(3));
+    metrics.check_durations().of_service(&ServiceName::of_file("web"))(Duration::from_millis(3));
+    metrics.check_durations().of_service(&ServiceName::of_file("web"))(Duration::from_secs(60));
+    metrics.check_durations().of_service(&ServiceName::of_file("gone"))(Duration::from_millis(3));
     let text = Text::read(&metrics.encode(&snapshot()));
     let web = [("service_namespace", ""), ("service_name", "web"), ("port", "80")];
     let name = "weir_service_check_duration_seconds";

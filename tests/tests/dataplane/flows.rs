@@ -40,7 +40,7 @@ fn prepare(sandbox: &Sandbox) -> DataPath {
     let mut maps = Maps::open(&sandbox.pin_dir()).unwrap();
     for (index, flags) in [(1, Backend::FLAG_SERVING), (2, Backend::FLAG_SERVING), (3, 0)] {
         let backend = Backend { family: 4, generation: 3, flags, ..Backend::FREE };
-        maps.apply(&Write::Backend { index, backend }).unwrap();
+        maps.apply(&Write::Backend { index, backend: backend.into() }).unwrap();
     }
     data_path
 }

@@ -88,9 +88,9 @@ fn serve(sandbox: &Sandbox, maps: &mut Maps, number: u8, (offset, index, stats):
         draining_since_ns: 0,
     };
     for write in [
-        Write::Backend { index, backend },
+        Write::Backend { index, backend: backend.into() },
         Write::Ring { offset, slots },
-        Write::Service { vip: vip(number), service },
+        Write::Service { vip: vip(number), service: service.into() },
         Write::Address { address: vip(number).ip(), bits: 1 },
     ] {
         maps.apply(&write).unwrap();
@@ -105,7 +105,7 @@ fn remove(maps: &mut Maps, number: u8, index: u32) {
     for write in [
         Write::RemoveService { vip: vip(number) },
         Write::RemoveAddress { address: vip(number).ip() },
-        Write::Backend { index, backend: free },
+        Write::Backend { index, backend: free.into() },
     ] {
         maps.apply(&write).unwrap();
     }
@@ -226,7 +226,7 @@ fn more_services_or_addresses_than_lower_limits_allow_are_refused_by_name() {
         }
         let service = *maps.read().unwrap().services.get(&vip(1)).unwrap();
         for port in 1000..2024 {
-            maps.apply(&Write::Service { vip: SocketAddr::new(vip(1).ip(), port), service }).unwrap();
+            maps.apply(&Write::Service { vip: SocketAddr::new(vip(1).ip(), port), service: service.into() }).unwrap();
         }
         let before = image(sandbox);
         drop((first, maps));

@@ -79,7 +79,7 @@ fn programs_are_told_of_every_change_of_a_service() {
         for vip in ["192.0.2.10:80", "[2001:db8::10]:80"] {
             let vip = vip.parse().unwrap();
             let wanted = service(14);
-            for write in [Write::Service { vip, service: wanted }, Write::RemoveService { vip }] {
+            for write in [Write::Service { vip, service: wanted.into() }, Write::RemoveService { vip }] {
                 maps.apply(&write).unwrap();
                 assert!(epoch() > last, "{write:?}");
                 last = epoch();
@@ -104,20 +104,20 @@ fn what_is_written_is_read_again_also_by_the_next_agent() {
 
         let (v4, v6) = ("192.0.2.10:80".parse().unwrap(), "[2001:db8::10]:80".parse().unwrap());
         let writes = [
-            Write::Settings(settings()),
+            Write::Settings(settings().into()),
             Write::SnatAddress { index: 0, address: Some("10.0.0.1".parse().unwrap()) },
             // Its last twelve bytes are zero, like those of an IPv4 address.
             Write::SnatAddress { index: 2, address: Some("2001:db8::".parse().unwrap()) },
-            Write::Backend { index: 1, backend: backend("10.2.0.11", 0) },
-            Write::Backend { index: 9, backend: backend("fd02::11", 2) },
+            Write::Backend { index: 1, backend: backend("10.2.0.11", 0).into() },
+            Write::Backend { index: 9, backend: backend("fd02::11", 2).into() },
             Write::Slot { at: 14, from: Slot(0), to: Slot::settled(1), now_ds: 70 },
             Write::Slot { at: 15, from: Slot(0), to: Slot::new(9, 1, Slot::TRACKED), now_ds: 70 },
             // Expects what is not there: the owner comes, and what is there stays as the one
             // before.
             Write::Slot { at: 15, from: Slot::new(5, 2, 0), to: Slot::new(7, 2, 0), now_ds: 80 },
             Write::GracePeriod,
-            Write::Service { vip: v4, service: service(14) },
-            Write::Service { vip: v6, service: service(21) },
+            Write::Service { vip: v4, service: service(14).into() },
+            Write::Service { vip: v6, service: service(21).into() },
             Write::Address { address: "192.0.2.10".parse().unwrap(), bits: 1 },
             Write::Address { address: "2001:db8::10".parse().unwrap(), bits: 3 },
             Write::WayOut { ifindex: 4, flags: 1 },
@@ -162,7 +162,7 @@ fn what_is_written_is_read_again_also_by_the_next_agent() {
             Write::RemoveWayOut { ifindex: 4 },
             Write::RemovePeer { prefix: peer("10.0.0.0", 24) },
             Write::RemovePeer { prefix: peer("10.0.0.0", 24) },
-            Write::Backend { index: 1, backend: Backend::FREE },
+            Write::Backend { index: 1, backend: Backend::FREE.into() },
             Write::SnatAddress { index: 2, address: None },
         ] {
             maps.apply(&write).unwrap();
@@ -180,7 +180,7 @@ fn writes_beyond_a_map_name_the_map_and_the_key() {
     sandbox(async |sandbox| {
         let _data_path = DataPath::open(&sandbox.pin_dir(), BpfLog::Off).unwrap();
         let mut maps = Maps::open(&sandbox.pin_dir()).unwrap();
-        let error = maps.apply(&Write::Backend { index: 1 << 20, backend: Backend::FREE }).unwrap_err().to_string();
+        let error = maps.apply(&Write::Backend { index: 1 << 20, backend: Backend::FREE.into() }).unwrap_err().to_string();
         assert!(error.contains("BACKENDS") && error.contains("1048576"), "{error}");
         assert!(maps.apply(&Write::Slot { at: u32::MAX, from: Slot(0), to: Slot(0), now_ds: 1 }).is_err());
     });

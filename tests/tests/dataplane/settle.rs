@@ -79,7 +79,7 @@ impl Bed {
     fn backend(&mut self, index: u32, change: impl Fn(&mut Backend)) {
         let mut backend = Backend { family: 4, generation: 3, flags: Backend::FLAG_SERVING, ..Backend::FREE };
         change(&mut backend);
-        self.maps.apply(&Write::Backend { index, backend }).unwrap();
+        self.maps.apply(&Write::Backend { index, backend: backend.into() }).unwrap();
     }
 
     /// As the owner of the maps does it, in both families.

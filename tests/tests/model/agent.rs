@@ -204,7 +204,7 @@ impl Agent {
         let before = std::mem::take(&mut self.programmed);
         for (index, backend) in before.backends {
             let free = Backend { generation: backend.generation, ..Backend::FREE };
-            self.maps.apply(&Write::Backend { index, backend: free }).unwrap();
+            self.maps.apply(&Write::Backend { index, backend: free.into() }).unwrap();
             self.programmed.backends.insert(index, free);
         }
         for vip in before.services.into_keys() {

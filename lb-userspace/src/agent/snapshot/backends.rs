@@ -89,7 +89,7 @@ impl Moment {
 
     /// The view of a backend with its counters; the caller fills in the rest.
     fn view(&self, id: &BackendId, entry: Option<(u32, &Backend)>) -> BackendView {
-        let (census, sample) = (&self.census, self.sampled.now.as_ref());
+        let (census, sample) = (&self.census, self.sampled.now.as_deref());
         let index = entry.map(|(index, _)| index);
         let stats = index.and_then(|index| Some(sample?.backend(index))).unwrap_or_default();
         let rate = index.map(|index| self.rate(|sample| sample.backend(index).connections));
@@ -178,7 +178,7 @@ fn reason(
         None => "no probes: taken for up".to_owned(),
         Some(_) if probed.reason.is_empty() && wanted.health == Health::Unknown => "not probed yet".to_owned(),
         Some(_) if probed.reason.is_empty() => "as it was before the agent was started".to_owned(),
-        Some(_) => probed.reason.clone(),
+        Some(_) => probed.reason.clone().into_owned(),
     }
 }
 

@@ -53,7 +53,7 @@ impl Moment {
             reason: reason.name().to_owned(),
             help: reason.help().to_owned(),
             packets_total: count(sample),
-            packets_per_second: sample.per_second(self.sampled.before.as_ref(), count),
+            packets_per_second: sample.per_second(self.sampled.before.as_deref(), count),
         }
     }
 }

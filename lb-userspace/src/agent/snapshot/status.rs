@@ -27,7 +27,7 @@ impl Moment {
         interfaces: &[InterfaceView],
         started_at: f64,
     ) -> Status {
-        let sample = self.sampled.now.as_ref();
+        let sample = self.sampled.now.as_deref();
         let published = &self.published;
         let tables = self.tables(sample);
         let nat = self.nat(backends, sample);

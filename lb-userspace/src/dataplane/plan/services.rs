@@ -293,7 +293,7 @@ impl Decided {
         let index = |owner: Option<u32>| {
             owner.and_then(|owner| self.indexes.get(owner as usize).copied().flatten()).unwrap_or(REJECT)
         };
-        self.ring.owners(&is_eligible).into_iter().map(index)
+        self.ring.owners(is_eligible).map(index)
     }
 
     /// The slots that are not as they should be: position, value, and what it should be.
@@ -347,6 +347,11 @@ impl Memo {
             ranges.remove(&(decided.offset, decided.len()));
         }
         ranges
+    }
+
+    /// The number of slots of all rings.
+    pub fn slots(&self) -> usize {
+        self.rings.values().map(|decided| decided.len() as usize).sum()
     }
 
     /// Compares the next rings with their slots, `budget` slots or a little more at most, and

@@ -653,7 +653,7 @@ fn check(fake: &Fake, wanted: &Wanted) {
                 .iter()
                 .map(|(address, _)| service.backends.iter().any(|one| one.address == *address && one.is_eligible))
                 .collect();
-            for (slot, owner) in fake.ring(&entry).iter().zip(ring.owners(&eligible)) {
+            for (slot, owner) in fake.ring(&entry).iter().zip(ring.owners(eligible.clone())) {
                 let backend = image.backends.get(&slot.current()).filter(|backend| backend.family != 0);
                 assert_eq!(backend.and_then(address), owner.map(|owner| declared[owner as usize].0), "{vip}");
                 if let Some(backend) = backend {

@@ -57,7 +57,7 @@ pub fn writes(from: &Image, to: &Image, slots: Vec<Write>) -> Vec<Write> {
             writes.push(Write::ClearBackendStats { index: *index });
         }
         if backend.is_serving() && before != Some(backend) {
-            writes.push(Write::Backend { index: *index, backend: *backend });
+            writes.push(Write::Backend { index: *index, backend: (*backend).into() });
         }
     }
     writes.extend(slots);
@@ -68,7 +68,7 @@ pub fn writes(from: &Image, to: &Image, slots: Vec<Write>) -> Vec<Write> {
             writes.push(Write::ClearServiceStats { index: service.stats });
         }
         if before != Some(service) {
-            writes.push(Write::Service { vip: *vip, service: *service });
+            writes.push(Write::Service { vip: *vip, service: (*service).into() });
         }
     }
     for (address, bits) in &to.addresses {
@@ -97,11 +97,11 @@ fn removals(from: &Image, to: &Image, mut addresses: Addresses, writes: &mut Vec
     }
     for (index, backend) in &to.backends {
         if !backend.is_serving() && from.backends.get(index) != Some(backend) {
-            writes.push(Write::Backend { index: *index, backend: *backend });
+            writes.push(Write::Backend { index: *index, backend: (*backend).into() });
         }
     }
     for index in from.backends.keys().filter(|index| !to.backends.contains_key(index)) {
-        writes.push(Write::Backend { index: *index, backend: Backend::FREE });
+        writes.push(Write::Backend { index: *index, backend: Backend::FREE.into() });
     }
     for (index, address) in (0..).zip(&from.snat_addresses) {
         if address.is_some() && to.snat_addresses.get(index as usize).copied().flatten().is_none() {
@@ -122,7 +122,7 @@ fn ways_out(from: &Image, to: &Image, writes: &mut Vec<Write>) {
 
 fn push_settings(from: Option<Settings>, to: Option<Settings>, writes: &mut Vec<Write>) {
     if let Some(settings) = to.filter(|_| from != to) {
-        writes.push(Write::Settings(settings));
+        writes.push(Write::Settings(settings.into()));
     }
 }
 

@@ -25,19 +25,19 @@ struct Bed {
 }
 
 fn start(targets: Vec<ProbeTarget>, concurrency: usize, prober: Option<Prober>) -> Bed {
-    start_hooked(targets, concurrency, prober, Arc::new(|_, _| {}))
+    start_hooked(targets, concurrency, prober, Arc::new(|_| Box::new(|_| {})))
 }
 
 fn start_hooked(
     targets: Vec<ProbeTarget>,
     concurrency: usize,
     prober: Option<Prober>,
-    on_duration: DurationHook,
+    durations: Durations,
 ) -> Bed {
     let (targets, received) = watch::channel(targets);
     let (sender, events) = mpsc::channel(16);
     let shutdown = CancellationToken::new();
-    let mut runner = Runner::new(received, sender, Options { concurrency, on_duration });
+    let mut runner = Runner::new(received, sender, Options { concurrency, durations });
     if let Some(prober) = prober {
         runner.prober = prober;
     }
@@ -56,7 +56,7 @@ fn check(interval_ms: u64, timeout_ms: u64) -> HealthCheck {
 }
 
 fn target(service: &str, address: SocketAddr, check: HealthCheck, initial: Health) -> ProbeTarget {
-    ProbeTarget { id: BackendId { service: ServiceName::of_file(service), address }, address, check, initial }
+    ProbeTarget { id: BackendId { service: ServiceName::of_file(service), address }, check: check.into(), initial }
 }
 
 fn nowhere() -> SocketAddr {
@@ -70,14 +70,14 @@ fn modelled(alive: Arc<AtomicBool>, asked: Arc<Mutex<Vec<Instant>>>) -> Prober {
         Box::pin(async move {
             asked.lock().unwrap().push(Instant::now());
             if alive.load(Ordering::Relaxed) {
-                return Outcome::Ok { duration: Duration::ZERO, detail: "connected".to_owned() };
+                return Outcome::Ok { duration: Duration::ZERO, detail: "connected".into() };
             }
             tokio::time::sleep(check.timeout).await;
             Outcome::Failed {
                 duration: check.timeout,
                 reason: FailureKind::Timeout,
                 is_silent: false,
-                detail: "no answer".to_owned(),
+                detail: "no answer".into(),
             }
         })
     })
@@ -128,7 +128,7 @@ async fn no_more_probes_are_in_flight_than_allowed_and_waiting_is_not_probing() 
             peak.fetch_max(counted.fetch_add(1, Ordering::Relaxed) + 1, Ordering::Relaxed);
             tokio::time::sleep(Duration::from_millis(100)).await;
             counted.fetch_sub(1, Ordering::Relaxed);
-            Outcome::Ok { duration: Duration::from_millis(100), detail: "connected".to_owned() }
+            Outcome::Ok { duration: Duration::from_millis(100), detail: "connected".into() }
         })
     });
     let targets = (0..100).map(|n| target(&format!("s{n}"), nowhere(), check(1000, 500), Health::Unknown)).collect();
@@ -148,13 +148,13 @@ async fn reload_keeps_the_state_of_targets_that_stay_and_drops_the_others() {
     let mut bed = start(vec![stays.clone(), leaves.clone()], 64, Some(prober));
     bed.event().await;
     bed.event().await;
-    let before = bed.views.one(&stays.id).unwrap();
+    let before = bed.views.of(|_| true)[&stays.id].clone();
 
-    let changed = ProbeTarget { check: HealthCheck { fall: 1, ..check(300, 200) }, ..stays.clone() };
+    let changed = ProbeTarget { check: HealthCheck { fall: 1, ..check(300, 200) }.into(), ..stays.clone() };
     bed.targets.send(vec![changed.clone()]).unwrap();
     tokio::time::sleep(Duration::from_millis(10)).await;
-    assert!(bed.views.all().into_keys().eq([stays.id.clone()]), "the other one is forgotten");
-    let after = bed.views.one(&stays.id).unwrap();
+    assert!(bed.views.of(|_| true).into_keys().eq([stays.id.clone()]), "the other one is forgotten");
+    let after = bed.views.of(|_| true)[&stays.id].clone();
     assert_eq!((after.health, after.changes, after.last_change), (Health::Up, 1, before.last_change));
 
     alive.store(false, Ordering::Relaxed);
@@ -207,7 +207,7 @@ async fn real_server_that_is_killed_is_down_in_time_and_up_again_when_it_is_back
         assert!(killed.elapsed() < bound, "{:?}", killed.elapsed());
         assert_eq!((event.from, event.health, event.consecutive), (Health::Up, Health::Down, 3));
         assert!(event.reason.contains("refused"), "{}", event.reason);
-        let view = bed.views.one(&event.id).unwrap();
+        let view = bed.views.of(|service| *service == event.id.service)[&event.id].clone();
         assert_eq!((view.health, view.failures), (Health::Down, BTreeMap::from([(FailureKind::Refused, 3)])));
         let _listener = TcpListener::bind(address).await.unwrap();
         assert_eq!(bed.event().await.health, Health::Up);
@@ -232,14 +232,17 @@ async fn two_thousand_targets_are_probed_at_once_each_with_its_own_verdict() {
 
     let measured = Arc::new(AtomicUsize::new(0));
     let counted = measured.clone();
-    let hook: DurationHook = Arc::new(move |_, _| {
-        counted.fetch_add(1, Ordering::Relaxed);
+    let durations: Durations = Arc::new(move |_| {
+        let counted = counted.clone();
+        Box::new(move |_| {
+            counted.fetch_add(1, Ordering::Relaxed);
+        })
     });
     let address = |n: usize| if n % 4 == 3 { closed } else { open[n % 2] };
     let targets: Vec<_> =
         (0..2000).map(|n| target(&format!("s{n:04}"), address(n), check(1000, 900), Health::Unknown)).collect();
     let began = Instant::now();
-    let mut bed = start_hooked(targets.clone(), MAX_CONCURRENCY, None, hook);
+    let mut bed = start_hooked(targets.clone(), MAX_CONCURRENCY, None, durations);
     let mut verdicts = BTreeMap::new();
     while verdicts.len() < targets.len() {
         let event = bed.event().await;

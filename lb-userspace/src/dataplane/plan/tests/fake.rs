@@ -78,12 +78,12 @@ impl Fake {
 
     pub fn apply(&mut self, write: &Write) {
         match write {
-            Write::Settings(settings) => self.settings = Some(*settings),
+            Write::Settings(settings) => self.settings = Some(**settings),
             Write::SnatAddress { index, address: Some(address) } => drop(self.snat.insert(*index, *address)),
             Write::SnatAddress { index, address: None } => drop(self.snat.remove(index)),
             Write::Backend { index, backend } => {
                 assert!(*index < MAX_BACKENDS);
-                let before = self.backends.insert(*index, *backend).filter(|before| before.family != 0);
+                let before = self.backends.insert(*index, **backend).filter(|before| before.family != 0);
                 let is_other = before.is_none_or(|before| before.address != backend.address);
                 if backend.family != 0 && is_other {
                     assert!(!self.held_backends.contains(index), "index {index} is used again without a grace period");
@@ -119,7 +119,7 @@ impl Fake {
                 }
             }
             Write::Service { vip, service } => {
-                if let Some(before) = self.services.insert(*vip, *service) {
+                if let Some(before) = self.services.insert(*vip, **service) {
                     self.hold(&before);
                 }
             }

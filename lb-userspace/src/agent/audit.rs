@@ -1,0 +1,93 @@
+//! Repeatedly compares the maps with what the owner wrote, on a blocking thread, so that what
+//! somebody else has changed is put right. The slots are compared by the owner, some at a time.
+
+use std::{path::Path, sync::Arc, time::Duration};
+
+use tokio::{
+    sync::watch,
+    time::{Instant, sleep},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{passes::Passes, published::Published};
+use crate::dataplane::maps::{Maps, MapsError};
+
+const PAUSE: Duration = Duration::from_secs(5);
+/// Pause this many times as long as the last comparison took, to cap CPU use at a third of a
+/// percent of a core.
+const PAUSES_PER_PASS: u32 = 300;
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// After so many comparisons in a row during each of which the owner wrote, the owner compares.
+const UNDECIDED: u32 = 5;
+
+/// Compares the maps that are pinned in `pin_dir` until `shutdown` is cancelled. Counts in `found`
+/// how often the owner has to write them again.
+pub fn start(
+    pin_dir: &Path,
+    published: watch::Receiver<Arc<Published>>,
+    found: watch::Sender<u64>,
+    shutdown: CancellationToken,
+) -> Result<(), MapsError> {
+    let auditor = Auditor { maps: Maps::open(pin_dir)?, published, undecided: 0 };
+    tokio::spawn(async move {
+        tokio::select! {
+            () = shutdown.cancelled() => {}
+            () = run(auditor, found) => {}
+        }
+    });
+    Ok(())
+}
+
+async fn run(auditor: Auditor, found: watch::Sender<u64>) {
+    let ended = "the task that compares the maps with what was written has failed: other hands' changes stay";
+    let mut passes = Passes::new(auditor, "the maps cannot be compared with what was written", ended);
+    let mut pause = PAUSE;
+    loop {
+        sleep(pause).await;
+        let begun = Instant::now();
+        let Ok(is_wrong) = passes.pass(Auditor::look).await else { return };
+        if is_wrong == Some(true) {
+            found.send_modify(|found| *found += 1);
+        }
+        pause = pause_after(begun.elapsed());
+    }
+}
+
+fn pause_after(took: Duration) -> Duration {
+    (took * PAUSES_PER_PASS).clamp(PAUSE, LONGEST_PAUSE)
+}
+
+struct Auditor {
+    maps: Maps,
+    published: watch::Receiver<Arc<Published>>,
+    /// How many comparisons in a row say nothing, because the owner wrote meanwhile.
+    undecided: u32,
+}
+
+impl Auditor {
+    /// Whether the owner has to write the maps again.
+    fn look(&mut self) -> Result<bool, MapsError> {
+        let published = self.published.borrow().clone();
+        if published.sync.last_success_at == 0.0 || published.sync.last_error.is_some() {
+            // The owner has not written yet, or tries again by itself.
+            return Ok(false);
+        }
+        let image = self.maps.read()?;
+        let is_alike = image == published.programmed.image() && self.maps.wrong_filter_words(&image)?.is_empty();
+        let is_decided = is_alike || Arc::ptr_eq(&published, &self.published.borrow());
+        self.undecided = if is_decided { 0 } else { self.undecided + 1 };
+        Ok(!is_alike && (is_decided || self.undecided.is_multiple_of(UNDECIDED)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn comparisons_of_many_backends_are_further_apart_but_every_minute() {
+        assert_eq!(pause_after(Duration::from_millis(3)), PAUSE);
+        assert_eq!(pause_after(Duration::from_millis(100)), Duration::from_secs(30));
+        assert_eq!(pause_after(Duration::from_secs(1)), LONGEST_PAUSE);
+    }
+}
