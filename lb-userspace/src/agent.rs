@@ -9,6 +9,7 @@ mod digests;
 pub(crate) mod examine;
 pub(crate) mod flows;
 pub mod handle;
+pub(crate) mod heap;
 pub(crate) mod keep;
 mod lookup;
 pub(crate) mod node;

@@ -8,7 +8,7 @@ use lb_common::limits::map;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
-    task::JoinSet,
+    task::{JoinSet, spawn_blocking},
     time::timeout,
 };
 use tokio_util::sync::CancellationToken;
@@ -17,9 +17,10 @@ use tracing::{error, info, warn};
 use crate::{
     agent::{
         AgentOptions, audit, examine,
+        desired::Rings,
         flows::{self, Flows},
         handle::AgentHandle,
-        keep, node,
+        heap, keep, node,
         owner::{Links, Owner, Start},
         reader::{Reader, Sources},
         reload::File,
@@ -113,6 +114,11 @@ async fn prepare(
     let board = sources(&state_dir)?;
     let servers = Servers::bind(&config.node.admin).await?;
     supervisor::starting("loading the programs, opening the maps");
+    // Meanwhile, because the verifier takes its time.
+    let rings = {
+        let (config, overrides) = (config.clone(), overrides.clone());
+        spawn_blocking(move || Rings::of(config, seed, overrides))
+    };
     let data_path = open_data_path(options, config).await?;
     let pin_dir = &options.pin_dir;
     let maps = Maps::open(pin_dir)?;
@@ -146,6 +152,7 @@ async fn prepare(
         flow_passes: passes,
         settle_scope,
         audited,
+        give_back: heap::start(shutdown.clone()),
         examined: examination.config,
         is_traced: tracer.is_wanted.clone(),
         trace_names: tracer.names.clone(),
@@ -153,7 +160,8 @@ async fn prepare(
     let slots = maps.shared_slots();
     let writer = Writer::new(maps, metrics.sync_durations(), metrics.map_update_errors());
     let file = File::new(source, &options.config, first);
-    let start = Start { config: config.clone(), seed, overrides, state_dir: state_dir.clone(), file, writer };
+    let rings = rings.await.context("the rings cannot be built")?;
+    let start = Start { config: config.clone(), seed, overrides, state_dir: state_dir.clone(), file, writer, rings };
     let (owner, published) = Owner::new(start, links);
     tasks.spawn_last(keep::run(state_dir, published.clone(), shutdown.clone()));
     audit::start(pin_dir, published.clone(), audit, shutdown.clone())?;

@@ -11,6 +11,7 @@ pub mod config;
 pub mod dataplane;
 pub mod doctor;
 pub mod health;
+mod heap;
 pub mod metrics;
 pub mod model;
 pub mod node;

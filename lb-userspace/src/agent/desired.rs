@@ -58,6 +58,17 @@ pub type HealthOf = BTreeMap<BackendId, (Health, u64)>;
 pub struct Rings(BTreeMap<(ServiceName, Family), Arc<Ring>>);
 
 impl Rings {
+    /// The rings of these services.
+    pub fn of(config: Arc<Config>, seed: Seed, overrides: Overrides) -> Self {
+        let limits = config.node.limits;
+        let desired = Desired { config, limits, holds: false, seed, overrides, since_ns: 0, is_traced: false };
+        let mut rings = Self::default();
+        for service in &desired.config.services {
+            drop(wanted_service(service, &desired, &HealthOf::new(), &Node::default(), &mut rings));
+        }
+        rings
+    }
+
     fn ring(&mut self, service: &ServiceName, family: Family, declared: Declared) -> Arc<Ring> {
         let key = (service.clone(), family);
         if let Some(ring) = self.0.get(&key).filter(|ring| *ring.declared() == declared) {

@@ -66,6 +66,8 @@ pub struct Links {
     pub settle_scope: watch::Sender<Option<settle::scope::Scope>>,
     /// How often the audit has found that the maps differ from what was written.
     pub audited: watch::Receiver<u64>,
+    /// Free memory is given back to the kernel after each send.
+    pub give_back: watch::Sender<()>,
     /// The configuration that the doctor looks at.
     pub examined: watch::Sender<Arc<Config>>,
     /// Whether anybody traces the decisions of the BPF programs.
@@ -103,6 +105,10 @@ pub struct Owner {
 }
 
 const TICK: Duration = Duration::from_secs(1);
+/// Until the agent is ready, this often is looked whether it is.
+const STARTING_TICK: Duration = Duration::from_millis(100);
+/// From this many writes on, a plan has taken much memory.
+const MANY_WRITES: usize = 16_384;
 /// All services are planned again every this many ticks, whether or not anything has changed.
 const PLAN_EVERY: u32 = 300;
 /// What was refused of a source is tried again every this many ticks: there may be room by then.
@@ -117,12 +123,14 @@ pub struct Start {
     pub state_dir: StateDir,
     pub file: File,
     pub writer: Writer,
+    /// The rings of some or all of its services, if they are built already.
+    pub rings: Rings,
 }
 
 impl Owner {
     /// The owner, and what it publishes.
     pub fn new(start: Start, links: Links) -> (Self, watch::Receiver<Arc<Published>>) {
-        let Start { config: file_config, seed, overrides, state_dir, file, writer } = start;
+        let Start { config: file_config, seed, overrides, state_dir, file, writer, mut rings } = start;
         let limits = file_config.node.limits;
         let heard = links.sources.borrow().clone();
         // What the state directory remembers of the other sources was served.
@@ -142,7 +150,7 @@ impl Owner {
         };
         note_refusals(&[], &refusals);
         let refusals = Arc::new(refusals);
-        let (health, mut rings) = (HealthOf::new(), Rings::default());
+        let health = HealthOf::new();
         let wanted = wanted(&desired, &health, &links.node.borrow(), &mut rings);
         let published = Published {
             desired: desired.clone(),
@@ -184,6 +192,8 @@ impl Owner {
         self.publish_targets();
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut starting_ticks = interval(STARTING_TICK);
+        starting_ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut watchdog = supervisor::watchdog_interval().map(interval);
         let mut tick = 0_u32;
         loop {
@@ -229,6 +239,7 @@ impl Owner {
                     tick = tick.wrapping_add(1);
                     self.tick(tick);
                 }
+                _ = starting_ticks.tick(), if self.starting_until.is_some() => self.become_ready(),
                 () = next(&mut watchdog) => supervisor::alive(),
             }
         }
@@ -316,6 +327,9 @@ impl Owner {
         if written.is_whole {
             self.note_services();
         }
+        if written.writes > MANY_WRITES {
+            self.links.give_back.send_replace(());
+        }
         if written.writes > 0 {
             // Its slots may have something to settle.
             self.links.settle_scope.send_modify(|_| {});
@@ -372,7 +386,6 @@ impl Owner {
         if self.writer.retry_at().is_none() {
             self.plan_what_is_due(tick);
         }
-        self.become_ready();
     }
 
     fn plan_what_is_due(&mut self, tick: u32) {
@@ -420,9 +433,16 @@ impl Owner {
     /// verdict or has had enough time for one.
     fn become_ready(&mut self) {
         let Some(until) = self.starting_until else { return };
-        let is_judged = Instant::now() >= until || is_judged(&self.desired, &self.health);
         let is_attached = self.links.node.borrow().hooks.iter().any(|hook| hook.xdp.is_some());
-        if is_judged && is_attached && self.writer.sync().last_success_at > 0.0 {
+        if !is_attached || self.writer.sync().last_success_at == 0.0 {
+            return;
+        }
+        if Instant::now() >= until || is_judged(&self.desired, &self.health) {
+            // The last verdicts are on the slots before anybody is told.
+            let due = std::mem::take(&mut self.due);
+            if !due.is_empty() {
+                self.reconcile(Scope::Services(due));
+            }
             self.starting_until = None;
             self.publish();
             info!("ready");
@@ -619,6 +639,7 @@ impl Owner {
         };
         self.file.note(loaded, &result, !Arc::ptr_eq(&before, &self.file_config));
         self.publish();
+        self.links.give_back.send_replace(());
         result
     }
 

@@ -11,9 +11,8 @@ use super::declared::{Declared, Keys};
 /// permutation. With weights, a backend's k-th turn comes at the time (2k − 1) / weight. This makes
 /// the number of turns as proportional to the weight as whole numbers allow (Webster's method).
 pub fn table(declared: &Declared, keys: &[Keys]) -> Vec<u16> {
-    const FREE: u16 = u16::MAX;
     let size = u64::from(declared.ring_size);
-    let mut turns: BinaryHeap<Turn> = (0..FREE)
+    let mut turns: Vec<Turn> = (0..FREE)
         .zip(declared.backends.iter().zip(keys))
         .filter(|(_, ((_, weight), _))| *weight > 0)
         .map(|(backend, ((_, weight), keys))| Turn {
@@ -28,24 +27,29 @@ pub fn table(declared: &Declared, keys: &[Keys]) -> Vec<u16> {
         return Vec::new();
     }
     let mut table = vec![FREE; declared.ring_size as usize];
-    for _ in 0..size {
-        let Some(mut turn) = turns.peek_mut() else { break };
-        // The size is prime and the skip is smaller, so this loop visits every slot, and one is
-        // free.
-        while let Some(slot) = table.get_mut(turn.at as usize) {
-            let is_free = *slot == FREE;
-            if is_free {
-                *slot = turn.backend;
+    let slots = table.len();
+    if turns.windows(2).all(|pair| matches!(pair, [one, other] if one.weight == other.weight)) {
+        // With equal weights, the times give turns in the order of the backends, over and over.
+        let mut free = slots;
+        while free > 0 {
+            for turn in turns.iter_mut().take(free) {
+                turn.take_slot(&mut table, size);
             }
-            turn.at = (turn.at + turn.skip) % size;
-            if is_free {
-                break;
-            }
+            free = free.saturating_sub(turns.len());
         }
-        turn.number += 2;
+    } else {
+        let mut turns = BinaryHeap::from(turns);
+        for _ in 0..slots {
+            let Some(mut turn) = turns.peek_mut() else { break };
+            turn.take_slot(&mut table, size);
+            turn.number += 2;
+        }
     }
     table
 }
+
+/// A slot that no backend has taken yet.
+const FREE: u16 = u16::MAX;
 
 /// A backend's next turn.
 struct Turn {
@@ -56,6 +60,23 @@ struct Turn {
     /// The slot that the backend tries first.
     at: u64,
     skip: u64,
+}
+
+impl Turn {
+    /// Takes the next free slot of the backend's permutation. There must be one: the size is prime
+    /// and the skip is smaller, so that the permutation has every slot.
+    fn take_slot(&mut self, table: &mut [u16], size: u64) {
+        while let Some(slot) = table.get_mut(self.at as usize) {
+            self.at += self.skip;
+            if self.at >= size {
+                self.at -= size;
+            }
+            if *slot == FREE {
+                *slot = self.backend;
+                return;
+            }
+        }
+    }
 }
 
 impl Ord for Turn {

@@ -10,6 +10,7 @@ use crate::{
     agent::AgentOptions,
     assembly,
     dataplane::{bpffs::PIN_DIR, load::BpfLog},
+    heap,
 };
 
 /// Run the agent: program the data path from a configuration file, and keep it so
@@ -42,6 +43,7 @@ pub struct Agent {
 impl Agent {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         self.logging.start()?;
+        heap::share();
         let options = AgentOptions {
             config: self.config,
             state_dir: self.state_dir,

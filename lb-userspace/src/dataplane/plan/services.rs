@@ -236,6 +236,8 @@ impl RingChange {
         match self {
             RingChange::AtOnce => Slot::settled(owner),
             RingChange::Begins => Slot::new(owner, owner, before.flags() | Slot::TRACKED),
+            // Most slots, and the quickest answer.
+            RingChange::Transition(_) if before == Slot::settled(owner) => before,
             RingChange::Transition(keep) => {
                 let slot = before.changed(owner);
                 match keep.contains(&slot.previous()) {

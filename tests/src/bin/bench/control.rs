@@ -74,7 +74,7 @@ const SMALL: (u32, u32) = (100, 10);
 /// Rewrites of the file, each of them a reload.
 const RELOADS: u32 = 5;
 /// How long an agent that has just become ready is left alone.
-const CALM: Duration = Duration::from_secs(3);
+const CALM: Duration = Duration::from_secs(10);
 
 /// Targets, each with its unit in the name.
 const CHANGE_P99_MS: f64 = 20.0;
