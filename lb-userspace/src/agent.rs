@@ -2,8 +2,8 @@
 //! tasks that report the actual state to it, and the reader, which answers everything that changes
 //! nothing.
 
-pub(crate) mod desired;
 pub(crate) mod audit;
+pub(crate) mod desired;
 mod diff;
 mod digests;
 pub(crate) mod examine;

@@ -16,8 +16,9 @@ use tracing::{error, info, warn};
 
 use crate::{
     agent::{
-        AgentOptions, audit, examine,
+        AgentOptions, audit,
         desired::Rings,
+        examine,
         flows::{self, Flows},
         handle::AgentHandle,
         heap, keep, node,

@@ -4,6 +4,7 @@
 
 pub mod agent;
 pub mod assembly;
+mod background;
 pub mod balance;
 pub mod cli;
 pub mod clock;

@@ -3,12 +3,10 @@
 
 use std::sync::Arc;
 
-use tokio::{
-    sync::{mpsc, oneshot},
-    task::spawn_blocking,
-};
+use tokio::sync::{mpsc, oneshot};
 
 use crate::{
+    background,
     state::BackendId,
     view::{
         trace::{TraceQuery, TraceView},
@@ -23,6 +21,9 @@ use crate::{
 pub trait Queries: Send + Sync {
     /// The complete state at one moment.
     fn snapshot(&self, rates: Rates) -> Snapshot;
+    /// The state of the whole as in a snapshot, in which everything that takes counters or slots is
+    /// missing.
+    fn state(&self) -> Snapshot;
     /// The views of these backends.
     fn backends(&self, chosen: &[BackendId]) -> Vec<BackendView>;
     fn flows(&self, filter: &FlowFilter) -> Result<Vec<FlowView>, ApiError>;
@@ -89,6 +90,11 @@ impl AgentHandle {
         self.read(|reader| Ok(reader.snapshot(Rates::Known))).await
     }
 
+    /// See [`Queries::state`].
+    pub async fn state(&self) -> Result<Snapshot, ApiError> {
+        self.read(|reader| Ok(reader.state())).await
+    }
+
     pub async fn flows(&self, filter: FlowFilter) -> Result<Vec<FlowView>, ApiError> {
         self.read(move |reader| reader.flows(&filter)).await
     }
@@ -144,14 +150,14 @@ impl AgentHandle {
         answered.await.map_err(|_| stopping())?
     }
 
-    /// Answers a query on a blocking thread: there may be thousands of backends and a million
+    /// Answers a query in the background: there may be thousands of backends and a million
     /// flows.
     async fn read<T: Send + 'static>(
         &self,
         query: impl FnOnce(&dyn Queries) -> Result<T, ApiError> + Send + 'static,
     ) -> Result<T, ApiError> {
         let reader = self.reader.clone();
-        spawn_blocking(move || query(&*reader)).await.map_err(|_| stopping())?
+        background::spawn(move || query(&*reader)).await.map_err(|_| stopping())?
     }
 }
 

@@ -3,15 +3,19 @@
 
 use std::time::Duration;
 
-use tokio::{sync::watch, task::spawn_blocking, time::sleep};
+use tokio::{
+    sync::watch,
+    time::{sleep, timeout},
+};
 use tokio_util::sync::CancellationToken;
 
-use crate::heap;
+use crate::{background, heap};
 
-/// The shortest time from one time to the next.
-const PAUSE: Duration = Duration::from_secs(1);
+/// The shortest time from one time to the next, and the longest.
+const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
 
-/// Starts the task on the current runtime. It gives memory back after each send.
+/// Starts the task on the current runtime. It gives memory back after each send, and from time to
+/// time.
 pub fn start(shutdown: CancellationToken) -> watch::Sender<()> {
     let (ask, asked) = watch::channel(());
     tokio::spawn(async move {
@@ -24,8 +28,9 @@ pub fn start(shutdown: CancellationToken) -> watch::Sender<()> {
 }
 
 async fn run(mut asked: watch::Receiver<()>) {
-    while asked.changed().await.is_ok() {
-        drop(spawn_blocking(heap::give_back).await);
-        sleep(PAUSE).await;
+    let (shortest, longest) = PAUSES;
+    while !matches!(timeout(longest, asked.changed()).await, Ok(Err(_))) {
+        drop(background::spawn(heap::give_back).await);
+        sleep(shortest).await;
     }
 }

@@ -445,6 +445,7 @@ impl Owner {
             }
             self.starting_until = None;
             self.publish();
+            self.links.give_back.send_replace(());
             info!("ready");
         }
     }

@@ -1,9 +1,10 @@
-//! Passes that take their time, one after the other, each on a blocking thread.
+//! Passes that take their time, one after the other, each in the background.
 
 use std::fmt::Display;
 
-use tokio::task::spawn_blocking;
 use tracing::error;
+
+use crate::background;
 
 /// What works in the passes, and what is said when they fail.
 pub struct Passes<T> {
@@ -30,7 +31,7 @@ impl<T: Send + 'static> Passes<T> {
         work: impl FnOnce(&mut T) -> Result<R, E> + Send + 'static,
     ) -> Result<Option<R>, Ended> {
         let Some(mut worker) = self.worker.take() else { return Err(Ended) };
-        let pass = spawn_blocking(move || {
+        let pass = background::spawn(move || {
             let result = work(&mut worker);
             (worker, result)
         });

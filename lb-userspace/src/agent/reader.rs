@@ -124,12 +124,6 @@ impl Reader {
         }
     }
 
-    /// The state of the whole as in a [`Snapshot`], in which everything that takes counters or
-    /// slots is missing.
-    pub fn state(&self) -> Snapshot {
-        self.document(Asked::State)
-    }
-
     fn document(&self, asked: Asked<'_>) -> Snapshot {
         let mut snapshot = self.moment(asked).snapshot(self.0.started_at);
         let mut overall = lock(&self.0.overall);
@@ -178,6 +172,10 @@ impl Reader {
 impl Queries for Reader {
     fn snapshot(&self, rates: Rates) -> Snapshot {
         self.document(Asked::All(rates))
+    }
+
+    fn state(&self) -> Snapshot {
+        self.document(Asked::State)
     }
 
     fn backends(&self, chosen: &[BackendId]) -> Vec<BackendView> {

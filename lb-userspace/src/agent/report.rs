@@ -6,6 +6,7 @@ use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::{
+    handle::Queries,
     passes::Passes,
     published::Published,
     reader::{Pulse, Reader},

@@ -47,8 +47,8 @@ pub fn start(
 }
 
 const PAUSE: Duration = Duration::from_millis(500);
-/// Pause this many times as long as the last pass took, to cap CPU use.
-const PAUSES_PER_PASS: u32 = 4;
+/// Pause this many times as long as the last pass took, to cap CPU use at 5 % of a core.
+const PAUSES_PER_PASS: u32 = 20;
 /// Every slot that was settled stays so until the owner of the maps writes it, so there is nothing
 /// to do until then. This is for whatever somebody else has changed.
 const REST: Duration = Duration::from_secs(30);

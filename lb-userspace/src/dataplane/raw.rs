@@ -1,5 +1,5 @@
-//! The only unsafe code of the agent besides `heap`: kernel interfaces that no library wraps safely.
-//! This module's API is safe.
+//! The only unsafe code of the agent besides `heap`: kernel interfaces that no library wraps
+//! safely. This module's API is safe.
 #![expect(
     unsafe_code,
     reason = "mapping a BPF array, membarrier, much of bpf(2) and bytes as values have no safe wrapper"

@@ -252,8 +252,7 @@ mod tests {
         let observation = Observation { began: Instant::now(), outcome: result(false) };
         assert_eq!(machine.observe(&observation, TWO_OF_EACH, SystemTime::UNIX_EPOCH), None);
         let at = SystemTime::UNIX_EPOCH + Duration::from_secs(1);
-        let change =
-            HealthChange { from: Health::Up, to: Health::Down, reason: "refused".into(), consecutive: 2, at };
+        let change = HealthChange { from: Health::Up, to: Health::Down, reason: "refused".into(), consecutive: 2, at };
         assert_eq!(machine.observe(&observation, TWO_OF_EACH, at), Some(change));
     }
 

@@ -12,9 +12,12 @@ use axum::{
 use bytes::Bytes;
 use futures_util::stream;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::sync::mpsc;
+use tokio::{sync::mpsc, task::JoinError};
 
-use crate::view::types::{ApiError, ErrorCode};
+use crate::{
+    background,
+    view::types::{ApiError, ErrorCode},
+};
 
 impl ErrorCode {
     fn status(self) -> StatusCode {
@@ -63,6 +66,20 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
         let text: &[u8] = if bytes.trim_ascii().is_empty() { b"{}" } else { &bytes };
         serde_json::from_slice(text).map(Body).map_err(|error| invalid(format!("the body does not fit: {error}")))
     }
+}
+
+/// A document as JSON, made and written in the background: it may be of thousands of backends.
+pub(super) async fn document<T: Send + 'static, D: Serialize>(
+    from: T,
+    document: impl FnOnce(T) -> Result<D, ApiError> + Send + 'static,
+) -> Result<Response, ApiError> {
+    let written = background::spawn(move || {
+        let failed = |error: serde_json::Error| ApiError { code: ErrorCode::Failed, message: error.to_string() };
+        serde_json::to_vec(&document(from)?).map_err(failed)
+    });
+    let failed = |error: JoinError| ApiError { code: ErrorCode::Failed, message: error.to_string() };
+    let text = written.await.map_err(failed)??;
+    Ok(([(header::CONTENT_TYPE, "application/json")], text).into_response())
 }
 
 /// Streams documents as they arrive, one JSON object per line, until the sender is dropped.

@@ -11,7 +11,6 @@ use axum::{
 };
 use tokio::{
     net::TcpListener,
-    task::spawn_blocking,
     time::{error::Elapsed, timeout},
 };
 use tokio_util::sync::CancellationToken;
@@ -19,6 +18,7 @@ use tokio_util::sync::CancellationToken;
 use super::ServeError;
 use crate::{
     agent::handle::AgentHandle,
+    background,
     metrics::CONTENT_TYPE,
     view::{
         ready::not_ready,
@@ -80,6 +80,10 @@ impl Shared {
     async fn snapshot(&self) -> Result<Snapshot, ApiError> {
         timeout(PATIENCE, self.agent.scrape()).await.map_err(late)?
     }
+
+    async fn state(&self) -> Result<Snapshot, ApiError> {
+        timeout(PATIENCE, self.agent.state()).await.map_err(late)?
+    }
 }
 
 fn late(_: Elapsed) -> ApiError {
@@ -88,7 +92,7 @@ fn late(_: Elapsed) -> ApiError {
 
 async fn metrics(State(shared): State<Shared>) -> Response {
     match shared.snapshot().await {
-        Ok(snapshot) => match spawn_blocking(move || (shared.encode)(&snapshot)).await {
+        Ok(snapshot) => match background::spawn(move || (shared.encode)(&snapshot)).await {
             Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
             Err(error) => unavailable(&format!("the metrics could not be encoded: {error}")),
         },
@@ -104,8 +108,8 @@ async fn healthz(State(shared): State<Shared>) -> Response {
 }
 
 async fn readyz(State(shared): State<Shared>) -> Response {
-    match shared.snapshot().await {
-        Ok(snapshot) => match not_ready(&snapshot) {
+    match shared.state().await {
+        Ok(state) => match not_ready(&state) {
             None => "ok\n".into_response(),
             Some(why) => unavailable(&why),
         },

@@ -11,15 +11,15 @@ use axum::{
 };
 use serde::Deserialize;
 
-use super::answer::{Body, Lines, invalid, not_found, parameters};
+use super::answer::{Body, Lines, document, invalid, not_found, parameters};
 use crate::{
     agent::handle::AgentHandle,
     state::{NotAServiceName, ServiceName, ServiceSelector},
     view::{
         trace::{TraceQuery, TraceView},
         types::{
-            ApiError, BackendSelector, BackendView, Changed, DiffView, DropsBy, FlowFilter, FlowView, InterfaceView,
-            LookupQuery, LookupView, ReasonView, ServiceView, Snapshot, Status,
+            ApiError, BackendSelector, BackendView, Changed, DropsBy, FlowFilter, InterfaceView, LookupQuery,
+            LookupView, ServiceView, Snapshot, Status,
         },
     },
 };
@@ -46,18 +46,20 @@ pub(super) fn router(agent: AgentHandle) -> Router {
 }
 
 type Answer<T> = Result<Json<T>, ApiError>;
+/// A document that may be large.
+type Document = Result<Response, ApiError>;
 type Parameters<T> = Result<Query<T>, QueryRejection>;
 
-async fn snapshot(State(agent): State<AgentHandle>) -> Answer<Snapshot> {
-    Ok(Json(agent.snapshot().await?))
+async fn snapshot(State(agent): State<AgentHandle>) -> Document {
+    document(agent.snapshot().await?, Ok).await
 }
 
 async fn status(State(agent): State<AgentHandle>) -> Answer<Status> {
     Ok(Json(agent.scrape().await?.status))
 }
 
-async fn services(State(agent): State<AgentHandle>) -> Answer<Vec<ServiceView>> {
-    Ok(Json(agent.snapshot().await?.services))
+async fn services(State(agent): State<AgentHandle>) -> Document {
+    document(agent.snapshot().await?, |snapshot| Ok(snapshot.services)).await
 }
 
 #[derive(Deserialize)]
@@ -66,13 +68,13 @@ struct BackendsQuery {
     service: Option<String>,
 }
 
-async fn backends(State(agent): State<AgentHandle>, query: Parameters<BackendsQuery>) -> Answer<Vec<BackendView>> {
+async fn backends(State(agent): State<AgentHandle>, query: Parameters<BackendsQuery>) -> Document {
     let BackendsQuery { service } = parameters(query)?;
-    let snapshot = agent.snapshot().await?;
-    match service {
-        Some(service) => Ok(Json(backends_of(snapshot, &service)?)),
-        None => Ok(Json(snapshot.backends)),
-    }
+    let backends = move |snapshot: Snapshot| match service {
+        Some(service) => backends_of(snapshot, &service),
+        None => Ok(snapshot.backends),
+    };
+    document(agent.snapshot().await?, backends).await
 }
 
 fn backends_of(snapshot: Snapshot, service: &str) -> Result<Vec<BackendView>, ApiError> {
@@ -88,9 +90,9 @@ fn backends_of(snapshot: Snapshot, service: &str) -> Result<Vec<BackendView>, Ap
     Ok(snapshot.backends.into_iter().filter(|backend| selector.admits(&backend.service_name())).collect())
 }
 
-async fn flows(State(agent): State<AgentHandle>, query: Parameters<FlowFilter>) -> Answer<Vec<FlowView>> {
+async fn flows(State(agent): State<AgentHandle>, query: Parameters<FlowFilter>) -> Document {
     let filter = parameters(query)?;
-    Ok(Json(agent.flows(filter).await?))
+    document(agent.flows(filter).await?, Ok).await
 }
 
 #[derive(Deserialize)]
@@ -100,13 +102,13 @@ struct DropsQuery {
     by: DropsBy,
 }
 
-async fn drops(State(agent): State<AgentHandle>, query: Parameters<DropsQuery>) -> Answer<Vec<ReasonView>> {
+async fn drops(State(agent): State<AgentHandle>, query: Parameters<DropsQuery>) -> Document {
     let DropsQuery { by } = parameters(query)?;
-    let snapshot = agent.snapshot().await?;
-    Ok(Json(match by {
-        DropsBy::Service => snapshot.drops_by_service,
-        DropsBy::Interface => snapshot.drops,
-    }))
+    let drops = move |snapshot: Snapshot| match by {
+        DropsBy::Service => Ok(snapshot.drops_by_service),
+        DropsBy::Interface => Ok(snapshot.drops),
+    };
+    document(agent.snapshot().await?, drops).await
 }
 
 async fn interfaces(State(agent): State<AgentHandle>) -> Answer<Vec<InterfaceView>> {
@@ -122,8 +124,8 @@ async fn lookup(State(agent): State<AgentHandle>, query: Parameters<LookupQuery>
     Ok(Json(agent.lookup(query).await?))
 }
 
-async fn diff(State(agent): State<AgentHandle>) -> Answer<Vec<DiffView>> {
-    Ok(Json(agent.diff().await?))
+async fn diff(State(agent): State<AgentHandle>) -> Document {
+    document(agent.diff().await?, Ok).await
 }
 
 async fn trace(State(agent): State<AgentHandle>, query: Parameters<TraceQuery>) -> Result<Lines<TraceView>, ApiError> {

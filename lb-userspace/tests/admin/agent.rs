@@ -122,6 +122,10 @@ impl Queries for Canned {
         told
     }
 
+    fn state(&self) -> Snapshot {
+        self.snapshot.lock().unwrap().clone()
+    }
+
     fn backends(&self, chosen: &[BackendId]) -> Vec<BackendView> {
         let is_chosen = |view: &&BackendView| chosen.contains(&view.id());
         self.snapshot.lock().unwrap().backends.iter().filter(is_chosen).cloned().collect()

@@ -180,7 +180,8 @@ fn writes_beyond_a_map_name_the_map_and_the_key() {
     sandbox(async |sandbox| {
         let _data_path = DataPath::open(&sandbox.pin_dir(), BpfLog::Off).unwrap();
         let mut maps = Maps::open(&sandbox.pin_dir()).unwrap();
-        let error = maps.apply(&Write::Backend { index: 1 << 20, backend: Backend::FREE.into() }).unwrap_err().to_string();
+        let error =
+            maps.apply(&Write::Backend { index: 1 << 20, backend: Backend::FREE.into() }).unwrap_err().to_string();
         assert!(error.contains("BACKENDS") && error.contains("1048576"), "{error}");
         assert!(maps.apply(&Write::Slot { at: u32::MAX, from: Slot(0), to: Slot(0), now_ds: 1 }).is_err());
     });

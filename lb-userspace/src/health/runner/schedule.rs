@@ -77,9 +77,11 @@ impl Schedule {
 
     /// A probe has started: schedules the next one within the interval.
     pub(super) fn put_next(&mut self, key: Key, now: Instant, interval: Duration) {
-        let bunched = self.entries.get(&key).is_some_and(|entry| entry.bunched);
-        self.remove(key);
-        self.put(key, Entry { due: now + gap(interval, bunched), bunched: false });
+        let Some(entry) = self.entries.get_mut(&key) else { return };
+        let next = now + gap(interval, std::mem::take(&mut entry.bunched));
+        let before = std::mem::replace(&mut entry.due, next);
+        self.due.remove(&(before, key));
+        self.due.insert((next, key));
     }
 
     fn put(&mut self, key: Key, entry: Entry) {

@@ -28,12 +28,7 @@ fn start(targets: Vec<ProbeTarget>, concurrency: usize, prober: Option<Prober>) 
     start_hooked(targets, concurrency, prober, Arc::new(|_| Box::new(|_| {})))
 }
 
-fn start_hooked(
-    targets: Vec<ProbeTarget>,
-    concurrency: usize,
-    prober: Option<Prober>,
-    durations: Durations,
-) -> Bed {
+fn start_hooked(targets: Vec<ProbeTarget>, concurrency: usize, prober: Option<Prober>, durations: Durations) -> Bed {
     let (targets, received) = watch::channel(targets);
     let (sender, events) = mpsc::channel(16);
     let shutdown = CancellationToken::new();

@@ -171,9 +171,9 @@ fn with_probes(arguments: &Arguments, scene: &Scene, size: &Size, report: &mut R
     thread::sleep(CALM);
 
     let pid = agent.pid()?;
-    let before = scene.accepted();
+    let before = scene.probes()?;
     let used = Usage::during(pid, Duration::from_secs(arguments.seconds.into()))?;
-    let probes = scene.accepted() - before;
+    let probes = scene.probes()? - before;
     let rate = probes as f64 / used.time.as_secs_f64();
     report.add("probes_rate", "probed: probes a second", rate, "/s", None);
     report.add("probes", "probed: processor time, of one core", used.all_percent(), "%", Some(PROBES_PERCENT));

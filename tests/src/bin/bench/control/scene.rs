@@ -5,10 +5,6 @@ use std::{
     io,
     net::{IpAddr, SocketAddr, TcpListener},
     os::fd::{AsRawFd, OwnedFd},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
     thread,
     time::{Duration, Instant},
 };
@@ -34,8 +30,6 @@ use super::{
 /// Removed whole when dropped.
 pub struct Scene {
     supervisor: Supervisor,
-    /// Connections that the server has accepted.
-    accepted: Arc<AtomicU64>,
     pub bed: Bed,
 }
 
@@ -45,9 +39,8 @@ const PATIENCE: Duration = Duration::from_secs(600);
 impl Scene {
     pub fn new() -> Result<Self> {
         let bed = Bed::new(Layout::Routed, 1)?;
-        let accepted = Arc::new(AtomicU64::new(0));
-        answer_for_all(&bed, &accepted)?;
-        Ok(Self { supervisor: Supervisor::new(&bed.dir())?, accepted, bed })
+        answer_for_all(&bed)?;
+        Ok(Self { supervisor: Supervisor::new(&bed.dir())?, bed })
     }
 
     /// An agent that reports to this scene, not started yet.
@@ -80,8 +73,12 @@ impl Scene {
         all_up.map(drop)
     }
 
-    pub fn accepted(&self) -> u64 {
-        self.accepted.load(Ordering::Relaxed)
+    /// How many probes the server has seen begin. Most of them no program of the server ever sees:
+    /// they end before the handshake does.
+    pub fn probes(&self) -> Result<u64> {
+        let text = check(self.server()?.command("nft").args(["list", "counter", "inet", "bench", "probes"]))?;
+        let packets = text.split_whitespace().skip_while(|word| *word != "packets").nth(1);
+        packets.and_then(|packets| packets.parse().ok()).with_context(|| format!("no count of packets in {text:?}"))
     }
 
     /// From now on the server refuses connections to these addresses.
@@ -111,22 +108,23 @@ impl Scene {
 
 /// Sends what is for the backends to the bed's one server, whose loopback interface takes whole
 /// prefixes as its own, and accepts there.
-fn answer_for_all(bed: &Bed, accepted: &Arc<AtomicU64>) -> Result<()> {
+fn answer_for_all(bed: &Bed) -> Result<()> {
     let server = bed.servers.first().context("the bed has no server")?;
     let (v4, v6) = (server_v4(1), server_v6(1));
     bed.lb.ip(&format!("route add {BACKENDS_V4} via {v4}\n-6 route add {BACKENDS_V6} via {v6}"))?;
     server.ip(&format!("route add local {BACKENDS_V4} dev lo\n-6 route add local {BACKENDS_V6} dev lo"))?;
     let rules = "table inet bench { set refused4 { type ipv4_addr; }; set refused6 { type ipv6_addr; }; \
+                 counter probes { }; \
                  chain input { type filter hook input priority 0; \
+                 tcp flags & (syn | ack) == syn counter name probes; \
                  ip daddr @refused4 tcp flags syn reject with tcp reset; \
                  ip6 daddr @refused6 tcp flags syn reject with tcp reset; }; }";
     check(server.command("nft").arg(rules))?;
     for address in ["0.0.0.0", "::"] {
         let address = SocketAddr::new(address.parse()?, PORT);
         let listener = server.run(move || listener(address))?.with_context(|| format!("can't listen at {address}"))?;
-        let accepted = Arc::clone(accepted);
         let accepting = thread::Builder::new().name(format!("accepts at {address}"));
-        accepting.spawn(move || accept_all(&listener, &accepted)).context("can't start a thread")?;
+        accepting.spawn(move || accept_all(&listener)).context("can't start a thread")?;
     }
     Ok(())
 }
@@ -144,16 +142,16 @@ fn listener(address: SocketAddr) -> Result<TcpListener> {
 }
 
 /// Ends with the process.
-fn accept_all(listener: &TcpListener, accepted: &AtomicU64) {
+fn accept_all(listener: &TcpListener) {
     loop {
         match listener.accept() {
-            Ok(_) => accepted.fetch_add(1, Ordering::Relaxed),
+            Ok(_) => {}
             // The probe has ended the connection already.
-            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => continue,
+            Err(error) if error.kind() == io::ErrorKind::ConnectionAborted => {}
             Err(error) => {
                 eprintln!("warning: the server accepts no more: {error}");
                 return;
             }
-        };
+        }
     }
 }

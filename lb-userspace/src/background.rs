@@ -1,0 +1,56 @@
+//! Threads of low priority, for work that may block or take long: documents for people, scrapes,
+//! passes over tables. On a busy machine such work gives way to the health of backends, for which
+//! connections wait.
+
+use std::sync::LazyLock;
+
+use rustix::process::setpriority_process;
+use tokio::{
+    runtime::{Builder, Runtime},
+    task::JoinHandle,
+};
+use tracing::warn;
+
+/// How nice the threads are, from 0 (as all others) to 19.
+const NICE: i32 = 10;
+/// So many pieces of work at a time; more wait.
+const THREADS: usize = 8;
+
+/// Runs `work` on one of the threads.
+pub fn spawn<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> JoinHandle<T> {
+    static THREADS_OF_LOW_PRIORITY: LazyLock<Option<Runtime>> = LazyLock::new(start);
+    match &*THREADS_OF_LOW_PRIORITY {
+        Some(runtime) => runtime.spawn_blocking(work),
+        None => tokio::task::spawn_blocking(work),
+    }
+}
+
+/// A runtime of which only the threads for blocking work are used.
+fn start() -> Option<Runtime> {
+    let be_nice = || {
+        // Without a process id, this is about the calling thread alone.
+        if let Err(error) = setpriority_process(None, NICE) {
+            warn!(%error, "a thread for work in the background has the priority of all others");
+        }
+    };
+    let runtime = Builder::new_current_thread()
+        .thread_name("background")
+        .max_blocking_threads(THREADS)
+        .on_thread_start(be_nice)
+        .build();
+    runtime.inspect_err(|error| warn!(%error, "work in the background has the priority of all other work")).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::process::getpriority_process;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn work_has_a_low_priority_and_its_caller_keeps_its_own() {
+        let before = getpriority_process(None).unwrap();
+        let inside = spawn(|| getpriority_process(None).unwrap()).await.unwrap();
+        assert_eq!((inside, getpriority_process(None).unwrap()), (NICE.max(before), before));
+    }
+}
