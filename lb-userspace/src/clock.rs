@@ -1,6 +1,7 @@
-//! The two clocks of the agent: Unix time for people and documents, boot time for the maps.
+//! The clocks of the agent: Unix time for people and documents, boot time for the maps, processor
+//! time for work that must not take too much of it.
 
-use std::time::{SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use nix::time::{ClockId, clock_gettime};
 
@@ -9,6 +10,11 @@ pub fn boottime_ns() -> u64 {
     clock_gettime(ClockId::CLOCK_BOOTTIME)
         .map(|time| time.tv_sec() as u64 * 1_000_000_000 + time.tv_nsec() as u64)
         .unwrap_or(0)
+}
+
+/// How much processor time this thread has had.
+pub fn thread_time() -> Duration {
+    clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from).unwrap_or_default()
 }
 
 /// Seconds since the Unix epoch.

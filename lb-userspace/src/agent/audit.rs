@@ -3,10 +3,7 @@
 
 use std::{path::Path, sync::Arc, time::Duration};
 
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep},
-};
+use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 
 use super::{passes::Passes, published::Published};
@@ -44,12 +41,11 @@ async fn run(auditor: Auditor, found: watch::Sender<u64>) {
     let mut pause = PAUSE;
     loop {
         sleep(pause).await;
-        let begun = Instant::now();
         let Ok(is_wrong) = passes.pass(Auditor::look).await else { return };
         if is_wrong == Some(true) {
             found.send_modify(|found| *found += 1);
         }
-        pause = pause_after(begun.elapsed());
+        pause = pause_after(passes.took());
     }
 }
 

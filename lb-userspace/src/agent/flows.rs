@@ -116,7 +116,6 @@ async fn run(tables: FlowTables, publish: watch::Sender<Counted>, mut need: Need
         "the pass over the flow tables has failed; drains end by their time-outs alone",
     );
     loop {
-        let begun = Instant::now();
         let wanted = *need.told.borrow();
         if let Some(WantedPasses { timeouts, .. }) = wanted {
             let began_ns = boottime_ns();
@@ -129,7 +128,7 @@ async fn run(tables: FlowTables, publish: watch::Sender<Counted>, mut need: Need
         tokio::select! {
             biased;
             () = shutdown.cancelled() => return,
-            () = need.wait(begun.elapsed()) => {}
+            () = need.wait(passes.took()) => {}
         }
     }
 }

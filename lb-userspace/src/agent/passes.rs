@@ -1,16 +1,18 @@
 //! Passes that take their time, one after the other, each in the background.
 
-use std::fmt::Display;
+use std::{fmt::Display, time::Duration};
 
 use tracing::error;
 
-use crate::background;
+use crate::{background, clock::thread_time};
 
 /// What works in the passes, and what is said when they fail.
 pub struct Passes<T> {
     /// `None` while a pass runs, and after one that has panicked.
     worker: Option<T>,
     is_failing: bool,
+    /// How much processor time the last pass took.
+    took: Duration,
     /// Said of the first failure in a row, and if a pass panics.
     failed: &'static str,
     ended: &'static str,
@@ -22,7 +24,12 @@ pub struct Ended;
 
 impl<T: Send + 'static> Passes<T> {
     pub const fn new(worker: T, failed: &'static str, ended: &'static str) -> Self {
-        Self { worker: Some(worker), is_failing: false, failed, ended }
+        Self { worker: Some(worker), is_failing: false, took: Duration::ZERO, failed, ended }
+    }
+
+    /// How much processor time the last pass took. On a busy machine it may have lasted much longer.
+    pub const fn took(&self) -> Duration {
+        self.took
     }
 
     /// The result of a pass; `None` if it failed, which is logged.
@@ -32,14 +39,15 @@ impl<T: Send + 'static> Passes<T> {
     ) -> Result<Option<R>, Ended> {
         let Some(mut worker) = self.worker.take() else { return Err(Ended) };
         let pass = background::spawn(move || {
+            let begun = thread_time();
             let result = work(&mut worker);
-            (worker, result)
+            (worker, result, thread_time().saturating_sub(begun))
         });
-        let (worker, result) = pass.await.map_err(|error| {
+        let (worker, result, took) = pass.await.map_err(|error| {
             error!(%error, "{}", self.ended);
             Ended
         })?;
-        self.worker = Some(worker);
+        (self.worker, self.took) = (Some(worker), took);
         let was_failing = std::mem::replace(&mut self.is_failing, result.is_err());
         if let Err(error) = &result
             && !was_failing

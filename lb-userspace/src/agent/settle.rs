@@ -2,10 +2,7 @@
 
 use std::{path::Path, time::Duration};
 
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep},
-};
+use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
@@ -49,6 +46,8 @@ pub fn start(
 const PAUSE: Duration = Duration::from_millis(500);
 /// Pause this many times as long as the last pass took, to cap CPU use at 5 % of a core.
 const PAUSES_PER_PASS: u32 = 20;
+/// However long a pass takes: until a slot settles, its old connections cost more.
+const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// Every slot that was settled stays so until the owner of the maps writes it, so there is nothing
 /// to do until then. This is for whatever somebody else has changed.
 const REST: Duration = Duration::from_secs(30);
@@ -67,7 +66,6 @@ async fn run(
     let mut rests = false;
     let mut is_full = false;
     loop {
-        let begun = Instant::now();
         let scope = told.borrow_and_update().clone();
         if let Some(scope) = scope {
             let began_ns = boottime_ns();
@@ -85,7 +83,7 @@ async fn run(
         tokio::select! {
             biased;
             () = shutdown.cancelled() => return,
-            () = sleep(if rests { REST } else { PAUSE.max(begun.elapsed() * PAUSES_PER_PASS) }) => {}
+            () = sleep(if rests { REST } else { (passes.took() * PAUSES_PER_PASS).clamp(PAUSE, LONGEST_PAUSE) }) => {}
             Ok(()) = told.changed(), if rests => {}
         }
     }

@@ -1,13 +1,14 @@
 //! `limits` that are raised and lowered at restarts, under load.
 
-use std::fs;
+use std::{fs, time::Duration};
 
 use anyhow::{Context, Result, ensure};
 use lb_userspace::dataplane::image::Image;
 use weir_tests::{
     bed::{Bed, Layout},
     config::AgentConfig,
-    slots::read,
+    process::wait_for,
+    slots::{read, unsettled},
 };
 
 use crate::scene::{HEALTH, Scene, seconds, stop_without_failure};
@@ -22,6 +23,7 @@ fn dsr_l2_maps_grow_and_shrink_at_restarts_without_loss() -> Result<()> {
     maps_grow_and_shrink(Layout::SharedL2)
 }
 
+const SETTLED_WITHIN: Duration = Duration::from_secs(30);
 const RAISED: &str = "backends: 65536, ringSlots: 16777216, services: 65536, addresses: 262144";
 const LOWERED: &str = "backends: 1024, ringSlots: 32768, services: 1024, addresses: 1024";
 
@@ -37,6 +39,8 @@ fn maps_grow_and_shrink(layout: Layout) -> Result<()> {
         scene.agent.configure(&config)?;
         let said = scene.agent.cli(&["reload"])?;
         ensure!(said.contains("restart") && said.contains("limits"), "the reload says: {said}");
+        // Slots that have just begun have flags, which go as they settle.
+        wait_for("every slot has settled", SETTLED_WITHIN, || Ok(unsettled(&scene.agent.pin_dir)? == 0))?;
         let (before, slots) = read(&scene.agent.pin_dir)?;
         scene.agent.stop()?;
         scene.agent.start_again()?;
