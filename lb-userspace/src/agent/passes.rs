@@ -27,7 +27,8 @@ impl<T: Send + 'static> Passes<T> {
         Self { worker: Some(worker), is_failing: false, took: Duration::ZERO, failed, ended }
     }
 
-    /// How much processor time the last pass took. On a busy machine it may have lasted much longer.
+    /// How much processor time the last pass took. On a busy machine it may have lasted much
+    /// longer.
     pub const fn took(&self) -> Duration {
         self.took
     }
