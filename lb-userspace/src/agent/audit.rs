@@ -14,6 +14,8 @@ const PAUSE: Duration = Duration::from_secs(5);
 /// percent of a core.
 const PAUSES_PER_PASS: u32 = 300;
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// The time until a difference is looked at again: if the owner was just writing, it is gone.
+const AGAIN: Duration = Duration::from_millis(500);
 /// After so many comparisons in a row during each of which the owner wrote, the owner compares.
 const UNDECIDED: u32 = 5;
 
@@ -41,7 +43,12 @@ async fn run(auditor: Auditor, found: watch::Sender<u64>) {
     let mut pause = PAUSE;
     loop {
         sleep(pause).await;
-        let Ok(is_wrong) = passes.pass(Auditor::look).await else { return };
+        let Ok(mut is_wrong) = passes.pass(Auditor::look).await else { return };
+        if is_wrong == Some(true) {
+            sleep(AGAIN).await;
+            let Ok(still) = passes.pass(Auditor::look).await else { return };
+            is_wrong = still;
+        }
         if is_wrong == Some(true) {
             found.send_modify(|found| *found += 1);
         }
@@ -72,7 +79,7 @@ impl Auditor {
         let is_alike = image == published.programmed.image() && self.maps.wrong_filter_words(&image)?.is_empty();
         let is_decided = is_alike || Arc::ptr_eq(&published, &self.published.borrow());
         self.undecided = if is_decided { 0 } else { self.undecided + 1 };
-        Ok(!is_alike && (is_decided || self.undecided.is_multiple_of(UNDECIDED)))
+        Ok(!is_alike && (is_decided || self.undecided >= UNDECIDED))
     }
 }
 
