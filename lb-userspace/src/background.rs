@@ -1,6 +1,5 @@
-//! Threads of low priority, for work that may block or take long: documents for people, scrapes,
-//! passes over tables. On a busy machine such work gives way to the health of backends, for which
-//! connections wait.
+//! Threads of low priority, for what people and scrapes ask: documents of thousands of backends.
+//! On a busy machine such work gives way to the health of backends, for which connections wait.
 
 use std::sync::LazyLock;
 

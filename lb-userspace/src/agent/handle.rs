@@ -3,7 +3,10 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, oneshot};
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::spawn_blocking,
+};
 
 use crate::{
     background,
@@ -90,9 +93,10 @@ impl AgentHandle {
         self.read(|reader| Ok(reader.snapshot(Rates::Known))).await
     }
 
-    /// See [`Queries::state`].
+    /// See [`Queries::state`]. Not in the background: other machines judge this node by it.
     pub async fn state(&self) -> Result<Snapshot, ApiError> {
-        self.read(|reader| Ok(reader.state())).await
+        let reader = self.reader.clone();
+        spawn_blocking(move || reader.state()).await.map_err(|_| stopping())
     }
 
     pub async fn flows(&self, filter: FlowFilter) -> Result<Vec<FlowView>, ApiError> {

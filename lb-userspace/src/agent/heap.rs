@@ -3,19 +3,16 @@
 
 use std::time::Duration;
 
-use tokio::{
-    sync::watch,
-    time::{sleep, timeout},
-};
+use tokio::{sync::watch, task::spawn_blocking, time::sleep};
 use tokio_util::sync::CancellationToken;
 
-use crate::{background, heap};
+use crate::heap;
 
-/// The shortest time from one time to the next, and the longest.
-const PAUSES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(60));
+/// The shortest time from one time to the next.
+const PAUSE: Duration = Duration::from_secs(1);
 
-/// Starts the task on the current runtime. It gives memory back after each send, and from time to
-/// time.
+/// Starts the task on the current runtime. It gives memory back after each send. Not in the
+/// background, because it locks the heaps: a thread of low priority would hold the locks for long.
 pub fn start(shutdown: CancellationToken) -> watch::Sender<()> {
     let (ask, asked) = watch::channel(());
     tokio::spawn(async move {
@@ -28,9 +25,8 @@ pub fn start(shutdown: CancellationToken) -> watch::Sender<()> {
 }
 
 async fn run(mut asked: watch::Receiver<()>) {
-    let (shortest, longest) = PAUSES;
-    while !matches!(timeout(longest, asked.changed()).await, Ok(Err(_))) {
-        drop(background::spawn(heap::give_back).await);
-        sleep(shortest).await;
+    while asked.changed().await.is_ok() {
+        drop(spawn_blocking(heap::give_back).await);
+        sleep(PAUSE).await;
     }
 }

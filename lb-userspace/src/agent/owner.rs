@@ -95,6 +95,7 @@ pub struct Owner {
     links: Links,
     /// Services to plan again with the next tick.
     due: BTreeSet<ServiceName>,
+    ticked_at: Instant,
     /// When each service became known to this agent.
     seen_since: Arc<BTreeMap<ServiceName, Instant>>,
     /// Until when backends without a verdict keep the agent from being ready; `None` once it has
@@ -178,6 +179,7 @@ impl Owner {
             state_dir,
             links,
             due: BTreeSet::new(),
+            ticked_at: Instant::now(),
             seen_since: Arc::default(),
             starting_until: Some(Instant::now() + startup_time),
             reloads: 0,
@@ -383,6 +385,7 @@ impl Owner {
     }
 
     fn tick(&mut self, tick: u32) {
+        self.ticked_at = Instant::now();
         if self.writer.retry_at().is_none() {
             self.plan_what_is_due(tick);
         }
@@ -443,6 +446,9 @@ impl Owner {
             if !due.is_empty() {
                 self.reconcile(Scope::Services(due));
             }
+            if self.writer.sync().last_error.is_some() && Instant::now() < until {
+                return;
+            }
             self.starting_until = None;
             self.publish();
             self.links.give_back.send_replace(());
@@ -487,11 +493,19 @@ impl Owner {
             return;
         }
         let (mut now, mut later) = (BTreeSet::new(), BTreeSet::new());
-        for HealthEvent { id, from, .. } in &events {
-            let waits = *from == Health::Unknown && self.may_wait(&id.service);
-            if waits { &mut later } else { &mut now }.insert(id.service.clone());
+        for HealthEvent { id: BackendId { service, .. }, from, .. } in &events {
+            if now.contains(service) || *from == Health::Unknown && later.contains(service) {
+                continue;
+            }
+            let waits = *from == Health::Unknown && self.may_wait(service);
+            if waits { &mut later } else { &mut now }.insert(service.clone());
         }
         self.due.extend(later);
+        // While verdict follows verdict there is no tick.
+        if self.ticked_at.elapsed() > TICK {
+            self.ticked_at = Instant::now();
+            now.append(&mut self.due);
+        }
         if !now.is_empty() {
             self.reconcile(Scope::Services(now));
         }

@@ -1,10 +1,11 @@
-//! Passes that take their time, one after the other, each in the background.
+//! Passes that take their time, one after the other, each on a blocking thread.
 
 use std::{fmt::Display, time::Duration};
 
+use tokio::task::spawn_blocking;
 use tracing::error;
 
-use crate::{background, clock::thread_time};
+use crate::clock::thread_time;
 
 /// What works in the passes, and what is said when they fail.
 pub struct Passes<T> {
@@ -39,7 +40,7 @@ impl<T: Send + 'static> Passes<T> {
         work: impl FnOnce(&mut T) -> Result<R, E> + Send + 'static,
     ) -> Result<Option<R>, Ended> {
         let Some(mut worker) = self.worker.take() else { return Err(Ended) };
-        let pass = background::spawn(move || {
+        let pass = spawn_blocking(move || {
             let begun = thread_time();
             let result = work(&mut worker);
             (worker, result, thread_time().saturating_sub(begun))

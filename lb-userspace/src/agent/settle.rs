@@ -44,7 +44,8 @@ pub fn start(
 }
 
 const PAUSE: Duration = Duration::from_millis(500);
-/// Pause this many times as long as the last pass took, to cap CPU use at 5 % of a core.
+/// Pause this many times as long as the last pass took, to cap CPU use at 5 % of a core if a pass
+/// takes less than a tenth of a second.
 const PAUSES_PER_PASS: u32 = 20;
 /// However long a pass takes: until a slot settles, its old connections cost more.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);

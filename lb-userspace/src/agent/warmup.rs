@@ -36,8 +36,13 @@ impl Warmup {
     /// service is warming up, serves already in each family, and more first verdicts are to come.
     /// Otherwise each verdict of a start would be planned and written alone. `wanted` is what was
     /// written last.
+    ///
+    /// Only in `nat`, where flows have entries of their own: in DSR modes a slot that will still
+    /// move should do so before it has flows.
     pub fn may_wait(&self, wanted: &WantedService, desired: &Desired, health: &HealthOf) -> bool {
-        let Some(service) = desired.service(&wanted.name) else { return false };
+        let Some(service) = desired.service(&wanted.name).filter(|service| !service.mode.is_dsr()) else {
+            return false;
+        };
         let eligible = || wanted.backends.iter().filter(|backend| backend.is_eligible);
         let serves = |vip: &IpAddr| eligible().any(|backend| backend.address.is_ipv4() == vip.is_ipv4());
         self.0.contains_key(&wanted.name) && wanted.vips.iter().all(serves) && !are_judged(service, desired, health)
@@ -88,10 +93,10 @@ mod tests {
     };
 
     /// Two backends that are probed.
-    fn desired() -> Desired {
-        let text = "version: 1\ninterfaces: [eth0]\nservices:\n  - { name: web, vips: [192.0.2.1], port: 80, mode: dsr-l2, health: { tcp: {}, interval: 1s, fall: 3, timeout: 1s }, \
+    fn desired(mode: &str) -> Desired {
+        let text = "version: 1\ninterfaces: [eth0]\nservices:\n  - { name: web, vips: [192.0.2.1], port: 80, mode: MODE, health: { tcp: {}, interval: 1s, fall: 3, timeout: 1s }, \
                     backends: [{ address: 10.0.0.1, port: 80 }, { address: 10.0.0.2, port: 80 }] }\n";
-        let config = Arc::new(crate::config::parse(text, Path::new("weir.yaml")).unwrap());
+        let config = Arc::new(crate::config::parse(&text.replace("MODE", mode), Path::new("weir.yaml")).unwrap());
         Desired {
             config,
             limits: Limits::default(),
@@ -109,7 +114,7 @@ mod tests {
 
     #[test]
     fn first_verdicts_wait_for_the_tick_once_the_service_serves_and_until_the_last_of_them() {
-        let (desired, now) = (desired(), Instant::now());
+        let (desired, now) = (desired("nat"), Instant::now());
         let mut warmup = Warmup::default();
         warmup.admit(&desired, &Image::default(), now);
         let mut health = HealthOf::new();
@@ -120,6 +125,8 @@ mod tests {
         assert!(!warmup.may_wait(&before, &desired, &health), "nothing serves yet");
         let serving = written(&health);
         assert!(warmup.may_wait(&serving, &desired, &health), "another verdict is to come");
+        let dsr = super::tests::desired("dsr-l2");
+        assert!(!warmup.may_wait(&serving, &dsr, &health), "a slot that moves has flows without entries");
         health.insert(id("10.0.0.2:80"), (Health::Up, 1));
         assert!(!warmup.may_wait(&serving, &desired, &health), "the last one");
         assert!(!Warmup::default().may_wait(&serving, &desired, &HealthOf::new()), "not warming up");
@@ -127,7 +134,7 @@ mod tests {
 
     #[test]
     fn service_begins_until_every_backend_is_judged_and_only_if_the_maps_do_not_know_it() {
-        let (desired, now) = (desired(), Instant::now());
+        let (desired, now) = (desired("dsr-l2"), Instant::now());
         let web = BTreeSet::from([ServiceName::of_file("web")]);
         let mut known = Image::default();
         let entry = Service {

@@ -127,7 +127,8 @@ async fn connect(address: SocketAddr, probe: &Probe) -> Result<TcpStream, Failur
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(failed)?;
     socket.set_zero_linger().map_err(failed)?;
     if matches!(probe, Probe::Tcp) {
-        SockRef::from(&socket).set_tcp_quickack(false).map_err(failed)?;
+        // Without it the probe says the same.
+        SockRef::from(&socket).set_tcp_quickack(false).ok();
     }
     socket.connect(address).await.map_err(failed)
 }
