@@ -28,12 +28,7 @@ pub fn start(
     shutdown: CancellationToken,
 ) -> Result<(), MapsError> {
     let auditor = Auditor { maps: Maps::open(pin_dir)?, published, undecided: 0 };
-    tokio::spawn(async move {
-        tokio::select! {
-            () = shutdown.cancelled() => {}
-            () = run(auditor, found) => {}
-        }
-    });
+    tokio::spawn(shutdown.run_until_cancelled_owned(run(auditor, found)));
     Ok(())
 }
 

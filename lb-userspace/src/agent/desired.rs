@@ -63,9 +63,7 @@ impl Rings {
         let limits = config.node.limits;
         let desired = Desired { config, limits, holds: false, seed, overrides, since_ns: 0, is_traced: false };
         let mut rings = Self::default();
-        for service in &desired.config.services {
-            drop(wanted_service(service, &desired, &HealthOf::new(), &Node::default(), &mut rings));
-        }
+        drop(wanted(&desired, &HealthOf::new(), &Node::default(), &mut rings));
         rings
     }
 

@@ -15,12 +15,7 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// background, because it locks the heaps: a thread of low priority would hold the locks for long.
 pub fn start(shutdown: CancellationToken) -> watch::Sender<()> {
     let (ask, asked) = watch::channel(());
-    tokio::spawn(async move {
-        tokio::select! {
-            () = shutdown.cancelled() => {}
-            () = run(asked) => {}
-        }
-    });
+    tokio::spawn(shutdown.run_until_cancelled_owned(run(asked)));
     ask
 }
 

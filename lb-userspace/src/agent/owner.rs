@@ -410,8 +410,14 @@ impl Owner {
         if is_whole {
             self.due.clear();
             self.reconcile(Scope::All(Read::Cached));
-        } else if !self.due.is_empty() {
-            let due = std::mem::take(&mut self.due);
+        } else {
+            self.reconcile_due();
+        }
+    }
+
+    fn reconcile_due(&mut self) {
+        let due = std::mem::take(&mut self.due);
+        if !due.is_empty() {
             self.reconcile(Scope::Services(due));
         }
     }
@@ -442,10 +448,7 @@ impl Owner {
         }
         if Instant::now() >= until || is_judged(&self.desired, &self.health) {
             // The last verdicts are on the slots before anybody is told.
-            let due = std::mem::take(&mut self.due);
-            if !due.is_empty() {
-                self.reconcile(Scope::Services(due));
-            }
+            self.reconcile_due();
             if self.writer.sync().last_error.is_some() && Instant::now() < until {
                 return;
             }

@@ -102,6 +102,24 @@ mod tests {
     }
 
     #[test]
+    fn sample_of_some_services_is_compared_with_the_last_one_of_all_that_is_neither_too_young_nor_too_old() {
+        let begun = Instant::now();
+        let at = |millis| begun + Duration::from_millis(millis);
+        let mut samples = Samples::default();
+        let age = |samples: &Samples, millis| {
+            let Sampled { now, before } = samples.beside(Some(sample(at(millis))));
+            before.map(|before| now.unwrap().at.saturating_duration_since(before.at).as_millis())
+        };
+        assert_eq!(age(&samples, 0), None);
+        for millis in [0, 1500] {
+            samples.take(Rates::Known, || Some(sample(at(millis))));
+        }
+        assert_eq!(age(&samples, 1900), Some(1900), "the newer one is too young");
+        assert_eq!(age(&samples, 4000), Some(2500));
+        assert_eq!(age(&samples, 60_000), None, "nobody had asked for long");
+    }
+
+    #[test]
     fn rates_that_must_be_measured_are_measured_over_a_short_time() {
         let mut samples = Samples::default();
         let Sampled { now, before } = samples.take(Rates::Measured, || Some(sample(Instant::now())));

@@ -57,7 +57,7 @@ pub struct HealthEvent {
 }
 
 /// The current health view of every target. The probes write to the machines, each under a lock of
-/// its own: a reader of all views holds up no probe for longer than one view takes.
+/// its own: a reader of all views holds up only the probe whose view it is just copying.
 #[derive(Clone, Debug, Default)]
 pub struct HealthViews(Arc<RwLock<BTreeMap<BackendId, SharedMachine>>>);
 

@@ -1,6 +1,6 @@
 //! Answers and refusals as HTTP responses.
 
-use std::io;
+use std::{fmt::Display, io};
 
 use axum::{
     Json,
@@ -12,7 +12,7 @@ use axum::{
 use bytes::Bytes;
 use futures_util::stream;
 use serde::{Serialize, de::DeserializeOwned};
-use tokio::{sync::mpsc, task::JoinError};
+use tokio::sync::mpsc;
 
 use crate::{
     background,
@@ -45,6 +45,10 @@ pub(super) fn not_found(message: impl Into<String>) -> ApiError {
     ApiError { code: ErrorCode::NotFound, message: message.into() }
 }
 
+fn failed(error: impl Display) -> ApiError {
+    ApiError { code: ErrorCode::Failed, message: error.to_string() }
+}
+
 /// The parameters of a request, or why they are invalid.
 pub(super) fn parameters<T>(query: Result<Query<T>, QueryRejection>) -> Result<T, ApiError> {
     match query {
@@ -73,11 +77,7 @@ pub(super) async fn document<T: Send + 'static, D: Serialize>(
     from: T,
     document: impl FnOnce(T) -> Result<D, ApiError> + Send + 'static,
 ) -> Result<Response, ApiError> {
-    let written = background::spawn(move || {
-        let failed = |error: serde_json::Error| ApiError { code: ErrorCode::Failed, message: error.to_string() };
-        serde_json::to_vec(&document(from)?).map_err(failed)
-    });
-    let failed = |error: JoinError| ApiError { code: ErrorCode::Failed, message: error.to_string() };
+    let written = background::spawn(move || serde_json::to_vec(&document(from)?).map_err(failed));
     let text = written.await.map_err(failed)??;
     Ok(([(header::CONTENT_TYPE, "application/json")], text).into_response())
 }

@@ -9,10 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use tokio::{
-    net::TcpListener,
-    time::{error::Elapsed, timeout},
-};
+use tokio::{net::TcpListener, time::timeout};
 use tokio_util::sync::CancellationToken;
 
 use super::ServeError;
@@ -74,20 +71,21 @@ struct Shared {
 impl Shared {
     /// Whether the owner of the maps answers.
     async fn ping(&self) -> Result<(), ApiError> {
-        timeout(PATIENCE, self.agent.ping()).await.map_err(late)?
+        in_time(self.agent.ping()).await
     }
 
     async fn snapshot(&self) -> Result<Snapshot, ApiError> {
-        timeout(PATIENCE, self.agent.scrape()).await.map_err(late)?
+        in_time(self.agent.scrape()).await
     }
 
     async fn state(&self) -> Result<Snapshot, ApiError> {
-        timeout(PATIENCE, self.agent.state()).await.map_err(late)?
+        in_time(self.agent.state()).await
     }
 }
 
-fn late(_: Elapsed) -> ApiError {
-    ApiError { code: ErrorCode::Unavailable, message: format!("no answer within {PATIENCE:?}") }
+async fn in_time<T>(answer: impl Future<Output = Result<T, ApiError>>) -> Result<T, ApiError> {
+    let late = |_| ApiError { code: ErrorCode::Unavailable, message: format!("no answer within {PATIENCE:?}") };
+    timeout(PATIENCE, answer).await.map_err(late)?
 }
 
 async fn metrics(State(shared): State<Shared>) -> Response {
