@@ -316,6 +316,7 @@ impl Owner {
         let written = block_in_place(|| self.writer.write(scope, &self.wanted, &in_use, warming_up));
         let Some(written) = written else { return };
         let expired = self.warmup.expire(&self.desired, &self.health, Instant::now());
+        let scope_differs = written.is_whole || !expired.is_empty();
         self.due.extend(expired);
         for gone in &written.gone {
             let BackendId { service, address } = gone;
@@ -325,6 +326,9 @@ impl Owner {
         // the same address.
         if !written.gone.is_empty() {
             self.forget_overrides();
+        }
+        if scope_differs {
+            self.note_scope();
         }
         if written.is_whole {
             self.note_services();
@@ -352,14 +356,18 @@ impl Owner {
         self.links.flow_passes.send_if_modified(|told| std::mem::replace(told, passes) != passes);
     }
 
-    /// Notes what has changed in the set of services.
-    fn note_services(&mut self) {
-        let scope = Some(settle::scope::Scope::of(&self.wanted, self.writer.programmed()));
+    /// Tells the settle task which rings there are.
+    fn note_scope(&self) {
+        let scope = Some(settle::scope::Scope::of(&self.wanted, self.writer.programmed(), &self.warmup.names()));
         self.links.settle_scope.send_if_modified(|told| {
             let differs = *told != scope;
             *told = scope;
             differs
         });
+    }
+
+    /// Notes what has changed in the set of services.
+    fn note_services(&mut self) {
         let services = &self.desired.config.services;
         let is_same = self.seen_since.keys().eq(services.iter().map(|service| &service.name));
         if !is_same {
@@ -392,7 +400,11 @@ impl Owner {
     }
 
     fn plan_what_is_due(&mut self, tick: u32) {
-        self.due.extend(self.warmup.expire(&self.desired, &self.health, Instant::now()));
+        let expired = self.warmup.expire(&self.desired, &self.health, Instant::now());
+        if !expired.is_empty() {
+            self.note_scope();
+        }
+        self.due.extend(expired);
         let now_ns = boottime_ns();
         let programmed = self.writer.programmed();
         let mut is_whole = tick.is_multiple_of(PLAN_EVERY);

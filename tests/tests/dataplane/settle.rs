@@ -194,7 +194,8 @@ impl Address for [u32; 4] {
 }
 
 fn scope() -> Scope {
-    let ring = |(family, offset)| RingScope { family, offset, len: LEN, service: 1, settle_ns: SETTLE };
+    let ring =
+        |(family, offset)| RingScope { family, offset, len: LEN, service: 1, settle_ns: SETTLE, is_warming_up: false };
     let vips: [SocketAddr; 2] = ["192.0.2.10:80", "[2001:db8::10]:80"].map(|vip| vip.parse().unwrap());
     let vip = |(at, offset): (usize, u32)| VipScope { offset, len: LEN, stats: at as u32 };
     Scope {
@@ -240,6 +241,23 @@ fn flows_that_were_seen_at_the_previous_owner_stay_there_after_their_slot_has_se
         bed.remove(Established, 1);
         assert_eq!(bed.pass(NOW + 80 * SECOND).collected, 2);
         assert_eq!(bed.slot(3), Slot::settled(B));
+    });
+}
+
+#[test]
+fn slots_of_a_service_that_warms_up_stay_tracked_until_it_has_its_verdicts() {
+    sandbox(async |sandbox| {
+        let mut bed = Bed::new(sandbox, &[]);
+        bed.mark(4, Slot::TRACKED);
+        let mut warming_up = scope();
+        for ring in &mut warming_up.rings {
+            ring.is_warming_up = true;
+        }
+        let census = bed.settler.pass(&warming_up, NOW).unwrap();
+        assert_eq!(bed.whole_slot(4), Slot::new(A, A, Slot::TRACKED));
+        assert_eq!(census.rings[&RINGS[0]].tracked, 1);
+        bed.pass(NOW);
+        assert_eq!(bed.whole_slot(4), Slot::settled(A));
     });
 }
 

@@ -2,7 +2,7 @@
 //! meanwhile.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
     sync::Arc,
     time::Duration,
@@ -107,7 +107,7 @@ impl Agent {
             self.maps.apply(write).unwrap();
         }
         self.programmed = plan.target.clone();
-        self.scope = Some(Scope::of(&wanted, &Programmed::of(plan, &Programmed::default())));
+        self.scope = Some(Scope::of(&wanted, &Programmed::of(plan, &Programmed::default()), &BTreeSet::new()));
     }
 
     /// The next plan's rings have so many slots.

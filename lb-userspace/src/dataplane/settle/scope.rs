@@ -1,11 +1,17 @@
 //! What a pass works on: the rings and VIPs of the DSR services, as the owner of the maps has
 //! written them.
 
-use std::{collections::BTreeMap, net::SocketAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+};
 
 use lb_common::{flow::Family, nat::NatTimeouts};
 
-use crate::dataplane::{plan::Wanted, programmed::Programmed};
+use crate::{
+    dataplane::{plan::Wanted, programmed::Programmed},
+    state::ServiceName,
+};
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Scope {
@@ -23,6 +29,9 @@ pub struct RingScope {
     /// The id of the service.
     pub service: u32,
     pub settle_ns: u64,
+    /// The service still waits for first verdicts on its backends. Until then every flow must have
+    /// an entry, because its slot may get another owner without a transition.
+    pub is_warming_up: bool,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -41,7 +50,8 @@ impl VipScope {
 }
 
 impl Scope {
-    pub fn of(wanted: &Wanted, programmed: &Programmed) -> Self {
+    /// `warming_up` are the names of the services that are warming up.
+    pub fn of(wanted: &Wanted, programmed: &Programmed, warming_up: &BTreeSet<ServiceName>) -> Self {
         let mut rings: BTreeMap<u32, RingScope> = BTreeMap::new();
         let mut vips = BTreeMap::new();
         for service in wanted.services.iter().filter(|service| service.mode.is_dsr()) {
@@ -52,7 +62,15 @@ impl Scope {
                 let Some(entry) = part.services.get(&vip) else { continue };
                 let (offset, len) = (entry.ring_offset, entry.ring_len);
                 vips.insert(vip, VipScope { offset, len, stats: entry.stats });
-                rings.insert(offset, RingScope { family: Family::of(ip), offset, len, service: entry.id, settle_ns });
+                let ring = RingScope {
+                    family: Family::of(ip),
+                    offset,
+                    len,
+                    service: entry.id,
+                    settle_ns,
+                    is_warming_up: warming_up.contains(&service.name),
+                };
+                rings.insert(offset, ring);
             }
         }
         Self { rings: rings.into_values().collect(), vips, timeouts: wanted.settings.nat_timeouts }

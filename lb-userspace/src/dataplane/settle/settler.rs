@@ -183,7 +183,7 @@ impl Settler {
     /// Returns how many were marked.
     pub fn mark(&mut self, scope: &Scope) -> usize {
         self.collecting.clear();
-        for ring in &scope.rings {
+        for ring in scope.rings.iter().filter(|ring| !ring.is_warming_up) {
             for (at, slot) in slots(&self.rings, ring).filter(|(_, slot)| slot.flags() != 0) {
                 let marked = slot.with(Slot::TRACKED | Slot::COLLECTING).clear(Slot::WRITTEN | Slot::IN_TABLES);
                 if slot.in_transition() || slot.has(Slot::SETTLING) {
