@@ -184,7 +184,7 @@ fn sources(state_dir: &StateDir) -> anyhow::Result<Board> {
     for source in SOURCES {
         let (services, damaged) = state_dir.served(source)?;
         if let Some(damaged) = damaged {
-            warn!(source, error = %damaged, "what the source said before");
+            warn!(source, error = %damaged, "the saved services of a source are damaged, and not used");
         }
         remembered.push((source, services));
     }
@@ -199,7 +199,7 @@ fn open_state(dir: &Path, config: &Config) -> anyhow::Result<(StateDir, Seed, Ov
     let state_dir = StateDir::open(dir)?;
     let (overrides, damaged) = state_dir.overrides()?;
     if let Some(damaged) = damaged {
-        warn!(error = %damaged, "what was set by the CLI before");
+        warn!(error = %damaged, "the saved overrides are damaged, and not used");
     }
     let seed = match config.node.hash_seed {
         Some(seed) => seed,

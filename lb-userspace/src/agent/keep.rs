@@ -27,8 +27,8 @@ pub async fn run(state_dir: StateDir, mut published: watch::Receiver<Arc<Publish
     let mut kept = BTreeMap::new();
     let mut writes = Passes::new(
         state_dir,
-        "cannot keep what is served of a source, of which a restart without it would not know all; it is tried again",
-        "the task that keeps what is served of the sources has failed: a restart without them may not know all of it",
+        "cannot save the services of a source: a restart while the source is away would lose them; it is tried again",
+        "the task that saves the services of the sources has failed: a restart while they are away may lose some",
     );
     let (mut is_stopping, mut is_done) = (false, true);
     while !is_stopping {

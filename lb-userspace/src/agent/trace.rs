@@ -157,7 +157,7 @@ impl Teller {
         } else if self.listeners.len() < before
             && let Err(error) = self.set_filter()
         {
-            warn!(%error, "more decisions are told than anybody wants");
+            warn!(%error, "the trace filter cannot be narrowed: the programs report decisions that nobody asks for");
         }
     }
 

@@ -138,10 +138,10 @@ Examples:
   weir reload --accept-loss
   weir reload --quiet --pid \"$MAINPID\"          as the systemd unit does")]
 pub struct Reload {
-    /// Also if connections break
+    /// Apply the file even if connections break
     #[arg(long)]
     accept_loss: bool,
-    /// Print nothing when the agent has judged the file, for which its log is the place
+    /// Print nothing if the agent has answered: its log has the mistakes of the file
     #[arg(short, long)]
     quiet: bool,
     /// Ask the agent with this process id, whatever its socket; --socket and WEIR_SOCKET win

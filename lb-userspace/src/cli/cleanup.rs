@@ -25,7 +25,7 @@ pub struct Cleanup {
     /// Where the maps and links are pinned
     #[arg(long, env = "WEIR_PIN_DIR", value_name = "DIR", default_value = dataplane::bpffs::PIN_DIR)]
     pin_dir: PathBuf,
-    /// Also if the agent on --socket answers
+    /// Clean up even if an agent answers on --socket
     #[arg(long)]
     force: bool,
 }

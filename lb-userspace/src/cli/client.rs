@@ -11,7 +11,7 @@ use tokio::net::UnixStream;
 
 use crate::view::types::{ApiError, ErrorCode};
 
-/// An agent that takes longer does not answer at all.
+/// The time-out of a request.
 const PATIENCE: Duration = Duration::from_secs(15);
 
 const START: &str = "start it with `systemctl start weir`, or `weir agent --config /etc/weir/weir.yaml`";
@@ -96,7 +96,7 @@ impl Client {
         serde_json::from_slice(&body).map_err(|error| self.foreign(error))
     }
 
-    /// Sends a request; the body of the answer, if it is none of refusal.
+    /// Sends a request. Returns the answer's body, or the agent's refusal as an error.
     async fn begin(&self, method: Method, path: &str, body: Bytes) -> Result<Incoming, Failure> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|error| self.unreachable(error))?;
         let (mut sender, connection) =

@@ -43,7 +43,7 @@ pub struct Lookup {
     watch: Watch,
 }
 
-/// For who gives no client port; some port is needed to compute anything.
+/// The client's port if none is given; the hash needs one.
 const SOME_PORT: u16 = 40000;
 
 impl Lookup {

@@ -89,8 +89,7 @@ pub async fn show<T: Serialize>(
     }
 }
 
-/// What stands before each round but the first: a terminal shows the newest alone, a file keeps
-/// them apart.
+/// The separator before each refresh: a terminal is cleared, a file gets an empty line.
 fn separator(view: &View) -> &'static str {
     match view.output {
         Format::Json => "",

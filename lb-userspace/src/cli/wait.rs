@@ -9,7 +9,7 @@ use super::{client::Client, text};
 use crate::{state::AdminState, view::types::BackendView};
 
 const PACE: Duration = Duration::from_millis(500);
-/// What a drain that has run out is given to end the connections that are left.
+/// After a drain's deadline, the time for the remaining connections to end.
 const GRACE: Duration = Duration::from_secs(5);
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

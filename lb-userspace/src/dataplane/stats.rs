@@ -45,7 +45,7 @@ pub struct Sample {
 }
 
 impl Counters {
-    /// Opens the maps that [`super::load::DataPath::open`] has pinned.
+    /// Opens the maps that [`crate::dataplane::data_path::DataPath::open`] has pinned.
     pub fn open(pin_dir: &Path) -> Result<Self, MapsError> {
         let cpus = aya::util::nr_cpus()
             .map_err(|(path, source)| MapsError::Open { path: path.into(), source: source.into() })?;

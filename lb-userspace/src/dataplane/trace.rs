@@ -20,7 +20,7 @@ pub struct Trace {
 }
 
 impl Trace {
-    /// Opens the maps that [`super::load::DataPath::open`] has pinned.
+    /// Opens the maps that [`crate::dataplane::data_path::DataPath::open`] has pinned.
     pub fn open(pin_dir: &Path) -> Result<Self, MapsError> {
         Ok(Self { events: maps::open(pin_dir, map::TRACE)?, filter: maps::open(pin_dir, map::TRACE_FILTER)? })
     }

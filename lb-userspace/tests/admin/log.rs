@@ -33,7 +33,7 @@ fn logged(format: &str, stream: impl FnOnce(&fs::Metadata) -> Option<String>) ->
     assert_eq!(status.code(), Some(1));
     let text = fs::read_to_string(at("log")).unwrap();
     assert!(!Path::new(&socket).exists());
-    let line = text.lines().find(|line| line.contains("what was set by the CLI before"));
+    let line = text.lines().find(|line| line.contains("the saved overrides are damaged, and not used"));
     line.unwrap_or_else(|| panic!("no warning of the overrides in {text}")).to_owned()
 }
 

@@ -8,12 +8,13 @@ use crate::{model::Mode, view::types::ServiceView};
 
 /// List services, a line for each VIP and port
 ///
-/// BACKENDS is how many get new flows, of how many. CONNS is connections open now; `unknown` in DSR
-/// modes, where answers don't pass here. With `-o wide`: IN-TRANSITION is slots whose owner has
-/// changed and that have not settled, TRACKED those that have and still have exceptions, or may;
-/// EXCEPTIONS is flows with an entry because the ring alone does not say where they go (`none` in
-/// `nat`, where all have one); RING-DIGEST is equal on balancers that were told the same (its first
-/// half) and whose slots have the same owners (its second).
+/// BACKENDS: backends that get new flows, of all. CONNS: connections open now; `unknown` in DSR
+/// modes, where answers don't pass this node. With `-o wide`: IN-TRANSITION: slots whose owner has
+/// changed and that have not settled. TRACKED: slots with one owner that have, or may have,
+/// exceptions. EXCEPTIONS: flows with an entry because the ring alone does not say where they go
+/// (`none` in `nat`, where every flow has an entry). RING-DIGEST: its first half is equal on
+/// balancers with the same declared backends, its second half on those whose slots have the same
+/// owners.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:

@@ -53,7 +53,7 @@ impl Found {
 }
 
 impl Exceptions {
-    /// Opens the maps that [`super::load::DataPath::open`] has pinned.
+    /// Opens the maps that [`crate::dataplane::data_path::DataPath::open`] has pinned.
     pub fn open(pin_dir: &Path) -> Result<Self, MapsError> {
         Ok(Self {
             v4: DsrTables::open(pin_dir, Family::V4)?,

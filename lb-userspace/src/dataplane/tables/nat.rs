@@ -117,7 +117,7 @@ pub struct RawFlow {
 const STRAGGLERS_NS: u64 = 5_000_000_000;
 
 impl FlowTables {
-    /// Opens the maps that [`super::load::DataPath::open`] has pinned.
+    /// Opens the maps that [`crate::dataplane::data_path::DataPath::open`] has pinned.
     pub fn open(pin_dir: &Path) -> Result<Self, MapsError> {
         Ok(Self {
             v4: Tables {
