@@ -63,7 +63,7 @@ pub mod map {
     pub const SEEN_V4: &str = "SEEN_V4";
     pub const SEEN_V6: &str = "SEEN_V6";
     pub const SYNS: &str = "SYNS";
-    pub const SLOT_CLOCKS: &str = "SLOT_CLOCKS";
+    pub const SLOT_TIMES: &str = "SLOT_TIMES";
     pub const PEERS_V4: &str = "PEERS_V4";
     pub const PEERS_V6: &str = "PEERS_V6";
     pub const REFUSALS: &str = "REFUSALS";
@@ -100,7 +100,7 @@ pub mod map {
         SEEN_V4,
         SEEN_V6,
         SYNS,
-        SLOT_CLOCKS,
+        SLOT_TIMES,
         PEERS_V4,
         PEERS_V6,
         REFUSALS,

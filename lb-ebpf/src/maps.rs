@@ -29,12 +29,15 @@ use crate::atomic;
 /// Every VIP:port of both families has its counters.
 const MAX_SERVICE_STATS: usize = 2 * MAX_VIP_PORTS as usize;
 
+/// Entries are allocated as they are made: a table takes what its entries take.
+const NO_PREALLOC: usize = BPF_F_NO_PREALLOC as usize;
+
 pub type Table<K, V, const N: usize> = HashMap<K, V, N>;
-pub type NatEstablished<A> = HashMap<Flow<A>, NatEntry<A>, { MAX_NAT_ESTABLISHED as usize }>;
-pub type Established<A> = HashMap<Flow<A>, Exception, { MAX_ESTABLISHED as usize }>;
+pub type NatEstablished<A> = HashMap<Flow<A>, NatEntry<A>, { MAX_NAT_ESTABLISHED as usize }, NO_PREALLOC>;
+pub type Established<A> = HashMap<Flow<A>, Exception, { MAX_ESTABLISHED as usize }, NO_PREALLOC>;
 pub type HalfOpen<A> = LruHashMap<Flow<A>, Exception, { MAX_HALF_OPEN as usize }>;
 pub type Seen<A> = LruHashMap<Flow<A>, Exception, { MAX_SEEN as usize }>;
-pub type Peers<A> = LpmTrie<A, u32, { MAX_PEERS as usize }, { BPF_F_NO_PREALLOC as usize }>;
+pub type Peers<A> = LpmTrie<A, u32, { MAX_PEERS as usize }, NO_PREALLOC>;
 pub type NatHalfOpen<A> = LruHashMap<Flow<A>, NatEntry<A>, { MAX_NAT_HALF_OPEN as usize }>;
 
 /// One entry: what the agent tells the programs as a whole.
@@ -116,10 +119,11 @@ pub static SEEN_V6: Seen<V6Addr> = LruHashMap::new();
 #[btf_map]
 pub static SYNS: Array<u64, { SYNS_LEN as usize }, { BPF_F_MMAPABLE as usize }> = Array::new();
 
-/// Slot → when its owners last agreed, in tenths of seconds of CLOCK_BOOTTIME; 0: not known. The
-/// agent's, for its own restart.
+/// Half of a slot's index → when the owners of this slot (the lower half of the word) and of the
+/// next one (the upper half) last agreed, in tenths of seconds of CLOCK_BOOTTIME; 0: not known.
+/// Only the agent uses it, after its own restart.
 #[btf_map]
-pub static SLOT_CLOCKS: Array<u32, { RING_ARENA_SLOTS as usize }, { BPF_F_MMAPABLE as usize }> = Array::new();
+pub static SLOT_TIMES: Array<u64, { (RING_ARENA_SLOTS / 2) as usize }, { BPF_F_MMAPABLE as usize }> = Array::new();
 
 /// Who may send this node encapsulated packets: prefixes.
 #[btf_map]
@@ -276,7 +280,7 @@ pub trait FlowTable<A, E> {
 
 macro_rules! flow_table {
     ($table:ident) => {
-        impl<A, E, const N: usize> FlowTable<A, E> for $table<Flow<A>, E, N> {
+        impl<A, E, const N: usize, const FLAGS: usize> FlowTable<A, E> for $table<Flow<A>, E, N, FLAGS> {
             #[inline(always)]
             fn find(&self, flow: &Flow<A>) -> Option<*mut E> {
                 self.get_ptr_mut(flow)

@@ -4,7 +4,6 @@
 use std::{path::Path, sync::Arc, time::Duration};
 
 use anyhow::Context as _;
-use lb_common::limits::map;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::{mpsc, watch},
@@ -32,12 +31,12 @@ use crate::{
         data_path::DataPath,
         load::{BpfLog, LoadError},
         maps::Maps,
-        migrate::plan::MapSizes,
+        sizes::{MapSizes, pinned_in_use},
     },
     doctor::Subject,
     health::{self, HealthEvent, HealthViews, ProbeTarget},
     metrics::Metrics,
-    model::{Admin, Config, NodeSettings, seed::Seed},
+    model::{Admin, Config, FlowTablesInUse, seed::Seed},
     overrides::{Overrides, StateDir},
     serve::{HttpServer, SocketServer},
     source::{
@@ -120,7 +119,7 @@ async fn prepare(
         let (config, overrides) = (config.clone(), overrides.clone());
         spawn_blocking(move || Rings::of(config, seed, overrides))
     };
-    let data_path = open_data_path(options, config).await?;
+    let data_path = open_data_path(options, config, &board).await?;
     let pin_dir = &options.pin_dir;
     let maps = Maps::open(pin_dir)?;
     let examination = examine::start(config.clone(), pin_dir.clone(), shutdown.clone()).await;
@@ -128,7 +127,8 @@ async fn prepare(
     let (targets, health, views) = start_probes(&metrics, tasks, shutdown);
     let (node_wanted, node) = node::start(data_path, config, shutdown.clone())?;
     let Flows { census, passes, looked_at } = flows::start(pin_dir, shutdown.clone())?;
-    let (settled, settle_scope) = settle::start(pin_dir, shutdown.clone())?;
+    let slots = maps.shared_slots();
+    let (settled, settle_scope) = settle::start(pin_dir, slots.clone(), shutdown.clone())?;
     let tracer = trace::start(pin_dir, shutdown.clone())?;
     info!(
         version = env!("CARGO_PKG_VERSION"),
@@ -158,7 +158,6 @@ async fn prepare(
         is_traced: tracer.is_wanted.clone(),
         trace_names: tracer.names.clone(),
     };
-    let slots = maps.shared_slots();
     let writer = Writer::new(maps, metrics.sync_durations(), metrics.map_update_errors());
     let file = File::new(source, &options.config, first);
     let rings = rings.await.context("the rings cannot be built")?;
@@ -208,8 +207,14 @@ fn open_state(dir: &Path, config: &Config) -> anyhow::Result<(StateDir, Seed, Ov
     Ok((state_dir, seed, overrides))
 }
 
-async fn open_data_path(options: &AgentOptions, config: &Config) -> anyhow::Result<DataPath> {
-    let sizes = map_sizes(&config.node);
+/// The flow tables get the sizes that the services need which the file and the other sources tell,
+/// and those which the maps of an agent before this one hold.
+async fn open_data_path(options: &AgentOptions, config: &Config, board: &Board) -> anyhow::Result<DataPath> {
+    let heard = board.heard();
+    let in_use = FlowTablesInUse::of(config.services.iter())
+        | FlowTablesInUse::of(heard.borrow().values().flat_map(|said| said.services.iter()))
+        | pinned_in_use(&options.pin_dir);
+    let sizes = MapSizes::of(&config.node, in_use);
     let mut data_path = match DataPath::open_sized(&options.pin_dir, options.bpf_log, &sizes) {
         Ok(data_path) => data_path,
         Err(error) => return Err(explained(&error, config, &options.pin_dir).await),
@@ -259,20 +264,6 @@ impl Servers {
             tasks.spawn_fallible("http", http.serve(agent, encode, shutdown.clone()));
         }
     }
-}
-
-/// The sizes of the maps whose size comes from the configuration instead of the build.
-fn map_sizes(node: &NodeSettings) -> MapSizes {
-    let tables = &node.flow_tables;
-    let of_flows = [
-        (map::ESTABLISHED_V4, tables.established),
-        (map::ESTABLISHED_V6, tables.established),
-        (map::HALF_OPEN_V4, tables.half_open),
-        (map::HALF_OPEN_V6, tables.half_open),
-        (map::SEEN_V4, tables.seen),
-        (map::SEEN_V6, tables.seen),
-    ];
-    of_flows.into_iter().chain(node.limits.map_sizes()).collect()
 }
 
 /// The error, followed by the problems found on the machine, which may be its cause: a missing

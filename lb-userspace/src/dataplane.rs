@@ -19,6 +19,7 @@ mod raw;
 mod release;
 pub mod rings;
 pub mod settle;
+pub mod sizes;
 pub mod stats;
 pub mod tables;
 pub mod trace;

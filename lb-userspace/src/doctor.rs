@@ -5,6 +5,7 @@ mod capabilities;
 mod kernel;
 mod neighbours;
 mod network;
+mod sizes;
 mod unit;
 
 use std::path::Path;
@@ -18,11 +19,13 @@ use crate::{
 };
 
 /// Checks everything that Weir needs: the capabilities of `subject`, the kernel, and, given a
-/// configuration, its interfaces and the routes to its backends. Worst findings first.
+/// configuration, the sizes of the maps, its interfaces and the routes to its backends. Worst
+/// findings first.
 pub async fn findings(config: Option<&Config>, pin_dir: &Path, subject: &Subject) -> Vec<Finding> {
     let mut findings = kernel::findings(pin_dir);
     findings.push(capabilities::finding(subject));
     if let Some(config) = config {
+        findings.extend(sizes::finding(config, pin_dir));
         match network(config, pin_dir).await {
             Ok(more) => findings.extend(more),
             Err(reason) => {

@@ -11,6 +11,7 @@ pub mod together;
 use std::{
     collections::BTreeSet,
     net::{IpAddr, SocketAddr},
+    ops::BitOr,
     path::PathBuf,
     time::Duration,
 };
@@ -113,6 +114,35 @@ pub struct FlowTables {
 impl Default for FlowTables {
     fn default() -> Self {
         Self { established: MAX_ESTABLISHED, half_open: MAX_HALF_OPEN, seen: MAX_SEEN }
+    }
+}
+
+/// Which flow tables the services use. Those that none uses are small.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct FlowTablesInUse {
+    pub nat: bool,
+    pub dsr: bool,
+}
+
+impl FlowTablesInUse {
+    pub const ALL: Self = Self { nat: true, dsr: true };
+
+    pub fn of<'a>(services: impl IntoIterator<Item = &'a Service>) -> Self {
+        let of = |service: &Service| Self { nat: !service.mode.is_dsr(), dsr: service.mode.is_dsr() };
+        services.into_iter().map(of).fold(Self::default(), Self::bitor)
+    }
+
+    /// Whether all of `other` are among these.
+    pub fn contains(self, other: Self) -> bool {
+        self | other == self
+    }
+}
+
+impl BitOr for FlowTablesInUse {
+    type Output = Self;
+
+    fn bitor(self, other: Self) -> Self {
+        Self { nat: self.nat || other.nat, dsr: self.dsr || other.dsr }
     }
 }
 

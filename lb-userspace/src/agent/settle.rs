@@ -1,6 +1,6 @@
 //! Repeatedly settles slots and collects exceptions on a blocking thread.
 
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
@@ -11,6 +11,7 @@ use crate::{
     clock::boottime_ns,
     dataplane::{
         maps::MapsError,
+        rings::Rings,
         settle::{census::SettleCensus, scope::Scope, settler::Settler},
     },
 };
@@ -34,9 +35,10 @@ impl Settled {
 /// their scope; send the scope again, changed or not, after every write of a slot.
 pub fn start(
     pin_dir: &Path,
+    rings: Arc<Rings>,
     shutdown: CancellationToken,
 ) -> Result<(watch::Receiver<Settled>, watch::Sender<Option<Scope>>), MapsError> {
-    let settler = Settler::open(pin_dir)?;
+    let settler = Settler::open(pin_dir, rings)?;
     let (publish, settled) = watch::channel(Settled::default());
     let (scope, told) = watch::channel(None);
     tokio::spawn(run(settler, publish, told, shutdown));

@@ -17,10 +17,10 @@ use super::{
     load::{BpfLog, LoadError, OBJECT, load_all},
     migrate::{
         Migration,
-        plan::MapSizes,
         record::{LAYOUTS, Record},
     },
     programs,
+    sizes::MapSizes,
 };
 use crate::{model::XdpMode, node::interfaces::Interface};
 
@@ -41,7 +41,7 @@ impl DataPath {
     /// [`DataPath::sync`]; but if maps of another layout are pinned, the programs are replaced at
     /// once, together with the maps: see [`super::migrate`].
     pub fn open(pin_dir: &Path, log: BpfLog) -> Result<Self, LoadError> {
-        Self::open_sized(pin_dir, log, &MapSizes::new())
+        Self::open_sized(pin_dir, log, &MapSizes::default())
     }
 
     /// Like `open`, with other numbers of entries in some maps.

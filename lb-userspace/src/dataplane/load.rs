@@ -14,7 +14,8 @@ use lb_common::{
 use super::{
     bpffs::BpffsError,
     maps::MapsError,
-    migrate::{MigrateError, Migration, plan::MapSizes},
+    migrate::{MigrateError, Migration},
+    sizes::MapSizes,
 };
 
 pub(super) static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("WEIR_BPF_OBJECT_PATH"));
@@ -81,10 +82,10 @@ pub(super) fn load_all(migration: &Migration, log: BpfLog, sizes: &MapSizes) -> 
     for name in map::PINNED {
         loader.map_pin_path(name, migration.pin_path(name));
     }
-    let filter_shift = filter::shift(sizes.get(map::ADDRESS_FILTER).copied().unwrap_or(filter::FILTER_WORDS));
+    let filter_shift = filter::shift(sizes.get(map::ADDRESS_FILTER).unwrap_or(filter::FILTER_WORDS));
     loader.override_global("ADDRESS_FILTER_SHIFT", &filter_shift, true);
-    for (name, entries) in sizes {
-        loader.map_max_entries(name, *entries);
+    for (name, entries) in sizes.iter() {
+        loader.map_max_entries(name, entries);
     }
     let mut ebpf = loader.load(OBJECT)?;
     for name in map::PINNED {

@@ -52,12 +52,12 @@ use lb_common::{
 use self::{
     copy::{CopyError, Pair},
     leftovers::LeftoverError,
-    plan::{Content, MapSizes, MigrationPlan, PlanError},
+    plan::{Content, MigrationPlan, PlanError},
     record::{Record, RecordError},
     settings::PinnedSettings,
     switch::{SwitchError, SwitchedHooks},
 };
-use super::{bpffs::new_path, maps, programs};
+use super::{bpffs::new_path, maps, programs, sizes::MapSizes};
 
 #[derive(Debug, thiserror::Error)]
 pub enum MigrateError {

@@ -1,7 +1,15 @@
 //! The ring arena `RINGS`: slots that the programs read while the agent changes them; and
-//! `SLOT_CLOCKS`: since when the owners of each slot differ.
+//! `SLOT_TIMES`: since when the owners of each slot differ.
 
-use std::{io, path::Path, sync::atomic::Ordering};
+use std::{
+    collections::HashMap,
+    io,
+    path::Path,
+    sync::{
+        Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
 
 use aya::maps::MapData;
 use lb_common::{limits::map, slot::Slot};
@@ -10,13 +18,20 @@ use super::{image::Slots, raw::Words, settle::change::follow};
 
 pub struct Rings {
     slots: Words,
-    clocks: Words,
+    /// The times of two slots in each word.
+    times: Words,
+    /// The times of slots that `times` has no room for, because no service needed it when the agent
+    /// started. They end with the agent: after its restart such a slot begins to count anew.
+    unsaved: Mutex<HashMap<u32, u32>>,
 }
 
 impl Rings {
     pub fn open(pin_dir: &Path) -> io::Result<Self> {
-        let data = |name: &str| MapData::from_pin(pin_dir.join(name)).map_err(io::Error::other);
-        Ok(Self { slots: Words::map(&data(map::RINGS)?)?, clocks: Words::map(&data(map::SLOT_CLOCKS)?)? })
+        let words = |name: &str| {
+            let data = MapData::from_pin(pin_dir.join(name)).map_err(io::Error::other)?;
+            Words::map(&data)
+        };
+        Ok(Self { slots: words(map::RINGS)?, times: words(map::SLOT_TIMES)?, unsaved: Mutex::default() })
     }
 
     /// How many slots the arena has.
@@ -29,23 +44,40 @@ impl Rings {
         self.slots.as_slice().get(at as usize).map(|word| Slot(word.load(Ordering::Acquire)))
     }
 
-    /// The clock of the slot at `at`.
-    pub fn clock(&self, at: u32) -> u32 {
-        let word = self.clocks.as_slice().get(at as usize).map_or(0, |word| word.load(Ordering::Relaxed));
-        let [a, b, c, d, ..] = word.to_ne_bytes();
-        u32::from_ne_bytes([a, b, c, d])
-    }
-
-    pub fn set_clock(&self, at: u32, now_ds: u32) {
-        if let Some(word) = self.clocks.as_slice().get(at as usize) {
-            let [a, b, c, d] = now_ds.to_ne_bytes();
-            word.store(u64::from_ne_bytes([a, b, c, d, 0, 0, 0, 0]), Ordering::Release);
+    /// Since when the owners of the slot at `at` differ, as [`super::settle::clock::deciseconds`];
+    /// 0: not known.
+    pub fn time(&self, at: u32) -> u32 {
+        match self.half(at) {
+            Some((word, shift)) => (word.load(Ordering::Relaxed) >> shift) as u32,
+            None => self.unsaved().get(&at).copied().unwrap_or_default(),
         }
     }
 
+    pub fn set_time(&self, at: u32, now_ds: u32) {
+        let Some((word, shift)) = self.half(at) else {
+            self.unsaved().insert(at, now_ds);
+            return;
+        };
+        // The other half belongs to another slot, whose time may be set at the same moment.
+        let of_others = !(u64::from(u32::MAX) << shift);
+        let set = |word| Some(word & of_others | u64::from(now_ds) << shift);
+        let _before = word.fetch_update(Ordering::AcqRel, Ordering::Relaxed, set);
+    }
+
+    /// The word with the time of the slot at `at`, and the place of its lowest bit in it; `None` if
+    /// the map does not reach that far.
+    fn half(&self, at: u32) -> Option<(&AtomicU64, u32)> {
+        let word = self.times.as_slice().get(at as usize / 2)?;
+        Some((word, at % 2 * u32::BITS))
+    }
+
+    fn unsaved(&self) -> MutexGuard<'_, HashMap<u32, u32>> {
+        self.unsaved.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Applies the change `from` → `to` to the slot at `at`, whatever value it has by now, and
-    /// returns its new value. If its owners were the same, its clock is set first, so that an agent
-    /// that dies in between leaves no slot in transition with an older clock.
+    /// returns its new value. If its owners were the same, its time is set first, so that an agent
+    /// that dies in between leaves no slot in transition with an older time.
     pub fn change(&self, at: u32, from: Slot, to: Slot, now_ds: u32) -> Option<Slot> {
         let mut found = self.slot(at)?;
         loop {
@@ -54,7 +86,7 @@ impl Rings {
                 return Some(found);
             }
             if !found.in_transition() && next.in_transition() {
-                self.set_clock(at, now_ds);
+                self.set_time(at, now_ds);
             }
             match self.compare_exchange(at, found, next) {
                 Ok(()) => return Some(next),

@@ -50,30 +50,90 @@ impl Limits {
         }
     }
 
-    /// The number of entries of `SERVICE_STATS`: every VIP and port of both families has one.
+    /// The number of entries of `SERVICE_STATS`.
     pub const fn service_stats(&self) -> u32 {
-        2 * self.services
+        service_stats(self.services)
     }
 
     /// The number of entries of every map whose size follows from the limits, by the map's name.
-    pub fn map_sizes(&self) -> [(&'static str, u32); 13] {
-        [
-            (map::RINGS, self.ring_slots),
-            (map::SLOT_CLOCKS, self.ring_slots),
-            (map::BACKENDS, self.backends),
-            (map::BACKEND_STATS, self.backends),
-            (map::SNAT_CURSORS, self.backends),
-            (map::HOPS, self.backends),
-            (map::SERVICES_V4, self.services),
-            (map::SERVICES_V6, self.services),
-            (map::SERVICE_STATS, self.service_stats()),
-            (map::REFUSALS, MAX_REFUSALS.max(self.services / 2)),
-            (map::ADDRESSES_V4, self.addresses),
-            (map::ADDRESSES_V6, self.addresses),
-            (map::ADDRESS_FILTER, filter::words(self.addresses)),
-        ]
+    pub fn map_sizes(&self) -> impl Iterator<Item = (&'static str, u32)> + use<> {
+        let limits = *self;
+        LIMITED_MAPS.iter().map(move |map| (map.name, (map.entries)(limits.of(map.limit))))
     }
 }
+
+/// Every VIP and port of both families has counters.
+const fn service_stats(services: u32) -> u32 {
+    2 * services
+}
+
+/// A map whose size follows from a limit.
+#[derive(Debug)]
+pub struct LimitedMap {
+    pub name: &'static str,
+    pub limit: Limit,
+    /// Whose indexes its keys are; `None` if it is no array of what the agent numbers.
+    pub index: Option<IndexOf>,
+    /// The number of its entries, from the limit.
+    entries: fn(u32) -> u32,
+    /// The least limit with which it has so many entries.
+    limit_for: fn(u32) -> u32,
+}
+
+/// What the agent numbers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum IndexOf {
+    Slot,
+    /// Two slots, one after the other.
+    PairOfSlots,
+    Backend,
+    ServiceStats,
+}
+
+impl LimitedMap {
+    /// A map with as many entries as the limit says.
+    const fn new(name: &'static str, limit: Limit, index: Option<IndexOf>) -> Self {
+        Self { name, limit, index, entries: |limit| limit, limit_for: |entries| entries }
+    }
+
+    /// The map of this name, if its size follows from a limit.
+    pub fn named(name: &str) -> Option<&'static Self> {
+        LIMITED_MAPS.iter().find(|map| map.name == name)
+    }
+
+    /// The least value of its limit with which the map has room for so many entries.
+    pub fn limit_for(&self, entries: u32) -> u32 {
+        (self.limit_for)(entries)
+    }
+}
+
+static LIMITED_MAPS: [LimitedMap; 13] = [
+    LimitedMap::new(map::RINGS, Limit::RingSlots, Some(IndexOf::Slot)),
+    LimitedMap {
+        entries: |slots| slots.div_ceil(2),
+        limit_for: |words| words.saturating_mul(2),
+        ..LimitedMap::new(map::SLOT_TIMES, Limit::RingSlots, Some(IndexOf::PairOfSlots))
+    },
+    LimitedMap::new(map::BACKENDS, Limit::Backends, Some(IndexOf::Backend)),
+    LimitedMap::new(map::BACKEND_STATS, Limit::Backends, Some(IndexOf::Backend)),
+    LimitedMap::new(map::SNAT_CURSORS, Limit::Backends, Some(IndexOf::Backend)),
+    LimitedMap::new(map::HOPS, Limit::Backends, None),
+    LimitedMap::new(map::SERVICES_V4, Limit::Services, None),
+    LimitedMap::new(map::SERVICES_V6, Limit::Services, None),
+    LimitedMap {
+        entries: service_stats,
+        limit_for: |entries| entries.div_ceil(2),
+        ..LimitedMap::new(map::SERVICE_STATS, Limit::Services, Some(IndexOf::ServiceStats))
+    },
+    LimitedMap {
+        entries: |services| if services / 2 > MAX_REFUSALS { services / 2 } else { MAX_REFUSALS },
+        limit_for: |entries| entries.saturating_mul(2),
+        ..LimitedMap::new(map::REFUSALS, Limit::Services, None)
+    },
+    LimitedMap::new(map::ADDRESSES_V4, Limit::Addresses, None),
+    LimitedMap::new(map::ADDRESSES_V6, Limit::Addresses, None),
+    LimitedMap { entries: filter::words, ..LimitedMap::new(map::ADDRESS_FILTER, Limit::Addresses, None) },
+];
 
 impl Limit {
     pub const ALL: [Limit; 4] = [Limit::Backends, Limit::RingSlots, Limit::Services, Limit::Addresses];
@@ -85,26 +145,6 @@ impl Limit {
             Limit::RingSlots => "limits.ringSlots",
             Limit::Services => "limits.services",
             Limit::Addresses => "limits.addresses",
-        }
-    }
-
-    /// The limit that decides the size of a map.
-    pub fn of_map(name: &str) -> Option<Self> {
-        match name {
-            map::RINGS | map::SLOT_CLOCKS => Some(Limit::RingSlots),
-            map::BACKENDS | map::BACKEND_STATS | map::SNAT_CURSORS => Some(Limit::Backends),
-            map::SERVICES_V4 | map::SERVICES_V6 | map::SERVICE_STATS | map::REFUSALS => Some(Limit::Services),
-            map::ADDRESSES_V4 | map::ADDRESSES_V6 => Some(Limit::Addresses),
-            _ => None,
-        }
-    }
-
-    /// The least value with which a map of this name has room for `entries` entries.
-    pub fn for_entries(self, name: &str, entries: u32) -> u32 {
-        match name {
-            map::SERVICE_STATS => entries.div_ceil(2),
-            map::REFUSALS => entries.saturating_mul(2),
-            _ => entries,
         }
     }
 
@@ -122,7 +162,7 @@ impl Limit {
     pub const fn reason(self) -> &'static str {
         match self {
             Limit::Backends => "65535 backends, and one entry of Weir's own",
-            Limit::RingSlots => "that is 256 MiB of kernel memory already",
+            Limit::RingSlots => "that is 192 MiB of kernel memory already",
             Limit::Services => "each has counters on every CPU, 6 MiB for each CPU already",
             Limit::Addresses => "as many as all VIPs and all backends can have",
         }

@@ -42,7 +42,7 @@ fn service(name: &str, vip: &str, mode: Mode, source: SourceAddress, backends: &
     }
 }
 
-fn config(services: Vec<Service>) -> Config {
+pub fn config(services: Vec<Service>) -> Config {
     Config {
         node: NodeSettings {
             interfaces: vec!["one".to_owned()],

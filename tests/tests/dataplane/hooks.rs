@@ -13,7 +13,7 @@ use lb_userspace::{
         data_path::DataPath,
         hooks::{Hook, TcHook},
         load::{BpfLog, LoadError},
-        migrate::plan::MapSizes,
+        sizes::MapSizes,
     },
     model::XdpMode,
     node::{
@@ -389,7 +389,7 @@ fn qdisc_that_weir_added_does_not_keep_the_maps_of_the_build_that_added_it() {
         let netlink = Netlink::connect().unwrap();
         drop(open_with_clsact(sandbox, &netlink).await);
         let old = MapInfo::from_pin(sandbox.pin_dir().join(map::NAT_ESTABLISHED_V4)).unwrap().id();
-        let sizes = MapSizes::from([(map::NAT_ESTABLISHED_V4, 1000)]);
+        let sizes = MapSizes::from_iter([(map::NAT_ESTABLISHED_V4, 1000)]);
         let mut data_path = DataPath::open_sized(&sandbox.pin_dir(), BpfLog::Off, &sizes).unwrap();
         data_path.use_clsact();
         sync(&mut data_path, &netlink, &["one"], XdpMode::Auto).await;

@@ -2,11 +2,12 @@
 
 use std::net::SocketAddr;
 
-use aya::maps::{Array, Map, MapData, MapInfo, PerCpuArray, PerCpuValues};
+use aya::maps::{Array, HashMap, Map, MapData, MapInfo, PerCpuArray, PerCpuValues};
 use lb_common::{
     backend::Backend,
+    exception::Exception,
     filter,
-    flow::v4_addr,
+    flow::{Flow, V6Addr, v4_addr},
     limits::map,
     service::{MODE_DSR_L2, Service, Stats},
     slot::Slot,
@@ -18,8 +19,9 @@ use lb_userspace::{
         load::{BpfLog, LoadError},
         maps::Maps,
         rings::Rings,
+        sizes::{MapSizes, UNUSED_TABLE, pinned_in_use},
     },
-    model::{Limits, XdpMode},
+    model::{FlowTablesInUse, Limits, XdpMode},
     node::interfaces::{Netlink, matching},
 };
 
@@ -31,7 +33,7 @@ const LARGER: Limits = Limits { backends: 4096, ring_slots: 1 << 16, services: 4
 const LOWERED: Limits = Limits { backends: 1024, ring_slots: 8192, services: 1024, addresses: 1024 };
 
 fn start(sandbox: &Sandbox, limits: Limits) -> Result<DataPath, LoadError> {
-    DataPath::open_sized(&sandbox.pin_dir(), BpfLog::Off, &limits.map_sizes().into_iter().collect())
+    DataPath::open_sized(&sandbox.pin_dir(), BpfLog::Off, &limits.map_sizes().collect())
 }
 
 fn refused(started: Result<DataPath, LoadError>) -> String {
@@ -43,7 +45,7 @@ fn max_entries(sandbox: &Sandbox, name: &str) -> u32 {
 }
 
 fn expect_sizes(sandbox: &Sandbox, limits: Limits) {
-    for (name, entries) in limits.map_sizes().into_iter().filter(|(name, _)| *name != map::HOPS) {
+    for (name, entries) in limits.map_sizes().filter(|(name, _)| *name != map::HOPS) {
         assert_eq!(max_entries(sandbox, name), entries, "{name}");
     }
 }
@@ -95,7 +97,7 @@ fn serve(sandbox: &Sandbox, maps: &mut Maps, number: u8, (offset, index, stats):
     ] {
         maps.apply(&write).unwrap();
     }
-    Rings::open(&sandbox.pin_dir()).unwrap().set_clock(offset + 7, 1234);
+    Rings::open(&sandbox.pin_dir()).unwrap().set_time(offset + 7, 1234);
     counters(sandbox, map::SERVICE_STATS).set(stats, counted(100), 0).unwrap();
     counters(sandbox, map::BACKEND_STATS).set(index, counted(200), 0).unwrap();
 }
@@ -117,7 +119,7 @@ fn image(sandbox: &Sandbox) -> Image {
 
 fn expect_served(sandbox: &Sandbox, before: &Image, (offset, index, stats): (u32, u32, u32)) {
     assert_eq!(image(sandbox), *before);
-    assert_eq!(Rings::open(&sandbox.pin_dir()).unwrap().clock(offset + 7), 1234);
+    assert_eq!(Rings::open(&sandbox.pin_dir()).unwrap().time(offset + 7), 1234);
     assert_eq!(*counters(sandbox, map::SERVICE_STATS).get(&stats, 0).unwrap(), *counted(100));
     assert_eq!(*counters(sandbox, map::BACKEND_STATS).get(&index, 0).unwrap(), *counted(200));
 }
@@ -161,6 +163,53 @@ fn larger_limits_keep_every_slot_index_and_counter_and_so_does_the_way_back() {
             maps.fit_shortcuts(&before).unwrap();
             assert!(lets_through(sandbox, 1) && !lets_through(sandbox, 2));
         }
+    });
+}
+
+#[test]
+fn tables_that_no_service_uses_are_small_grow_once_one_does_and_shrink_with_what_they_hold() {
+    sandbox(async |sandbox| {
+        let start = |in_use| {
+            let sizes = MapSizes::of(&crate::doctor::config(Vec::new()).node, in_use);
+            DataPath::open_sized(&sandbox.pin_dir(), BpfLog::Off, &sizes).unwrap()
+        };
+        let nat = FlowTablesInUse { nat: true, dsr: false };
+        let tables = [map::SEEN_V6, map::NAT_HALF_OPEN_V4, map::SLOT_TIMES];
+        let sizes = || tables.map(|name| max_entries(sandbox, name));
+        let first = start(nat);
+        assert_eq!(sizes(), [UNUSED_TABLE, 1 << 17, 512]);
+        // A slot beyond the small map has a time too, until the agent ends.
+        let rings = Rings::open(&sandbox.pin_dir()).unwrap();
+        for at in [1022, 1023, 1024, 1025] {
+            rings.set_time(at, 1000 + at);
+        }
+        rings.set_time(1023, 7);
+        assert_eq!([1021, 1022, 1023, 1024, 1025].map(|at| rings.time(at)), [0, 2022, 7, 2024, 2025]);
+        assert_eq!(pinned_in_use(&sandbox.pin_dir()), FlowTablesInUse::default());
+        serve(sandbox, &mut Maps::open(&sandbox.pin_dir()).unwrap(), 1, (0, 1, 0));
+        assert_eq!(pinned_in_use(&sandbox.pin_dir()), FlowTablesInUse { nat: false, dsr: true });
+        drop(first);
+
+        let second = start(FlowTablesInUse::ALL);
+        assert_eq!(sizes(), [1 << 17, 1 << 17, 1 << 21]);
+        let rings = Rings::open(&sandbox.pin_dir()).unwrap();
+        assert_eq!([7, 1023, 1024].map(|at| rings.time(at)), [1234, 0, 0], "what no service uses is left behind");
+        let pin = MapData::from_pin(sandbox.pin_dir().join(map::SEEN_V6)).unwrap();
+        let mut seen = HashMap::<_, Flow<V6Addr>, Exception>::try_from(Map::LruHashMap(pin)).unwrap();
+        let exception =
+            Exception { backend: 1, generation: 4, slot: 7, sequence: 0, flags: 0, reserved: 0, last_seen_ns: 1 };
+        for number in 0..2 * UNUSED_TABLE {
+            let flow = Flow { src: [0, 0, 0, number], dst: [1; 4], src_port_be: 1, dst_port_be: 1 };
+            seen.insert(flow, exception, 0).unwrap();
+        }
+        remove(&mut Maps::open(&sandbox.pin_dir()).unwrap(), 1, 1);
+        drop(second);
+
+        let _third = start(nat);
+        assert_eq!(sizes(), [UNUSED_TABLE, 1 << 17, 512]);
+        let pin = MapData::from_pin(sandbox.pin_dir().join(map::SEEN_V6)).unwrap();
+        let seen = HashMap::<_, Flow<V6Addr>, Exception>::try_from(Map::LruHashMap(pin)).unwrap();
+        assert_eq!(seen.keys().count(), 0, "its entries were nobody's");
     });
 }
 

@@ -142,9 +142,9 @@ fn what_is_written_is_read_again_also_by_the_next_agent() {
             peers,
             ways_out: BTreeMap::from([(4, 1)]),
         };
-        let clocks = Rings::open(&sandbox.pin_dir()).unwrap();
+        let rings = Rings::open(&sandbox.pin_dir()).unwrap();
         assert_eq!(
-            (clocks.clock(14), clocks.clock(15)),
+            (rings.time(14), rings.time(15)),
             (0, 70),
             "the clock of a slot counts from when its owners last agreed"
         );

@@ -20,10 +20,8 @@ use lb_userspace::{
         cleanup::cleanup,
         data_path::DataPath,
         load::{BpfLog, LoadError},
-        migrate::{
-            plan::MapSizes,
-            record::{LAYOUTS, Record},
-        },
+        migrate::record::{LAYOUTS, Record},
+        sizes::MapSizes,
     },
     model::XdpMode,
     node::interfaces::{Netlink, matching},

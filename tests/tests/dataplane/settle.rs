@@ -1,7 +1,7 @@
 //! Settling and collecting against real maps, step by step. What the program does in between is
 //! written by hand here; the model suite has the program itself.
 
-use std::{collections::BTreeMap, net::SocketAddr, path::Path};
+use std::{collections::BTreeMap, net::SocketAddr, path::Path, sync::Arc};
 
 use aya::{
     Pod,
@@ -20,7 +20,6 @@ use lb_userspace::dataplane::{
     image::Write,
     load::BpfLog,
     maps::Maps,
-    migrate::plan::MapSizes,
     rings::Rings,
     settle::{
         census::{ExceptionCounts, SettleCensus, SlotCounts},
@@ -28,6 +27,7 @@ use lb_userspace::dataplane::{
         scope::{RingScope, Scope, VipScope},
         settler::Settler,
     },
+    sizes::MapSizes,
 };
 
 use crate::sandbox::{Sandbox, sandbox};
@@ -48,7 +48,7 @@ const RINGS: [u32; 2] = [100, 200];
 struct Bed {
     _data_path: DataPath,
     maps: Maps,
-    rings: Rings,
+    rings: Arc<Rings>,
     settler: Settler,
     v4: Tables<u32>,
     v6: Tables<[u32; 4]>,
@@ -59,11 +59,13 @@ impl Bed {
         let sizes: MapSizes = sizes.iter().copied().collect();
         let pin_dir = sandbox.pin_dir();
         let data_path = DataPath::open_sized(&pin_dir, BpfLog::Off, &sizes).unwrap();
+        let maps = Maps::open(&pin_dir).unwrap();
+        let rings = maps.shared_slots();
         let mut bed = Self {
             _data_path: data_path,
-            maps: Maps::open(&pin_dir).unwrap(),
-            rings: Rings::open(&pin_dir).unwrap(),
-            settler: Settler::open(&pin_dir).unwrap(),
+            settler: Settler::open(&pin_dir, rings.clone()).unwrap(),
+            maps,
+            rings,
             v4: Tables::open(&pin_dir, [map::HALF_OPEN_V4, map::ESTABLISHED_V4, map::SEEN_V4]),
             v6: Tables::open(&pin_dir, [map::HALF_OPEN_V6, map::ESTABLISHED_V6, map::SEEN_V6]),
         };
@@ -297,7 +299,7 @@ fn restarted_agent_goes_on_where_the_one_before_ended() {
                 (4, Slot::new(B, B, Slot::WRITTEN), 0),
             ] {
                 bed.rings.fill(offset + at, &[slot]);
-                bed.rings.set_clock(offset + at, clock);
+                bed.rings.set_time(offset + at, clock);
             }
         }
         bed.put(Seen, 1, 0, entry(A, 0));
@@ -308,7 +310,7 @@ fn restarted_agent_goes_on_where_the_one_before_ended() {
         assert_eq!(bed.slot(0), Slot::new(B, B, Slot::TRACKED));
         assert_eq!(bed.slot(1), Slot::new(C, B, Slot::TRACKED));
         assert_eq!((bed.slot(2), bed.slot(3), bed.slot(4)), (differ, differ, Slot::settled(B)));
-        assert_eq!([2, 3].map(|at| bed.rings.clock(RINGS[0] + at)), [deciseconds(NOW); 2], "they begin to count now");
+        assert_eq!([2, 3].map(|at| bed.rings.time(RINGS[0] + at)), [deciseconds(NOW); 2], "they begin to count now");
         bed.pass(NOW + SETTLE);
         assert_eq!((bed.slot(2), bed.slot(3)), (Slot::settled(B), Slot::settled(B)));
     });
@@ -385,7 +387,7 @@ fn what_the_program_does_between_the_steps_of_settling_is_kept() {
         bed.settler.forget().unwrap();
         assert_eq!([1, 2, 3].map(|flow| bed.find(Seen, flow)), [None, Some((B, 0)), None]);
         assert_eq!(bed.slot(0), Slot::new(C, B, Slot::TRACKED));
-        assert_eq!(bed.rings.clock(RINGS[0]), deciseconds(NOW));
+        assert_eq!(bed.rings.time(RINGS[0]), deciseconds(NOW));
     });
 }
 

@@ -1,17 +1,21 @@
 //! `limits` that are raised and lowered at restarts, under load.
 
-use std::{fs, time::Duration};
+use std::{fs, net::IpAddr, time::Duration};
 
 use anyhow::{Context, Result, ensure};
-use lb_userspace::dataplane::image::Image;
+use aya::maps::MapInfo;
+use lb_userspace::{
+    dataplane::{image::Image, sizes::UNUSED_TABLE},
+    state::Health,
+};
 use weir_tests::{
-    bed::{Bed, Layout},
-    config::AgentConfig,
+    bed::{Bed, Layout, VIPS},
+    config::{AgentConfig, Backend, Service},
     process::wait_for,
-    slots::{read, unsettled},
+    slots::{in_transition, read, unsettled},
 };
 
-use crate::scene::{HEALTH, Scene, seconds, stop_without_failure};
+use crate::scene::{FamilyLoad, HEALTH, Scene, seconds, stop_without_failure};
 
 #[test]
 fn nat_maps_grow_and_shrink_at_restarts_without_loss() -> Result<()> {
@@ -71,6 +75,59 @@ fn maps_grow_and_shrink(layout: Layout) -> Result<()> {
     let said = scene.agent.start_refused()?;
     ensure!(said.contains("limits.ringSlots: allows 16384") && said.contains("32763 are needed"), "{said}");
     Ok(())
+}
+
+/// Until then the tables of its mode are small, because no service used them when the agent
+/// started, and what its slots say of their time is not saved.
+#[test]
+fn first_dsr_service_is_served_at_once_and_a_restart_makes_room_without_loss() -> Result<()> {
+    const DEFAULT: u32 = 131_072;
+    const SETTLE_TIME: Duration = Duration::from_secs(2);
+    let bed = Bed::new(Layout::SharedL2, 3)?;
+    let mut config = AgentConfig::web(&bed, 3, HEALTH);
+    let of_vip = |vip: IpAddr| move |backend: &Backend| backend.address.is_ipv4() == vip.is_ipv4();
+    let of_family = |config: &AgentConfig, vip: IpAddr, name: &str, mode| {
+        let web = config.services[0].clone();
+        let backends = web.backends.iter().filter(|backend| of_vip(vip)(backend)).cloned().collect();
+        Service { name: name.to_owned(), vips: vec![vip], mode, backends, settle_time: Some(SETTLE_TIME), ..web }
+    };
+    let [nat_vip, dsr_vip] = VIPS;
+    let (nat, dsr) = (of_family(&config, nat_vip, "web", "nat"), of_family(&config, dsr_vip, "added", "dsr-l2"));
+    config.services = vec![nat];
+    let mut scene = Scene::with(bed, &config)?;
+    let pin_dir = scene.agent.pin_dir.clone();
+    let entries = |name: &str| -> Result<u32> { Ok(MapInfo::from_pin(pin_dir.join(name))?.max_entries()) };
+    let has_finding = |scene: &Scene| -> Result<bool> {
+        Ok(scene.agent.status()?.findings.iter().any(|finding| finding.check == "map sizes"))
+    };
+    assert_eq!(entries("SEEN_V6")?, UNUSED_TABLE);
+    let mut load = vec![FamilyLoad::start(&scene.bed, nat_vip)?];
+    ensure!(!has_finding(&scene)?, "nothing is missing yet");
+
+    config.services.push(dsr);
+    scene.agent.configure(&config)?;
+    scene.agent.cli(&["reload"])?;
+    wait_for("the added service's backends are up", SETTLED_WITHIN, || {
+        Ok(scene.agent.backends()?.iter().all(|backend| backend.health == Health::Up && backend.eligible))
+    })?;
+    load.push(FamilyLoad::start(&scene.bed, dsr_vip)?);
+    wait_for("the agent says that a restart makes room", SETTLED_WITHIN, || has_finding(&scene))?;
+    config.services[1].backends[0].weight = 3;
+    scene.agent.configure(&config)?;
+    scene.agent.cli(&["reload"])?;
+    ensure!(in_transition(&scene.agent.pin_dir)?.1 > 0, "no slot has changed its owner");
+    wait_for("every slot has one owner again", SETTLED_WITHIN, || Ok(in_transition(&scene.agent.pin_dir)?.1 == 0))?;
+
+    // This time slots are in transition as the agent restarts.
+    config.services[1].backends[0].weight = 1;
+    scene.agent.configure(&config)?;
+    scene.agent.cli(&["reload"])?;
+    scene.agent.stop()?;
+    scene.agent.start_again()?;
+    assert_eq!([entries("SEEN_V6")?, entries("HALF_OPEN_V4")?], [DEFAULT; 2]);
+    ensure!(!has_finding(&scene)?, "the restart has made room");
+    wait_for("every slot has one owner again", SETTLED_WITHIN, || Ok(in_transition(&scene.agent.pin_dir)?.1 == 0))?;
+    stop_without_failure(load)
 }
 
 /// Connections that were counted, in all.

@@ -65,7 +65,7 @@ pub struct FamilyLoad {
 pub const LONG: usize = 15;
 
 impl FamilyLoad {
-    fn start(bed: &Bed, vip: IpAddr) -> Result<Self> {
+    pub fn start(bed: &Bed, vip: IpAddr) -> Result<Self> {
         let target = SocketAddr::new(vip, 80);
         let short = Load::start(&bed.client, Spec::short(target))?;
         let long = Load::start(&bed.client, Spec::long(target, LONG))?;

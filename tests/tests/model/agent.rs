@@ -73,12 +73,13 @@ enum Stage {
 
 impl Agent {
     pub fn new(pin_dir: &Path, shape: Shape, on: Interfaces) -> Self {
+        let maps = Maps::open(pin_dir).unwrap();
         Self {
             shape,
             on,
             pin_dir: pin_dir.to_owned(),
-            maps: Maps::open(pin_dir).unwrap(),
-            settler: Settler::open(pin_dir).unwrap(),
+            settler: Settler::open(pin_dir, maps.shared_slots()).unwrap(),
+            maps,
             memo: Memo::default(),
             programmed: Image::default(),
             rings: BTreeMap::new(),
@@ -211,7 +212,7 @@ impl Agent {
             self.maps.apply(&Write::RemoveService { vip }).unwrap();
         }
         (self.memo, self.stage, self.scope) = (Memo::default(), Stage::Begin, None);
-        self.settler = Settler::open(&self.pin_dir).unwrap();
+        self.settler = Settler::open(&self.pin_dir, self.maps.shared_slots()).unwrap();
     }
 }
 

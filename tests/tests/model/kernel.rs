@@ -97,7 +97,7 @@ pub struct Kernel {
     agent: Agent,
     tables: Box<dyn Tables>,
     rings: Array<MapData, u64>,
-    clocks: Array<MapData, u32>,
+    times: Array<MapData, u64>,
     syns: Array<MapData, u64>,
     backends: Array<MapData, Backend>,
     /// Seconds, in the time of the model.
@@ -122,7 +122,7 @@ impl Kernel {
             agent: Agent::new(program.pin_dir(), shape, on),
             tables: tables::of_family(family, &hash_key(), open),
             rings: words(map::RINGS),
-            clocks: Array::try_from(Map::from_map_data(open(map::SLOT_CLOCKS)).unwrap()).unwrap(),
+            times: words(map::SLOT_TIMES),
             syns: words(map::SYNS),
             backends: Array::try_from(Map::from_map_data(open(map::BACKENDS)).unwrap()).unwrap(),
             now: 0,
@@ -137,7 +137,7 @@ impl Kernel {
         self.tables.clear();
         for slot in 0..u32::from(SLOTS) {
             self.rings.set(slot, 0, 0).unwrap();
-            self.clocks.set(slot, 0, 0).unwrap();
+            self.times.set(slot / 2, 0, 0).unwrap();
         }
         for flow in 0..FLOWS {
             self.syns.set(self.tables.syn_place(flow), 0, 0).unwrap();
@@ -216,9 +216,9 @@ impl System for Kernel {
     fn explain(&mut self, flow: u8) -> String {
         let at = self.agent.programmed.ranges().first().map_or(0, |(offset, _)| *offset) + u32::from(flow % SLOTS);
         let slot = Slot(self.rings.get(&at, 0).unwrap());
-        let clock = self.clocks.get(&at, 0).unwrap();
+        let time = (self.times.get(&(at / 2), 0).unwrap() >> (at % 2 * 32)) as u32;
         let syn = Syn(self.syns.get(&self.tables.syn_place(flow), 0).unwrap());
-        let mut text = format!("{slot:?} at {at}, clock {clock}; {syn:?} of owner {}", syn.owner());
+        let mut text = format!("{slot:?} at {at}, since {time}; {syn:?} of owner {}", syn.owner());
         for (name, entry) in NAMES.into_iter().zip(self.tables.entries(flow)) {
             text += &format!("; {name} {entry:?}");
         }

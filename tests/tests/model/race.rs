@@ -18,7 +18,7 @@ use lb_common::{
 };
 use lb_userspace::{
     clock::boottime_ns,
-    dataplane::{image::Write, settle::settler::Settler},
+    dataplane::{image::Write, rings::Rings, settle::settler::Settler},
 };
 use weir_tests::model::{Health, OnDead, Outcome, World};
 
@@ -101,7 +101,7 @@ fn no_flow_is_moved_while_its_slot_changes_and_settles_beside_the_program() {
         let shape = Shape { families: Family::BOTH.to_vec(), slots: SLOTS, settle_time: SETTLE_TIME, waits: true };
         let program = Program::load(sandbox.bpffs());
         let mut agent = Agent::new(program.pin_dir(), shape, on);
-        let mut settler = Settler::open(program.pin_dir()).unwrap();
+        let mut settler = Settler::open(program.pin_dir(), Rings::open(program.pin_dir()).unwrap().into()).unwrap();
         let mut world = World::new(OnDead::Next);
         agent.reconcile(&world, boottime_ns());
         let scope = Mutex::new(agent.scope());

@@ -50,7 +50,7 @@ fn limit_beyond_its_bound_is_refused_with_the_reason() {
             with("backends: 65537, ringSlots: 16777217, services: 65537, addresses: 262145", "  []\n"),
             &[
                 (3, "limits.backends", "1024 to 65536 (65535 backends"),
-                (3, "limits.ringSlots", "1024 to 16777216 (that is 256 MiB"),
+                (3, "limits.ringSlots", "1024 to 16777216 (that is 192 MiB"),
                 (3, "limits.services", "1024 to 65536 (each has counters on every CPU"),
                 (3, "limits.addresses", "1024 to 262144 (as many as"),
             ],

@@ -16,7 +16,7 @@ use self::{
 use super::convert::Cut;
 use crate::{
     dataplane::raw::bytes::{Bytes, Put},
-    model::limits::Limit,
+    model::limits::{Limit, LimitedMap},
 };
 
 /// The old map, the new map, and what was copied last.
@@ -169,7 +169,7 @@ impl Brought {
 
 fn check_room(name: &str, copied: &Copied, key: &[u8], new: &Bytes<'_>) -> Result<(), CopyError> {
     let max_entries = new.info.max_entries();
-    let limit = Limit::of_map(name);
+    let limit = LimitedMap::named(name).map(|map| map.limit);
     if copied.fits(key, max_entries) { Ok(()) } else { Err(CopyError::TooSmall { max_entries, limit }) }
 }
 

@@ -6,8 +6,15 @@ use std::path::Path;
 use aya::maps::MapData;
 use lb_common::limits::map;
 
-use super::{convert::number, copy::CopyError, layout::Type, plan::Layouts};
-use crate::{dataplane::raw::bytes::Bytes, model::MAX_RING_SIZE};
+use super::{
+    convert::number,
+    copy::CopyError,
+    layout::{Layouts, Type},
+};
+use crate::{
+    dataplane::raw::bytes::Bytes,
+    model::{MAX_RING_SIZE, limits::IndexOf},
+};
 
 /// The first indexes beyond all that are in use; `None` where the layouts of another build don't
 /// tell.
@@ -46,13 +53,13 @@ impl Extent {
         })
     }
 
-    /// How many entries of the array are in use; `None` if that is not known.
-    pub fn entries(&self, name: &str) -> Option<u32> {
-        match name {
-            map::RINGS | map::SLOT_CLOCKS => self.slots,
-            map::BACKENDS | map::BACKEND_STATS | map::SNAT_CURSORS => self.backends,
-            map::SERVICE_STATS => self.service_stats,
-            _ => None,
+    /// How many entries of an array with such an index are in use; `None` if that is not known.
+    pub fn entries(&self, index: IndexOf) -> Option<u32> {
+        match index {
+            IndexOf::Slot => self.slots,
+            IndexOf::PairOfSlots => self.slots.map(|slots| slots.div_ceil(2)),
+            IndexOf::Backend => self.backends,
+            IndexOf::ServiceStats => self.service_stats,
         }
     }
 }

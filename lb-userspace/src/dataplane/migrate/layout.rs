@@ -28,6 +28,9 @@ pub struct Layout {
     pub value: Type,
 }
 
+/// Layouts of maps, by their ids.
+pub type Layouts = BTreeMap<u32, Layout>;
+
 /// A number inside a value.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Leaf {

@@ -15,7 +15,7 @@ use super::{
     convert::{Conversion, Impossible, Part},
     copy::{CopyError, Way},
     extent::Extent,
-    layout::{Layout, Type, differences},
+    layout::{Layout, Layouts, Type, differences},
     leftovers::{LeftoverError, pinned_maps},
     meaning,
     merge::Merge,
@@ -23,15 +23,12 @@ use super::{
     settings::PinnedSettings,
 };
 use crate::{
-    dataplane::raw::objects::{MapTypes, map_types},
-    model::limits::Limit,
+    dataplane::{
+        raw::objects::{MapTypes, map_types},
+        sizes::MapSizes,
+    },
+    model::limits::{Limit, LimitedMap},
 };
-
-/// The number of entries of maps, by name, where it differs from the build's default.
-pub type MapSizes = BTreeMap<&'static str, u32>;
-
-/// Layouts of maps, by their ids.
-pub type Layouts = BTreeMap<u32, Layout>;
 
 /// What happens to the pinned maps.
 #[derive(Default, Debug)]
@@ -87,7 +84,7 @@ impl Content {
             | map::SERVICES_EPOCH
             | map::BACKENDS
             | map::SNAT_ADDRESSES
-            | map::SLOT_CLOCKS
+            | map::SLOT_TIMES
             | map::PEERS_V4
             | map::PEERS_V6
             | map::TRACE_FILTER
@@ -118,10 +115,11 @@ pub enum PlanError {
     #[error(
         "{} cannot be lowered that far: the pinned map {map} would have room for {entries} entries, and those up to {needed} are in use; nothing was \
          changed: set it to {} or more, or first remove what uses them from the configuration and wait for drains to end",
-        .limit.key(),
-        .limit.for_entries(.map, *.needed)
+        .map.limit.key(),
+        .map.limit_for(*.needed),
+        map = .map.name
     )]
-    TooSmall { map: &'static str, limit: Limit, entries: u32, needed: u32 },
+    TooSmall { map: &'static LimitedMap, entries: u32, needed: u32 },
     #[error("cannot see how much of the pinned maps is in use: {source}")]
     Extent { source: CopyError },
     #[error(transparent)]
@@ -162,6 +160,9 @@ impl MigrationPlan {
             }
         }
         plan.unknown = pinned.into_keys().collect();
+        for change in plan.changes.iter_mut().filter(|change| sizes.is_unused(change.name)) {
+            (change.way, change.shrinks_to) = (None, None);
+        }
         plan.leave_unused(pin_dir)?;
         Ok(plan)
     }
@@ -170,18 +171,19 @@ impl MigrationPlan {
     /// not fit. The slots that no service uses are always left behind: most are not used, and
     /// reading them would make the handover longer.
     fn leave_unused(&mut self, pin_dir: &Path) -> Result<(), PlanError> {
-        let is_of_slots = |name| Limit::of_map(name) == Some(Limit::RingSlots);
+        let is_of_slots = |name| LimitedMap::named(name).is_some_and(|map| map.limit == Limit::RingSlots);
         if self.changes.iter().all(|change| change.shrinks_to.is_none() && !is_of_slots(change.name)) {
             return Ok(());
         }
         let extent = Extent::of(pin_dir, &self.pinned).map_err(|source| PlanError::Extent { source })?;
         for change in &mut self.changes {
             let MapChange { name, way: Some(way), shrinks_to, .. } = change else { continue };
-            let (Some(limit), Some(needed)) = (Limit::of_map(name), extent.entries(name)) else { continue };
+            let Some(map) = LimitedMap::named(name) else { continue };
+            let Some(needed) = map.index.and_then(|index| extent.entries(index)) else { continue };
             if let Some(entries) = shrinks_to.filter(|entries| needed > *entries) {
-                return Err(PlanError::TooSmall { map: name, limit, entries, needed });
+                return Err(PlanError::TooSmall { map, entries, needed });
             }
-            way.kept = if limit == Limit::RingSlots { Some(needed) } else { *shrinks_to };
+            way.kept = if map.limit == Limit::RingSlots { Some(needed) } else { *shrinks_to };
         }
         Ok(())
     }
@@ -251,7 +253,7 @@ impl Described {
             map_type: map.map_type(),
             key: map.key_size(),
             value: map.value_size(),
-            entries: sizes.get(name).copied().unwrap_or_else(|| map.max_entries()),
+            entries: sizes.get(name).unwrap_or_else(|| map.max_entries()),
             flags: map.map_flags(),
             layout,
         })

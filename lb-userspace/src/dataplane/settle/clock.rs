@@ -1,7 +1,7 @@
-//! The time since which a slot's owners differ, in the map `SLOT_CLOCKS`: tenths of a second of
+//! The time since which a slot's owners differ, in the map `SLOT_TIMES`: tenths of a second of
 //! CLOCK_BOOTTIME, which 32 bits hold for thirteen years.
 
-/// Converts a time to the unit of slot clocks; never returns 0, which means "not set".
+/// Converts a time to the unit of `SLOT_TIMES`; never returns 0, which means "not set".
 pub fn deciseconds(now_ns: u64) -> u32 {
     u32::try_from(now_ns / 100_000_000).unwrap_or(u32::MAX).max(1)
 }

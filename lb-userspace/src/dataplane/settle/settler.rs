@@ -5,6 +5,7 @@
 use std::{
     collections::{HashMap, HashSet},
     path::Path,
+    sync::Arc,
 };
 
 use aya::maps::{Array, MapData};
@@ -31,7 +32,7 @@ use crate::dataplane::{
 /// Settles slots and collects exceptions. It has its own map handles, so the owner of the maps can
 /// go on meanwhile.
 pub struct Settler {
-    rings: Rings,
+    rings: Arc<Rings>,
     backends: Array<MapData, Backend>,
     v4: FamilyPass<V4Addr>,
     v6: FamilyPass<V6Addr>,
@@ -47,11 +48,11 @@ pub struct Settler {
 }
 
 impl Settler {
-    /// Opens the maps that [`crate::dataplane::data_path::DataPath::open`] has pinned.
-    pub fn open(pin_dir: &Path) -> Result<Self, MapsError> {
+    /// Opens the maps that [`crate::dataplane::data_path::DataPath::open`] has pinned; `rings` are
+    /// those that the owner of the maps changes.
+    pub fn open(pin_dir: &Path, rings: Arc<Rings>) -> Result<Self, MapsError> {
         Ok(Self {
-            rings: Rings::open(pin_dir)
-                .map_err(|source| MapsError::Arena { path: pin_dir.join(map::RINGS), source })?,
+            rings,
             backends: maps::open(pin_dir, map::BACKENDS)?,
             v4: FamilyPass::new(DsrTables::open(pin_dir, Family::V4)?),
             v6: FamilyPass::new(DsrTables::open(pin_dir, Family::V6)?),
@@ -90,9 +91,9 @@ impl Settler {
             for (at, slot) in slots(&self.rings, ring).filter(|(_, slot)| !slot.is_settled()) {
                 let index = slot.previous();
                 let previous = known.entry(index).or_insert_with(|| self.backends.get(&index, 0).ok());
-                match progress(slot, self.rings.clock(at), previous.as_ref(), ring.settle_ns, now_ns) {
+                match progress(slot, self.rings.time(at), previous.as_ref(), ring.settle_ns, now_ns) {
                     Progress::Waits => {}
-                    Progress::SetClock => self.rings.set_clock(at, deciseconds(now_ns)),
+                    Progress::SetClock => self.rings.set_time(at, deciseconds(now_ns)),
                     Progress::Due => due.push((ring, at, slot)),
                     Progress::Settling => drop(still.insert(at)),
                 }

@@ -33,7 +33,7 @@ const RING_LEN: u32 = 16_381;
 const FEW: u32 = 8;
 const UNUSED: [(&str, u32); 6] = [
     (map::RINGS, FEW * RING_LEN.next_power_of_two()),
-    (map::SLOT_CLOCKS, FEW * RING_LEN.next_power_of_two()),
+    (map::SLOT_TIMES, FEW * RING_LEN.next_power_of_two() / 2),
     (map::NAT_ESTABLISHED_V4, 64),
     (map::NAT_ESTABLISHED_V6, 64),
     (map::NAT_HALF_OPEN_V4, 64),
