@@ -22,7 +22,7 @@ mod wait;
 use std::{path::PathBuf, process::ExitCode};
 
 use anyhow::Context as _;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand};
 
 use crate::serve::DEFAULT_SOCKET;
 use client::Client;
@@ -113,7 +113,7 @@ impl Cli {
             Command::Doctor(command) => asking(command.run(&client)),
             Command::Cleanup(command) => asking(command.run(&client)),
             Command::Config(command) => command.run(),
-            Command::Completion(command) => command.run(),
+            Command::Completion(command) => command.run(Cli::command()),
         }
     }
 }
@@ -129,7 +129,6 @@ fn asking(command: impl Future<Output = anyhow::Result<ExitCode>>) -> anyhow::Re
 
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
 
     use super::*;
 

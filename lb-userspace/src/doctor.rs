@@ -2,6 +2,7 @@
 
 mod backends;
 mod capabilities;
+mod finding;
 mod kernel;
 mod neighbours;
 mod network;
@@ -15,7 +16,7 @@ pub use capabilities::Subject;
 use crate::{
     model::Config,
     node::{genl::Genl, interfaces::Netlink},
-    view::types::{Finding, Severity},
+    view::types::Finding,
 };
 
 /// Checks everything that Weir needs: the capabilities of `subject`, the kernel, and, given a
@@ -28,9 +29,11 @@ pub async fn findings(config: Option<&Config>, pin_dir: &Path, subject: &Subject
         findings.extend(sizes::finding(config, pin_dir));
         match network(config, pin_dir).await {
             Ok(more) => findings.extend(more),
-            Err(reason) => {
-                findings.push(error("netlink", reason, "run it as root, in the network namespace of the agent"))
-            }
+            Err(reason) => findings.push(finding::error(
+                "netlink",
+                reason,
+                "run it as root, in the network namespace of the agent",
+            )),
         }
     }
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));
@@ -44,22 +47,4 @@ async fn network(config: &Config, pin_dir: &Path) -> Result<Vec<Finding>, String
     let mut findings = network::findings(config, &interfaces, &genl, pin_dir);
     findings.extend(backends::findings(config, &interfaces, &netlink).await.map_err(|error| error.to_string())?);
     Ok(findings)
-}
-
-fn ok(check: impl Into<String>, message: impl Into<String>) -> Finding {
-    Finding { severity: Severity::Ok, check: check.into(), message: message.into(), remedy: String::new() }
-}
-
-fn warning(check: impl Into<String>, message: impl Into<String>, remedy: impl Into<String>) -> Finding {
-    Finding { severity: Severity::Warning, check: check.into(), message: message.into(), remedy: remedy.into() }
-}
-
-fn error(check: impl Into<String>, message: impl Into<String>, remedy: impl Into<String>) -> Finding {
-    Finding { severity: Severity::Error, check: check.into(), message: message.into(), remedy: remedy.into() }
-}
-
-/// A sysctl of the calling thread's network namespace; `None` if it does not exist.
-fn sysctl(name: &str) -> Option<String> {
-    let value = std::fs::read_to_string(format!("/proc/sys/{name}")).ok()?;
-    Some(value.trim().to_owned())
 }

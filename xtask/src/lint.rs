@@ -1,6 +1,7 @@
 //! Lints: format, comment width, allowed module uses, the licences of dependencies, and clippy for
 //! the host and for the BPF target.
 
+mod circles;
 mod comments;
 mod house;
 mod licences;
@@ -19,6 +20,8 @@ pub fn run_all() -> Result<()> {
     say("format", "ok");
     house::check()?;
     say("house", "ok");
+    circles::check()?;
+    say("circles", "ok");
     licences::check()?;
     say("licences", "ok");
 

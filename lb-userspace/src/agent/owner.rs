@@ -38,7 +38,7 @@ use crate::{
         settle,
     },
     health::{HealthEvent, ProbeTarget},
-    model::{Config, incompatible, limits::Need, seed::Seed},
+    model::{Config, incompatible, need::Need, seed::Seed},
     overrides::{Overrides, StateDir},
     source::{
         Heard,

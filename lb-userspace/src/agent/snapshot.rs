@@ -1,38 +1,26 @@
 //! Builds a snapshot of the complete state at one moment.
 
 mod backends;
+mod moment;
 mod reasons;
 mod sources;
 mod status;
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use lb_common::{
     flow::Family,
     verdict::{Kind, Reason},
 };
 
-pub use self::status::shortages;
-use super::{digests::RingViews, flows::Counted, node::Node, published::Published, samples::Sampled, settle::Settled};
+pub use self::{moment::Moment, status::shortages};
+use super::published::Published;
 use crate::{
-    dataplane::{hooks::Hook, stats::Sample},
-    health::HealthView,
+    dataplane::hooks::Hook,
     model::{Affinity, Mode, Service},
-    state::{BackendId, Health},
-    view::types::{ExceptionsView, Finding, InterfaceView, ServiceView, Snapshot},
+    state::Health,
+    view::types::{ExceptionsView, InterfaceView, ServiceView, Snapshot},
 };
-
-/// Everything that the documents are made from, as it was at one moment.
-pub struct Moment {
-    pub published: Arc<Published>,
-    pub node: Arc<Node>,
-    pub census: Counted,
-    pub settled: Settled,
-    pub findings: Vec<Finding>,
-    pub health: BTreeMap<BackendId, HealthView>,
-    pub sampled: Sampled,
-    pub rings: RingViews,
-}
 
 impl Moment {
     /// The snapshot; `started_at` is when the agent was started, in seconds since 1970.
@@ -44,11 +32,6 @@ impl Moment {
         let drops = self.reasons_by_interface();
         let drops_by_service = self.reasons_by_service();
         Snapshot { status, services, backends, drops, drops_by_service, interfaces }
-    }
-
-    /// The growth of a counter per second; 0 if it can't be read.
-    fn rate(&self, value: impl Fn(&Sample) -> u64) -> f64 {
-        self.sampled.now.as_deref().map_or(0.0, |now| now.per_second(self.sampled.before.as_deref(), value))
     }
 
     fn service_views(&self) -> Vec<ServiceView> {

@@ -2,7 +2,7 @@
 
 use std::process::ExitCode;
 
-use clap::{Args, CommandFactory};
+use clap::{Args, Command};
 use clap_complete::Shell;
 
 use super::output;
@@ -19,9 +19,10 @@ pub struct Completion {
 }
 
 impl Completion {
-    pub fn run(self) -> anyhow::Result<ExitCode> {
+    /// `command` is the whole command line of `weir`.
+    pub fn run(self, mut command: Command) -> anyhow::Result<ExitCode> {
         let mut script = Vec::new();
-        clap_complete::generate(self.shell, &mut super::Cli::command(), "weir", &mut script);
+        clap_complete::generate(self.shell, &mut command, "weir", &mut script);
         output::print(&String::from_utf8_lossy(&script))?;
         Ok(ExitCode::SUCCESS)
     }

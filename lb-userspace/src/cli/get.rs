@@ -4,18 +4,14 @@ pub(super) mod backends;
 mod drops;
 mod flows;
 mod interfaces;
+mod listing;
 mod services;
 
 use std::process::ExitCode;
 
 use clap::{Args, Subcommand};
-use serde::Serialize;
 
-use super::{
-    client::{Client, Failure},
-    output::{self, View, Watch},
-    table::{self, Column},
-};
+use super::client::Client;
 
 /// List services, backends, flows, drops or interfaces
 #[derive(Args, Debug)]
@@ -54,33 +50,5 @@ impl Get {
             What::Interfaces(list) => list.run(client).await?,
         }
         Ok(ExitCode::SUCCESS)
-    }
-}
-
-/// The flags that every list has.
-#[derive(Args, Debug)]
-struct Listing {
-    #[command(flatten)]
-    view: View,
-    #[command(flatten)]
-    watch: Watch,
-}
-
-impl Listing {
-    /// Shows the rows as a table; that there are none is said on standard error, and `none` says
-    /// what.
-    async fn show<T: Serialize>(
-        &self,
-        columns: &[Column<T>],
-        none: &str,
-        fetch: impl AsyncFn() -> Result<Vec<T>, Failure>,
-    ) -> anyhow::Result<Vec<T>> {
-        output::show(&self.view, &self.watch, fetch, |rows: &Vec<T>, style| {
-            if rows.is_empty() {
-                eprintln!("{none}");
-            }
-            table::table(columns, rows, style)
-        })
-        .await
     }
 }

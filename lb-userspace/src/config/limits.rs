@@ -1,10 +1,7 @@
 //! Reads `limits`, and compares them with what the services need.
 
 use super::{fields::Value, service};
-use crate::model::{
-    Limits, Snat,
-    limits::{Limit, Need},
-};
+use crate::model::{Limits, Snat, limits::Limit, need::Need};
 
 pub const KEYS: [&str; 4] = ["backends", "ringSlots", "services", "addresses"];
 

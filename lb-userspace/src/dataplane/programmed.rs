@@ -16,7 +16,7 @@ use lb_common::{
 
 use super::{
     image::Image,
-    plan::{Leaving, Plan},
+    plan::planned::{Leaving, Plan},
 };
 use crate::state::{BackendId, ServiceName};
 

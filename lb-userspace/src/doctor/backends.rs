@@ -5,7 +5,10 @@ use std::{
     net::IpAddr,
 };
 
-use super::{error, neighbours, ok, warning};
+use super::{
+    finding::{error, ok, warning},
+    neighbours,
+};
 use crate::{
     model::{Config, Mode, Service},
     node::{

@@ -4,9 +4,8 @@
 use std::{fmt, fs, path::PathBuf};
 
 use super::{
-    error, ok,
+    finding::{error, ok, warning},
     unit::{self, Unit},
-    warning,
 };
 use crate::view::types::Finding;
 

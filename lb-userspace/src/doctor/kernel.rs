@@ -5,7 +5,7 @@ use std::path::Path;
 use aya::util::KernelVersion;
 use lb_common::limits::map;
 
-use super::{error, ok, sysctl, warning};
+use super::finding::{error, ok, sysctl, warning};
 use crate::{
     dataplane::{bpffs, migrate::record::LAYOUTS},
     view::types::Finding,

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::flow::Family;
 
-use super::{error, ok, warning};
+use super::finding::{error, ok, warning};
 use crate::{
     node::{
         interfaces::{Netlink, NetlinkError},

@@ -9,7 +9,7 @@ use std::{
 use aya::programs::links::{FdLink, PinnedLink};
 use lb_common::flow::Family;
 
-use super::{error, ok, sysctl, warning};
+use super::finding::{error, ok, sysctl, warning};
 use crate::{
     dataplane::{
         hooks,

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use aya::maps::MapInfo;
 
-use super::warning;
+use super::finding::warning;
 use crate::{
     dataplane::sizes::MapSizes,
     model::{Config, FlowTablesInUse},

@@ -26,7 +26,10 @@ use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, warn};
 
 use self::schedule::{Key, Schedule};
-use super::{HealthView, Machine, Observation, Outcome, Thresholds, probe};
+use super::{
+    machine::{HealthView, Machine, Observation, Thresholds},
+    probe::{self, Outcome},
+};
 use crate::{
     model::HealthCheck,
     state::{BackendId, Health, ServiceName},

@@ -1,23 +1,19 @@
 //! A [`Snapshot`] as metric families.
 
 mod backends;
+pub(super) mod series;
 mod services;
 
 use std::{collections::BTreeMap, fmt};
 
 use lb_common::verdict::Kind;
-use prometheus_client::{
-    collector::Collector,
-    encoding::{DescriptorEncoder, EncodeCounterValue, EncodeGaugeValue, NoLabelSet},
-    metrics::{MetricType, exemplar::Exemplar},
-};
+use prometheus_client::{collector::Collector, encoding::DescriptorEncoder};
 
+use self::series::{Labels, counters, gauges};
 use crate::{
     clock::unix_now,
     view::types::{Snapshot, SourceView},
 };
-
-pub(super) type Labels = Vec<(&'static str, String)>;
 
 #[derive(Debug)]
 pub(super) struct SnapshotCollector(pub(super) Snapshot);
@@ -31,48 +27,6 @@ impl Collector for SnapshotCollector {
         services::encode(&mut encoder, snapshot)?;
         backends::encode(&mut encoder, snapshot)
     }
-}
-
-/// Encodes a family of gauges. A family without samples is left out entirely.
-pub(super) fn gauges<V: EncodeGaugeValue>(
-    encoder: &mut DescriptorEncoder,
-    name: &str,
-    help: &str,
-    samples: impl IntoIterator<Item = (Labels, V)>,
-) -> fmt::Result {
-    let mut samples = samples.into_iter().peekable();
-    if samples.peek().is_none() {
-        return Ok(());
-    }
-    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Gauge)?;
-    for (labels, value) in samples {
-        if labels.is_empty() {
-            // Encoded as a family, the sample would get empty braces.
-            family.encode_gauge(&value)?;
-        } else {
-            family.encode_family(&labels)?.encode_gauge(&value)?;
-        }
-    }
-    Ok(())
-}
-
-/// Encodes a family of counters; the encoder appends `_total` to the name. A family without samples
-/// is left out entirely.
-pub(super) fn counters<V: EncodeCounterValue>(
-    encoder: &mut DescriptorEncoder,
-    name: &str,
-    help: &str,
-    samples: impl IntoIterator<Item = (Labels, V)>,
-) -> fmt::Result {
-    let mut samples = samples.into_iter().peekable();
-    if samples.peek().is_none() {
-        return Ok(());
-    }
-    let mut family = encoder.encode_descriptor(name, help, None, MetricType::Counter)?;
-    for (labels, value) in samples {
-        family.encode_family(&labels)?.encode_counter(&value, None::<&Exemplar<NoLabelSet, f64>>)?;
-    }
-    Ok(())
 }
 
 fn alone<V>(value: V) -> [(Labels, V); 1] {

@@ -13,7 +13,7 @@ use prometheus_client::{
     metrics::{MetricType, histogram::Histogram},
 };
 
-use super::collect::{Labels, counters};
+use super::collect::series::{Labels, counters};
 use crate::state::ServiceName;
 
 /// Buckets from below a millisecond up to typical probe time-outs.

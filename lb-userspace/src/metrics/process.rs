@@ -8,7 +8,7 @@ use nix::sys::{
 };
 use prometheus_client::{collector::Collector, encoding::DescriptorEncoder};
 
-use super::collect::{counters, gauges};
+use super::collect::series::{counters, gauges};
 
 /// Reads /proc/self at each scrape; values that can't be read are left out.
 #[derive(Debug)]

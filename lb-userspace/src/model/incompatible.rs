@@ -6,7 +6,11 @@ use std::{
     net::SocketAddr,
 };
 
-use super::{Affinity, Config, Service, seed::Seed};
+use super::{
+    config::Config,
+    seed::Seed,
+    service::{Affinity, Service},
+};
 
 /// A change that a reload refuses unless it is told to accept the loss.
 #[derive(Clone, PartialEq, Eq, Debug)]

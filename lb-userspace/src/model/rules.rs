@@ -4,8 +4,8 @@
 use std::net::SocketAddr;
 
 use super::{
-    Backend, MAX_RING_SIZE, MAX_WEIGHT, Mode, OnDead, SLOTS_PER_BACKEND, Service, SourceAddress,
     prime::{is_prime, next_prime},
+    service::{Backend, MAX_RING_SIZE, MAX_WEIGHT, Mode, OnDead, SLOTS_PER_BACKEND, Service, SourceAddress},
 };
 
 /// Whether a backend's port fits; `port` is the service's.

@@ -6,7 +6,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use super::Service;
+use super::service::Service;
 
 /// What a service takes for itself, as far as it is known. `P` tells where a value stands: in a
 /// file, or nowhere in particular.

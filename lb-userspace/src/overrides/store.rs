@@ -13,7 +13,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tempfile::NamedTempFile;
 
-use super::{Override, Overrides};
+use super::set::{Override, Overrides};
 use crate::{
     model::{
         MAX_WEIGHT, Service,

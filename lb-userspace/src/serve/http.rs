@@ -12,7 +12,7 @@ use axum::{
 use tokio::{net::TcpListener, time::timeout};
 use tokio_util::sync::CancellationToken;
 
-use super::ServeError;
+use super::error::ServeError;
 use crate::{
     agent::handle::AgentHandle,
     background,

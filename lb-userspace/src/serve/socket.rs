@@ -31,7 +31,7 @@ use nix::{
 use tokio::net::UnixListener;
 use tokio_util::sync::CancellationToken;
 
-use super::{ServeError, routes};
+use super::{error::ServeError, routes};
 use crate::{
     agent::handle::AgentHandle,
     view::types::{ApiError, ErrorCode},

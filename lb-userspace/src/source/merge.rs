@@ -8,7 +8,8 @@ use crate::{
     model::{
         Config, NodeSettings, Service,
         incompatible::{Running, changes},
-        limits::{Limits, Need},
+        limits::Limits,
+        need::Need,
         rules::broken,
         together::{Claims, Together},
     },

@@ -17,7 +17,7 @@ use syn::{
 use crate::{exec, tree};
 
 const DOCUMENT: &str = "docs/architecture.md";
-const SOURCES: &str = "lb-userspace/src";
+pub(super) const SOURCES: &str = "lb-userspace/src";
 const HEADING: &str = "## Map of the house";
 /// Files of the crate root, which may name every module.
 const ROOTS: [&str; 2] = ["lib", "main"];
@@ -75,7 +75,7 @@ fn table(document: &str) -> Result<BTreeMap<String, BTreeSet<String>>> {
 
 /// Every source file of lb-userspace except tests, relative to the root of the repository, with its
 /// top-level module.
-fn sources() -> Result<Vec<(String, PathBuf)>> {
+pub(super) fn sources() -> Result<Vec<(String, PathBuf)>> {
     let mut sources = Vec::new();
     for file in tree::files()? {
         let Ok(within) = file.strip_prefix(SOURCES) else { continue };
@@ -101,13 +101,7 @@ struct Found(BTreeSet<String>);
 
 impl<'ast> Visit<'ast> for Found {
     fn visit_item(&mut self, item: &'ast Item) {
-        let attributes: &[Attribute] = match item {
-            Item::Fn(item) => &item.attrs,
-            Item::Impl(item) => &item.attrs,
-            Item::Mod(ItemMod { attrs, .. }) | Item::Use(ItemUse { attrs, .. }) => attrs,
-            _ => &[],
-        };
-        if !attributes.iter().any(is_test) {
+        if !is_for_tests(item) {
             visit::visit_item(self, item);
         }
     }
@@ -141,6 +135,17 @@ impl Found {
             UseTree::Glob(_) => {}
         }
     }
+}
+
+/// Whether an item is compiled for tests only.
+pub(super) fn is_for_tests(item: &Item) -> bool {
+    let attributes: &[Attribute] = match item {
+        Item::Fn(item) => &item.attrs,
+        Item::Impl(item) => &item.attrs,
+        Item::Mod(ItemMod { attrs, .. }) | Item::Use(ItemUse { attrs, .. }) => attrs,
+        _ => &[],
+    };
+    attributes.iter().any(is_test)
 }
 
 fn is_test(attribute: &Attribute) -> bool {

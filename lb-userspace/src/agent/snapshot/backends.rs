@@ -5,7 +5,7 @@ use lb_common::{
     flow::Family,
 };
 
-use super::{super::published::Published, Moment};
+use super::{super::published::Published, moment::Moment};
 use crate::{
     clock::{boottime_ns, unix},
     dataplane::{

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use lb_common::{service::Service, verdict::Reason};
 
-use super::Moment;
+use super::moment::Moment;
 use crate::{dataplane::stats::Sample, state::ServiceName, view::types::ReasonView};
 
 impl Moment {

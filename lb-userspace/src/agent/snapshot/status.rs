@@ -10,7 +10,8 @@ use lb_common::{
 
 use super::{
     super::{flows::Counted, published::Published, settle::Settled},
-    Moment, sources,
+    moment::Moment,
+    sources,
 };
 use crate::{
     dataplane::{stats::Sample, tables::TableFill},

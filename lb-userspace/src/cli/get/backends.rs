@@ -3,7 +3,7 @@ use serde::Serialize;
 
 use super::{
     super::{client::Client, table::Column, text},
-    Listing,
+    listing::Listing,
 };
 use crate::{state::AdminState, view::types::BackendView};
 

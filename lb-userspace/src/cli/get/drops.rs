@@ -4,7 +4,7 @@ use serde::Serialize;
 
 use super::{
     super::{client::Client, table::Column, text},
-    Listing,
+    listing::Listing,
 };
 use crate::view::types::{DropsBy, ReasonView};
 

@@ -4,7 +4,7 @@ use clap::Args;
 
 use super::{
     super::{client::Client, table::Column, text},
-    Listing,
+    listing::Listing,
 };
 use crate::view::types::{BackendSelector, FlowFilter, FlowView};
 

@@ -2,7 +2,7 @@ use clap::Args;
 
 use super::{
     super::{client::Client, table::Column, text},
-    Listing,
+    listing::Listing,
 };
 use crate::{model::Mode, view::types::ServiceView};
 

@@ -8,8 +8,13 @@ use lb_common::{
 };
 
 use super::{
-    FlowUse, Image, Leaving, Plan, PlanError, WantedBackend, WantedService, address, nanoseconds, snat::Blocks,
+    entry::{address, nanoseconds},
+    flow_use::FlowUse,
+    planned::{Leaving, Plan, PlanError},
+    snat::Blocks,
+    wanted::{WantedBackend, WantedService},
 };
+use crate::dataplane::image::Image;
 use crate::{
     dataplane::arena::Numbers,
     model::{Limits, Mode, OnDead},

@@ -7,7 +7,8 @@ use std::{
     sync::Arc,
 };
 
-use super::{Image, WantedService, address};
+use super::{entry::address, wanted::WantedService};
+use crate::dataplane::image::Image;
 use crate::{dataplane::arena::Numbers, state::ServiceName};
 
 /// The id of each wanted service, by name: the id of the programmed service with which it shares

@@ -10,12 +10,16 @@ use std::{
 use lb_common::{service::address::NODE, settings::Settings};
 
 use super::{
-    FlowUse, Image, Memo, Plan, PlanError, Slots, Wanted, WantedService, address_bits, backends,
-    services::{self, Inputs, Room},
-    settings_flags,
+    backends,
+    common::{address_bits, settings_flags},
+    flow_use::FlowUse,
+    planned::{Plan, PlanError},
+    services::{self, Inputs, Memo, Room},
     snat::Blocks,
+    wanted::{Wanted, WantedService},
     writes,
 };
+use crate::dataplane::image::{Image, Slots};
 use crate::{
     dataplane::{arena::Numbers, programmed::Programmed},
     state::ServiceName,

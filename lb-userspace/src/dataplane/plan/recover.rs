@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 
 use lb_common::backend::{self, Backend};
 
-use super::{Image, Slots, Wanted, address, backends::is_same, ids, services::named};
+use super::{backends::is_same, entry::address, ids, services::named, wanted::Wanted};
+use crate::dataplane::image::{Image, Slots};
 use crate::state::{BackendId, Health};
 
 /// What the maps hold about the wanted backends.

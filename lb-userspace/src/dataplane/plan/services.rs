@@ -13,7 +13,14 @@ use lb_common::{
     slot::{REJECT, Slot},
 };
 
-use super::{FlowUse, Image, Plan, PlanError, Slots, WantedService, Write, backends::Placed, mode_number, nanoseconds};
+use super::{
+    backends::Placed,
+    entry::{mode_number, nanoseconds},
+    flow_use::FlowUse,
+    planned::{Plan, PlanError},
+    wanted::WantedService,
+};
+use crate::dataplane::image::{Image, Slots, Write};
 use crate::{
     balance::Ring,
     dataplane::{

@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr};
 
 use lb_common::{backend::Backend, limits::MAX_SNAT_ADDRESSES};
 
-use super::Image;
+use crate::dataplane::image::Image;
 
 pub struct Blocks {
     before: Vec<Option<IpAddr>>,

@@ -1,19 +1,33 @@
 mod dsr;
 mod fake;
 
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
 use lb_common::{
-    backend::{ADMIN_REMOVED, HEALTH_DOWN, WAY_NAT},
+    backend::{ADMIN_REMOVED, Backend, HEALTH_DOWN, WAY_NAT},
+    flow::Family,
     hash::HashKey,
     nat::NatTimeouts,
     ports::PortPool,
-    service::Service,
+    service::{self, Service},
+    settings,
     slot::{REJECT, Slot},
 };
 use proptest::prelude::*;
 
 use self::fake::Fake;
 use super::*;
-use crate::{balance::Declared, dataplane::programmed::Programmed, model::Limits};
+use crate::{
+    balance::{Declared, Ring},
+    dataplane::{image::Write, programmed::Programmed},
+    model::{Affinity, Limits, Mode, OnDead},
+    state::{AdminState, BackendId, Health, ServiceName},
+};
 
 const SECOND: u64 = 1_000_000_000;
 const NOW: u64 = 1000 * SECOND;

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt};
 use lb_common::flow::Family;
 use prometheus_client::encoding::DescriptorEncoder;
 
-use super::{Labels, counters, gauges};
+use super::series::{Labels, counters, gauges};
 use crate::{
     state::{AdminState, Health},
     view::types::{BackendView, Snapshot},

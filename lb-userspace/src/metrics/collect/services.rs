@@ -10,9 +10,8 @@ use lb_common::flow::Family;
 use prometheus_client::encoding::DescriptorEncoder;
 
 use super::{
-    Labels,
     backends::{STATES, state},
-    counters, gauges,
+    series::{Labels, counters, gauges},
 };
 use crate::{
     model::Mode,

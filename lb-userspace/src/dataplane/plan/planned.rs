@@ -1,0 +1,100 @@
+//! A plan, and why there is none.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::SocketAddr,
+    sync::Arc,
+};
+
+use super::wanted::WantedService;
+use crate::{
+    dataplane::image::{Image, Write},
+    model::limits::Exceeded,
+    state::{BackendId, ServiceName},
+};
+
+/// The writes, and what was decided while planning them.
+#[derive(Clone, PartialEq, Debug, Default)]
+pub struct Plan {
+    pub writes: Vec<Write>,
+    /// The maps after the writes.
+    pub target: Image,
+    /// Ids of the wanted services, by name.
+    pub services: BTreeMap<ServiceName, u32>,
+    /// Indexes of the wanted backends.
+    pub backends: BTreeMap<BackendId, u32>,
+    /// Indexes of backends whose flows are over, but whose entries still exist.
+    pub over: BTreeSet<u32>,
+    /// The ids of services of which everything stays as it is: see [`Wanted::holds`].
+    pub held: BTreeSet<u32>,
+    /// Backends that are no longer declared, and drain.
+    pub leaving: Vec<Leaving>,
+    /// When the next drain of each service ends, whether or not its flows have; CLOCK_BOOTTIME, by
+    /// the id of the service.
+    pub ends: BTreeMap<u32, u64>,
+}
+
+impl Plan {
+    /// The wanted services by id.
+    pub fn by_id<'a>(&self, services: &'a [Arc<WantedService>]) -> BTreeMap<u32, &'a WantedService> {
+        let id = |service: &WantedService| self.services.get(&service.name).copied();
+        services.iter().filter_map(|service| Some((id(service)?, &**service))).collect()
+    }
+
+    /// Holds all that `programmed` has for services that are not wanted.
+    pub fn hold(&mut self, programmed: &Image) {
+        let wanted: BTreeSet<u32> = self.services.values().copied().collect();
+        let services = programmed.services.values().map(|service| service.id);
+        let backends =
+            programmed.backends.values().filter(|backend| backend.family != 0).map(|backend| backend.service);
+        self.held = services.chain(backends).filter(|id| !wanted.contains(id)).collect();
+        let held = programmed.services.iter().filter(|(_, service)| self.held.contains(&service.id));
+        self.target.services = held.map(|(vip, service)| (*vip, *service)).collect();
+    }
+
+    /// Notes that something of a service ends at `at_ns`.
+    pub fn ends(&mut self, service: u32, at_ns: u64) {
+        let next = self.ends.entry(service).or_insert(at_ns);
+        *next = at_ns.min(*next);
+    }
+}
+
+/// A backend that is no longer declared but has flows, or may have some.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Leaving {
+    pub index: u32,
+    /// The id of its service, which may be gone too.
+    pub service: u32,
+    pub address: SocketAddr,
+    pub until_ns: u64,
+}
+
+/// Why there is no plan; in that case nothing is written.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+pub enum PlanError {
+    #[error("no room for the ring of service {service} ({len} slots): {full}; that takes a restart of the agent")]
+    Rings { service: ServiceName, len: u32, full: Exceeded },
+    #[error(
+        "no index is free for backend {backend}: {full}; that takes a restart of the agent, or wait for drains to end"
+    )]
+    Backends { backend: BackendId, full: Exceeded },
+    #[error("no counter is free for {vip} of service {service}: {full}; that takes a restart of the agent")]
+    Stats { service: ServiceName, vip: SocketAddr, full: Exceeded },
+    #[error("no room for all addresses: {0}; that takes a restart of the agent")]
+    Addresses(Exceeded),
+    #[error(
+        "no room for the SNAT addresses of backend {backend}: SNAT_ADDRESSES is full; use fewer addresses in snat.addresses"
+    )]
+    Snat { backend: BackendId },
+}
+
+impl PlanError {
+    /// The service for which there is no room; `None` if it is not one service's alone.
+    pub const fn service(&self) -> Option<&ServiceName> {
+        match self {
+            PlanError::Rings { service, .. } | PlanError::Stats { service, .. } => Some(service),
+            PlanError::Backends { backend, .. } | PlanError::Snat { backend } => Some(&backend.service),
+            PlanError::Addresses(_) => None,
+        }
+    }
+}
