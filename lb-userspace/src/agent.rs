@@ -16,7 +16,7 @@ pub(crate) mod node;
 mod overriding;
 pub(crate) mod owner;
 mod passes;
-pub(crate) mod published;
+mod published;
 mod queries;
 pub(crate) mod reader;
 pub(crate) mod reload;

@@ -1,11 +1,11 @@
 //! Which backend owns which slot: pure functions of the declared backends and of which of them are
 //! eligible. Nodes with the same input decide the same.
 
-pub mod candidates;
-pub mod declared;
-pub mod digest;
-pub mod eligible;
-pub mod maglev;
+mod candidates;
+mod declared;
+pub(crate) mod digest;
+pub(crate) mod eligible;
+mod maglev;
 
 pub use declared::Declared;
 

@@ -7,9 +7,9 @@ mod example;
 mod fields;
 mod health;
 mod limits;
-pub mod problem;
+mod problem;
 mod range;
-pub mod schema;
+mod schema;
 mod service;
 mod tunnel;
 mod yaml;
@@ -17,7 +17,7 @@ mod yaml;
 use std::{io, path::Path};
 
 pub use example::example;
-pub use problem::{LoadError, Problem, Problems};
+pub use problem::{LoadError, Problems};
 pub use schema::schema;
 
 use crate::model::Config;

@@ -1,7 +1,7 @@
 //! The data path as the agent sees it: loading and attaching the programs, reading and writing
 //! their maps.
 
-pub mod arena;
+mod arena;
 pub mod bpffs;
 pub mod cleanup;
 mod clsact;
@@ -11,7 +11,7 @@ pub mod image;
 pub mod load;
 pub mod maps;
 pub mod migrate;
-pub mod pins;
+pub(crate) mod pins;
 pub mod plan;
 pub mod programmed;
 mod programs;
@@ -22,4 +22,4 @@ pub mod settle;
 pub mod sizes;
 pub mod stats;
 pub mod tables;
-pub mod trace;
+pub(crate) mod trace;

@@ -7,10 +7,9 @@
 //! node for each backend. In this mode a successful probe shows that the server answers, not that
 //! it has the VIP.
 
-pub mod machine;
-pub mod probe;
-pub mod runner;
+mod machine;
+mod probe;
+mod runner;
 
-pub use machine::{HealthChange, HealthView, Machine, Observation, Thresholds};
-pub use probe::{FailureKind, Outcome, probe};
+pub use machine::HealthView;
 pub use runner::{HealthEvent, HealthViews, Options, ProbeTarget, Runner};

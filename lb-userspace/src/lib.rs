@@ -3,22 +3,22 @@
 #![deny(unsafe_code)]
 
 pub mod agent;
-pub mod assembly;
+mod assembly;
 mod background;
 pub mod balance;
 pub mod cli;
 pub mod clock;
-pub mod config;
+mod config;
 pub mod dataplane;
 pub mod doctor;
-pub mod health;
+mod health;
 mod heap;
-pub mod metrics;
+mod metrics;
 pub mod model;
 pub mod node;
-pub mod overrides;
+mod overrides;
 pub mod serve;
-pub mod source;
+mod source;
 pub mod state;
 mod supervisor;
 pub mod view;

@@ -2,15 +2,15 @@
 //! file is one of them.
 
 mod config;
-pub mod incompatible;
-pub mod limits;
-pub mod need;
+pub(crate) mod incompatible;
+pub(crate) mod limits;
+pub(crate) mod need;
 mod node;
-pub mod prime;
-pub mod rules;
-pub mod seed;
+pub(crate) mod prime;
+pub(crate) mod rules;
+pub(crate) mod seed;
 mod service;
-pub mod together;
+pub(crate) mod together;
 
 pub use self::{
     config::Config,

@@ -5,9 +5,9 @@
 pub mod changes;
 pub mod genl;
 pub mod interfaces;
-pub mod neighbour_tables;
+pub(crate) mod neighbour_tables;
 pub mod neighbours;
-pub mod pace;
+pub(crate) mod pace;
 pub mod reach;
-pub mod routes;
+pub(crate) mod routes;
 pub mod ways_out;

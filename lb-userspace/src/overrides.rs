@@ -1,18 +1,16 @@
 //! Settings made by the CLI, which override the file; kept in the state directory until they are
 //! removed.
 
-pub mod set;
-pub mod store;
-
-use std::collections::BTreeMap;
+mod set;
+mod store;
 
 use lb_common::flow::Family;
 
 pub use set::{Override, Overrides};
-pub use store::{Damaged, StateDir, StateError};
+pub use store::StateDir;
 
 use crate::{
-    model::{Backend, Config, Service},
+    model::{Backend, Service},
     state::{AdminState, BackendId, Origin},
 };
 
@@ -39,22 +37,6 @@ pub fn effective(backend: &Backend, set: Override) -> Effective {
     Effective { weight, weight_from, admin, admin_from }
 }
 
-/// The resulting settings of every backend in the file.
-pub fn apply(config: &Config, overrides: &Overrides) -> BTreeMap<BackendId, Effective> {
-    let of_service = |service: &Service| {
-        service
-            .backends
-            .iter()
-            .map(|backend| {
-                let id = BackendId { service: service.name.clone(), address: backend.address };
-                let set = overrides.of(&id);
-                (id, effective(backend, set))
-            })
-            .collect::<Vec<_>>()
-    };
-    config.services.iter().flat_map(of_service).collect()
-}
-
 /// A family of the service's VIPs, `IPv4` or `IPv6`, in which no backend would have a weight though
 /// there are some. The file may not contain such weights, so the CLI may not set them.
 pub fn weightless_family(service: &Service, overrides: &Overrides) -> Option<&'static str> {
@@ -76,7 +58,7 @@ mod tests {
     use std::path::Path;
 
     use super::*;
-    use crate::state::ServiceName;
+    use crate::{model::Config, state::ServiceName};
 
     fn config(backends: &str) -> Config {
         let text = format!(
@@ -103,9 +85,9 @@ mod tests {
             assert!(overrides.set_drain(backend, true));
         }
         assert!(overrides.set_weight(&v4, Some(9)));
-        let result = apply(&both_families(), &overrides);
+        let config = both_families();
         let row = |id: &BackendId| {
-            let one = result[id];
+            let one = effective(config.backend(id).unwrap(), overrides.of(id));
             (one.admin.name(), one.admin_from.name(), one.weight, one.weight_from.name())
         };
         assert_eq!(row(&v4), ("draining", "cli", 9, "cli"));

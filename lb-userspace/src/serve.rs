@@ -2,9 +2,9 @@
 
 mod answer;
 mod error;
-pub mod http;
+mod http;
 mod routes;
-pub mod socket;
+mod socket;
 
 pub use error::ServeError;
 pub use http::HttpServer;

@@ -1,7 +1,7 @@
 //! Where the desired services come from: a file, and any number of other sources.
 
-pub mod file;
-pub mod merge;
+pub(crate) mod file;
+pub(crate) mod merge;
 
 use std::{collections::BTreeMap, sync::Arc, time::SystemTime};
 
@@ -63,6 +63,7 @@ impl Board {
     }
 
     /// Changes what a source says.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the sources beside the file, of which there is none yet"))]
     pub fn update(&self, source: &'static str, change: impl FnOnce(&mut Said)) {
         self.0.send_if_modified(|heard| {
             let said = heard.entry(source).or_default();

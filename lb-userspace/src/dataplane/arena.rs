@@ -101,10 +101,6 @@ impl Numbers {
         Self { taken, next: REJECT + 1, end, limit: (Limit::Backends, 1) }
     }
 
-    pub fn take(&mut self, number: u32) {
-        self.taken.insert(number);
-    }
-
     /// No number at all.
     pub fn none() -> Self {
         Self { taken: BTreeSet::new(), next: 0, end: 0, limit: (Limit::Services, 2) }

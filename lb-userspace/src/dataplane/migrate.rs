@@ -27,7 +27,7 @@ pub mod layout;
 pub(super) mod leftovers;
 mod meaning;
 pub mod merge;
-pub mod plan;
+mod plan;
 pub mod record;
 mod settings;
 mod switch;

@@ -5,8 +5,8 @@
     reason = "mapping a BPF array, membarrier, much of bpf(2) and bytes as values have no safe wrapper"
 )]
 
-pub mod bytes;
-pub mod objects;
+pub(crate) mod bytes;
+pub(crate) mod objects;
 mod syscall;
 
 use std::{io, num::NonZeroUsize, os::fd::AsFd, ptr::NonNull, slice, sync::atomic::AtomicU64};

@@ -3,10 +3,10 @@
 //! lists the steps and why they are safe while the programs run.
 
 pub mod census;
-pub mod change;
+pub(crate) mod change;
 pub mod clock;
 mod family;
-pub mod judge;
+mod judge;
 pub mod scope;
 pub mod settler;
-pub mod syns;
+pub(crate) mod syns;

@@ -18,8 +18,8 @@ use super::{
     raw,
 };
 
-pub mod dsr;
-pub mod exceptions;
+pub(crate) mod dsr;
+pub(crate) mod exceptions;
 pub mod nat;
 mod query;
 

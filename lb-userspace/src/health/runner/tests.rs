@@ -11,7 +11,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::*;
 use crate::{
-    health::FailureKind,
+    health::probe::FailureKind,
     model::{HttpProbe, Probe},
     state::ServiceName,
 };
