@@ -34,7 +34,7 @@ impl Report {
 }
 
 fn tell(states: &[NotifyState]) {
-    if let Err(error) = sd_notify::notify(false, states) {
+    if let Err(error) = sd_notify::notify(states) {
         tracing::warn!(%error, "cannot tell the supervisor (NOTIFY_SOCKET)");
     }
 }
@@ -80,8 +80,7 @@ pub fn alive() {
 
 /// Half of the supervisor's watchdog interval; `None` if the supervisor has no watchdog.
 pub fn watchdog_interval() -> Option<Duration> {
-    let mut usec = 0;
-    sd_notify::watchdog_enabled(false, &mut usec).then(|| Duration::from_micros(usec / 2))
+    sd_notify::watchdog_enabled().map(|interval| interval / 2)
 }
 
 #[cfg(test)]

@@ -143,7 +143,7 @@ fn keys_of_the_whole_node_are_checked_each() {
         (
             "more seen than can be kept",
             top("flowTables: { established: 2048, seen: 4096 }"),
-            &[(4, "flowTables.seen", "not be more than established, 2048")],
+            &[(4, "flowTables.seen", "not exceed `established`, 2048")],
         ),
         ("relative socket", top("admin: { socket: agent.sock }"), &[(4, "admin.socket", "absolute")]),
         ("http without port", top("admin: { http: 0.0.0.0 }"), &[(4, "admin.http", "ADDRESS:PORT")]),

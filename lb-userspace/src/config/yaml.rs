@@ -3,7 +3,7 @@
 
 use std::{collections::BTreeMap, rc::Rc};
 
-use saphyr_parser::{Event, Marker, Parser, ScalarStyle, ScanError, Tag};
+use serde_saphyr::granit_parser::{Event, Marker, Parser, ScalarStyle, ScanError, Tag};
 
 /// Deeper than any configuration.
 const MAX_DEPTH: usize = 32;
@@ -108,8 +108,8 @@ struct Open {
 impl Builder {
     fn event(&mut self, event: Event<'_>, at: Mark) -> Result<(), SyntaxError> {
         match event {
-            Event::Nothing | Event::StreamStart | Event::StreamEnd | Event::DocumentEnd => Ok(()),
-            Event::DocumentStart(_) => {
+            Event::StreamStart | Event::StreamEnd | Event::DocumentEnd => Ok(()),
+            Event::DocumentStart(..) => {
                 self.documents += 1;
                 if self.documents > 1 {
                     error(at, "a second document begins here: one file, one document")
@@ -125,8 +125,8 @@ impl Builder {
                 };
                 self.insert(Rc::new(Node { at, data, size: 1 }), anchor, at)
             }
-            Event::SequenceStart(anchor, tag) => self.open(Data::Sequence(Vec::new()), anchor, tag.as_deref(), at),
-            Event::MappingStart(anchor, tag) => self.open(Data::Mapping(Vec::new()), anchor, tag.as_deref(), at),
+            Event::SequenceStart(_, anchor, tag) => self.open(Data::Sequence(Vec::new()), anchor, tag.as_deref(), at),
+            Event::MappingStart(_, anchor, tag) => self.open(Data::Mapping(Vec::new()), anchor, tag.as_deref(), at),
             Event::SequenceEnd | Event::MappingEnd => match self.open.pop() {
                 Some(Open { at, anchor, data, size, .. }) => self.insert(Rc::new(Node { at, data, size }), anchor, at),
                 None => error(at, "not YAML: a collection ends that never began"),
@@ -135,6 +135,8 @@ impl Builder {
                 Some(node) => self.insert(Rc::clone(node), 0, at),
                 None => error(at, "an alias of something that is not complete"),
             },
+            // The parser tells more only if it is asked to.
+            _ => Ok(()),
         }
     }
 
@@ -189,7 +191,7 @@ fn key_text(node: &Node, at: Mark) -> Result<String, SyntaxError> {
 fn is_string(tag: Option<&Tag>, at: Mark) -> Result<bool, SyntaxError> {
     match tag {
         None => Ok(false),
-        Some(tag) if tag.is_yaml_core_schema() => Ok(tag.suffix == "str"),
+        Some(tag) if tag.is_yaml_core_schema() => Ok(tag.suffix() == "str"),
         Some(tag) => error(at, &format!("the tag {tag} means nothing here")),
     }
 }
