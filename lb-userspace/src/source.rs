@@ -79,3 +79,44 @@ impl Board {
 pub fn holds(heard: &Heard) -> bool {
     heard.values().any(|said| said.knowledge != Knowledge::Synced)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn service(name: &str) -> Service {
+        let text = format!(
+            "version: 1\ninterfaces: [eth0]\nservices: [{{ name: {name}, vips: [192.0.2.1], port: 80, backends: [] }}]\n"
+        );
+        crate::config::parse(&text, std::path::Path::new("weir.yaml")).unwrap().services.remove(0)
+    }
+
+    #[test]
+    fn until_every_source_has_told_all_its_services_nothing_of_nobodys_may_go() {
+        let board = Board::new([("known", Some(vec![service("web")])), ("new", None)]);
+        let heard = board.heard();
+        assert_eq!(heard.borrow()["known"].knowledge, Knowledge::Remembered);
+        assert_eq!(heard.borrow()["known"].services.len(), 1, "what it said before this start is still wanted");
+        assert!(holds(&heard.borrow()));
+        board.update("known", |said| said.knowledge = Knowledge::Synced);
+        assert!(holds(&heard.borrow()), "the other one has told nothing yet");
+        board.update("new", |said| said.knowledge = Knowledge::Synced);
+        assert!(!holds(&heard.borrow()));
+        let error = "the API server does not answer".to_owned();
+        board.update("known", |said| said.failing = Some(Failing { since: SystemTime::now(), error }));
+        assert!(!holds(&heard.borrow()), "a source that can't be reached has still told what it had");
+        assert_eq!(heard.borrow()["known"].services.len(), 1, "and that stays in force");
+        assert!(!holds(&Heard::new()), "a node with a file alone waits for nobody");
+    }
+
+    #[test]
+    fn only_what_differs_wakes_who_listens() {
+        let board = Board::new([("one", None)]);
+        let mut heard = board.heard();
+        heard.mark_unchanged();
+        board.update("one", |said| said.services = Arc::default());
+        assert!(!heard.has_changed().unwrap());
+        board.update("one", |said| said.services = Arc::new(vec![service("web")]));
+        assert!(heard.has_changed().unwrap());
+    }
+}

@@ -238,7 +238,7 @@ impl fmt::Display for AgentConfig {
             if let Some(policy) = service.on_dead {
                 writeln!(f, "    onDead: {policy}")?;
             }
-            writeln!(f, "    backends:")?;
+            writeln!(f, "    backends:{}", if service.backends.is_empty() { " []" } else { "" })?;
             for Backend { address, weight, state, tunnel } in &service.backends {
                 let (ip, port) = (address.ip(), address.port());
                 let tunnel = tunnel.map(|address| format!(", tunnel: \"{address}\"")).unwrap_or_default();

@@ -1,16 +1,21 @@
 //! `limits` that are raised and lowered at restarts, under load.
 
-use std::{fs, net::IpAddr, time::Duration};
+use std::{
+    fs,
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
 
 use anyhow::{Context, Result, ensure};
 use aya::maps::MapInfo;
 use lb_userspace::{
     dataplane::{image::Image, sizes::UNUSED_TABLE},
-    state::Health,
+    view::types::Overall,
 };
 use weir_tests::{
     bed::{Bed, Layout, VIPS},
-    config::{AgentConfig, Backend, Service},
+    config::{AgentConfig, Backend, Health, Service},
+    http,
     process::wait_for,
     slots::{in_transition, read, unsettled},
 };
@@ -78,55 +83,73 @@ fn maps_grow_and_shrink(layout: Layout) -> Result<()> {
 }
 
 /// Until then the tables of its mode are small, because no service used them when the agent
-/// started, and what its slots say of their time is not saved.
+/// started, and what its slots say of their time is not saved. Connections that begin while one of
+/// its backends has no verdict yet stay where they are when that comes. A service without backends
+/// beside them takes nothing down.
 #[test]
 fn first_dsr_service_is_served_at_once_and_a_restart_makes_room_without_loss() -> Result<()> {
     const DEFAULT: u32 = 131_072;
-    const SETTLE_TIME: Duration = Duration::from_secs(2);
+    /// Longer than a backend without a verdict stays one in this test.
+    const PATIENT: Health = Health { fall: 100, ..HEALTH };
     let bed = Bed::new(Layout::SharedL2, 3)?;
     let mut config = AgentConfig::web(&bed, 3, HEALTH);
-    let of_vip = |vip: IpAddr| move |backend: &Backend| backend.address.is_ipv4() == vip.is_ipv4();
-    let of_family = |config: &AgentConfig, vip: IpAddr, name: &str, mode| {
-        let web = config.services[0].clone();
-        let backends = web.backends.iter().filter(|backend| of_vip(vip)(backend)).cloned().collect();
-        Service { name: name.to_owned(), vips: vec![vip], mode, backends, settle_time: Some(SETTLE_TIME), ..web }
-    };
     let [nat_vip, dsr_vip] = VIPS;
-    let (nat, dsr) = (of_family(&config, nat_vip, "web", "nat"), of_family(&config, dsr_vip, "added", "dsr-l2"));
-    config.services = vec![nat];
+    let web = config.services[0].clone();
+    let over = |vip: IpAddr, servers: usize| -> Vec<Backend> {
+        web.backends.iter().filter(|one| one.address.is_ipv4() == vip.is_ipv4()).take(servers).cloned().collect()
+    };
+    let nat = Service { vips: vec![nat_vip], mode: "nat", backends: over(nat_vip, 2), ..web.clone() };
+    let empty = Service { name: "empty".to_owned(), port: 81, backends: Vec::new(), ..nat.clone() };
+    let added = Service {
+        name: "added".to_owned(),
+        vips: vec![dsr_vip],
+        backends: over(dsr_vip, 3),
+        settle_time: Some(Duration::from_secs(2)),
+        health: Some(PATIENT),
+        ..web.clone()
+    };
+    config.services = vec![empty, nat];
     let mut scene = Scene::with(bed, &config)?;
     let pin_dir = scene.agent.pin_dir.clone();
     let entries = |name: &str| -> Result<u32> { Ok(MapInfo::from_pin(pin_dir.join(name))?.max_entries()) };
     let has_finding = |scene: &Scene| -> Result<bool> {
         Ok(scene.agent.status()?.findings.iter().any(|finding| finding.check == "map sizes"))
     };
+    let eligible = |scene: &Scene| -> Result<usize> {
+        Ok(scene.agent.backends()?.iter().filter(|one| one.service == "added" && one.eligible).count())
+    };
     assert_eq!(entries("SEEN_V6")?, UNUSED_TABLE);
-    let mut load = vec![FamilyLoad::start(&scene.bed, nat_vip)?];
     ensure!(!has_finding(&scene)?, "nothing is missing yet");
+    let status = scene.agent.status()?;
+    ensure!(status.state != Overall::Down, "a service without backends is no fault: {:?}", status.reasons);
+    let refused = http::get(&scene.bed.client, SocketAddr::new(nat_vip, 81), "/", Duration::from_secs(1));
+    ensure!(format!("{:#}", refused.err().context("it was served")?).contains("refused"), "port 81 rejects");
+    let mut load = vec![FamilyLoad::start(&scene.bed, nat_vip)?];
 
-    config.services.push(dsr);
+    scene.web[2].kill()?;
+    config.services.push(added);
     scene.agent.configure(&config)?;
     scene.agent.cli(&["reload"])?;
-    wait_for("the added service's backends are up", SETTLED_WITHIN, || {
-        Ok(scene.agent.backends()?.iter().all(|backend| backend.health == Health::Up && backend.eligible))
-    })?;
+    wait_for("two backends of the added service are up", SETTLED_WITHIN, || Ok(eligible(&scene)? == 2))?;
     load.push(FamilyLoad::start(&scene.bed, dsr_vip)?);
+    // The settle task has passes meanwhile.
+    seconds(1.5);
+    scene.web[2].restart()?;
+    wait_for("the third is up", SETTLED_WITHIN, || Ok(eligible(&scene)? == 3))?;
     wait_for("the agent says that a restart makes room", SETTLED_WITHIN, || has_finding(&scene))?;
-    config.services[1].backends[0].weight = 3;
-    scene.agent.configure(&config)?;
-    scene.agent.cli(&["reload"])?;
-    ensure!(in_transition(&scene.agent.pin_dir)?.1 > 0, "no slot has changed its owner");
-    wait_for("every slot has one owner again", SETTLED_WITHIN, || Ok(in_transition(&scene.agent.pin_dir)?.1 == 0))?;
+    let one_owner = |scene: &Scene| -> Result<bool> { Ok(in_transition(&scene.agent.pin_dir)?.1 == 0) };
+    wait_for("every slot has one owner again", SETTLED_WITHIN, || one_owner(&scene))?;
 
-    // This time slots are in transition as the agent restarts.
-    config.services[1].backends[0].weight = 1;
+    // Slots are in transition as the agent restarts.
+    config.services[2].backends[0].weight = 3;
     scene.agent.configure(&config)?;
     scene.agent.cli(&["reload"])?;
+    ensure!(!one_owner(&scene)?, "no slot has changed its owner");
     scene.agent.stop()?;
     scene.agent.start_again()?;
     assert_eq!([entries("SEEN_V6")?, entries("HALF_OPEN_V4")?], [DEFAULT; 2]);
     ensure!(!has_finding(&scene)?, "the restart has made room");
-    wait_for("every slot has one owner again", SETTLED_WITHIN, || Ok(in_transition(&scene.agent.pin_dir)?.1 == 0))?;
+    wait_for("every slot has one owner again", SETTLED_WITHIN, || one_owner(&scene))?;
     stop_without_failure(load)
 }
 
