@@ -16,7 +16,7 @@ use tracing::{error, info, warn};
 use crate::{
     agent::{
         AgentOptions, audit,
-        desired::Rings,
+        desired::RingCache,
         examine,
         flows::{self, Flows},
         handle::AgentHandle,
@@ -117,7 +117,7 @@ async fn prepare(
     // Meanwhile, because the verifier takes its time.
     let rings = {
         let (config, overrides) = (config.clone(), overrides.clone());
-        spawn_blocking(move || Rings::of(config, seed, overrides))
+        spawn_blocking(move || RingCache::of(config, seed, overrides))
     };
     let data_path = open_data_path(options, config, &board).await?;
     let pin_dir = &options.pin_dir;

@@ -17,7 +17,7 @@ mod yaml;
 use std::{io, path::Path};
 
 pub use example::example;
-pub use problem::{LoadError, Problems};
+pub use problem::{ConfigError, Problems};
 pub use schema::schema;
 
 use crate::model::Config;
@@ -37,15 +37,15 @@ pub fn parse(text: &str, file: &Path) -> Result<Config, Problems> {
 }
 
 /// Reads the file at `path`.
-pub fn load(path: &Path) -> Result<Config, LoadError> {
+pub fn load(path: &Path) -> Result<Config, ConfigError> {
     Ok(parse(&text(path)?, path)?)
 }
 
 /// The text of the file at `path`.
-pub(crate) fn text(path: &Path) -> Result<String, LoadError> {
-    let bytes = std::fs::read(path).map_err(|error| LoadError::unreadable(path, error))?;
+pub(crate) fn text(path: &Path) -> Result<String, ConfigError> {
+    let bytes = std::fs::read(path).map_err(|error| ConfigError::unreadable(path, error))?;
     String::from_utf8(bytes)
-        .map_err(|error| LoadError::unreadable(path, io::Error::new(io::ErrorKind::InvalidData, error)))
+        .map_err(|error| ConfigError::unreadable(path, io::Error::new(io::ErrorKind::InvalidData, error)))
 }
 
 #[cfg(test)]

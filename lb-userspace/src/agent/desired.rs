@@ -15,7 +15,7 @@ use lb_common::{
 use super::node::Node;
 use crate::{
     balance::{Declared, Ring, eligible::is_eligible},
-    dataplane::plan::{Tunnel, Wanted, WantedBackend, WantedService},
+    dataplane::plan::{TunnelEnds, Wanted, WantedBackend, WantedService},
     model::{Backend, Config, Limits, Mode, Service, Timeouts, seed::Seed},
     overrides::{Overrides, effective},
     state::{AdminState, BackendId, Health, ServiceName},
@@ -55,9 +55,9 @@ pub type HealthOf = BTreeMap<BackendId, (Health, u64)>;
 
 /// Cache of the built rings: a health event needs no new ring.
 #[derive(Debug, Default)]
-pub struct Rings(BTreeMap<(ServiceName, Family), Arc<Ring>>);
+pub struct RingCache(BTreeMap<(ServiceName, Family), Arc<Ring>>);
 
-impl Rings {
+impl RingCache {
     /// The rings of these services.
     pub fn of(config: Arc<Config>, seed: Seed, overrides: Overrides) -> Self {
         let limits = config.node.limits;
@@ -82,7 +82,7 @@ impl Rings {
     }
 }
 
-pub fn wanted(desired: &Desired, health: &HealthOf, node: &Node, rings: &mut Rings) -> Wanted {
+pub fn wanted(desired: &Desired, health: &HealthOf, node: &Node, rings: &mut RingCache) -> Wanted {
     let config = &desired.config;
     rings.retain(config);
     let services =
@@ -141,7 +141,7 @@ pub fn wanted_service(
     desired: &Desired,
     health: &HealthOf,
     node: &Node,
-    rings: &mut Rings,
+    rings: &mut RingCache,
 ) -> WantedService {
     let mut backends = Vec::new();
     let mut weights = Vec::new();
@@ -192,12 +192,12 @@ pub fn wanted_service(
 
 /// The tunnel to `to`. Its source comes from a configured prefix, or else is the address from which
 /// the node reaches the tunnel endpoint.
-fn tunnel(to: IpAddr, config: &Config, node: &Node) -> Tunnel {
+fn tunnel(to: IpAddr, config: &Config, node: &Node) -> TunnelEnds {
     let mut configured = config.node.tunnel.source.iter().map(|prefix| prefix.addr());
     let source = configured
         .find(|source| source.is_ipv4() == to.is_ipv4())
         .or_else(|| node.routes.get(&to).and_then(|route| route.source));
-    Tunnel { to, source }
+    TunnelEnds { to, source }
 }
 
 /// The SNAT addresses for a backend: the configured addresses of its family, or else the address
@@ -265,7 +265,7 @@ mod tests {
     #[test]
     fn without_probes_every_active_backend_gets_flows_and_with_them_those_that_are_up() {
         let node = Node::default();
-        let mut rings = Rings::default();
+        let mut rings = RingCache::default();
         let all = wanted(&desired("mode: nat"), &HealthOf::new(), &node, &mut rings);
         assert_eq!(eligible(&all), ["10.0.0.1:80", "[fd02::1]:80"]);
         let mut health = HealthOf::new();
@@ -277,7 +277,7 @@ mod tests {
 
     #[test]
     fn change_of_health_builds_no_ring_and_a_change_of_weight_builds_one() {
-        let (node, mut rings) = (Node::default(), Rings::default());
+        let (node, mut rings) = (Node::default(), RingCache::default());
         let mut desired = desired(PROBED);
         let ring = |wanted: &Wanted| wanted.services[0].rings[&Family::V4].clone();
         let before = ring(&wanted(&desired, &HealthOf::new(), &node, &mut rings));
@@ -294,7 +294,7 @@ mod tests {
         node.routes.insert("10.0.0.1".parse().unwrap(), route(false));
         node.routes.insert("10.0.0.2".parse().unwrap(), route(true));
         let snat = |service: &str, at: usize| {
-            let wanted = wanted(&desired(service), &HealthOf::new(), &node, &mut Rings::default());
+            let wanted = wanted(&desired(service), &HealthOf::new(), &node, &mut RingCache::default());
             let backend = &wanted.services[0].backends[at];
             (backend.snat.iter().map(ToString::to_string).collect::<Vec<_>>(), backend.is_local)
         };
@@ -319,7 +319,7 @@ mod tests {
         let tunnels = |more: &str| {
             let config = crate::config::parse(&text(more), Path::new("weir.yaml")).unwrap();
             let desired = Desired { config: Arc::new(config), ..desired("mode: nat") };
-            let wanted = wanted(&desired, &HealthOf::new(), &node, &mut Rings::default());
+            let wanted = wanted(&desired, &HealthOf::new(), &node, &mut RingCache::default());
             let tunnels = wanted.services[0].backends.iter().map(|backend| {
                 let tunnel = backend.tunnel.unwrap();
                 (tunnel.to.to_string(), tunnel.source.unwrap().to_string())

@@ -15,7 +15,7 @@ use crate::{
     dataplane::{
         maps::MapsError,
         plan::FlowUse,
-        tables::nat::{FlowCensus, FlowTables},
+        tables::nat::{FlowCensus, NatTables},
     },
 };
 
@@ -59,21 +59,21 @@ pub struct Flows {
 
 /// Starts the task on the current runtime.
 pub fn start(pin_dir: &Path, shutdown: CancellationToken) -> Result<Flows, MapsError> {
-    let tables = FlowTables::open(pin_dir)?;
+    let tables = NatTables::open(pin_dir)?;
     let (publish, census) = watch::channel(Counted::default());
     let (passes, told) = watch::channel(None);
     let (looked_at, looks) = watch::channel(None);
-    tokio::spawn(run(tables, publish, Need { told, looks }, shutdown));
+    tokio::spawn(run(tables, publish, PassesNeeded { told, looks }, shutdown));
     Ok(Flows { census, passes, looked_at })
 }
 
 /// How soon the next pass is needed.
-struct Need {
+struct PassesNeeded {
     told: watch::Receiver<Option<WantedPasses>>,
     looks: watch::Receiver<Option<Instant>>,
 }
 
-impl Need {
+impl PassesNeeded {
     /// Whether somebody waits for the next pass: a drain, or a person.
     fn is_urgent(&self) -> bool {
         let is_looked_at = self.looks.borrow().is_some_and(|at| at.elapsed() < ATTENTION);
@@ -109,7 +109,7 @@ fn pause(took: Duration, is_urgent: bool) -> Duration {
     (took * pauses).clamp(PAUSE, LONGEST_PAUSE)
 }
 
-async fn run(tables: FlowTables, publish: watch::Sender<Counted>, mut need: Need, shutdown: CancellationToken) {
+async fn run(tables: NatTables, publish: watch::Sender<Counted>, mut need: PassesNeeded, shutdown: CancellationToken) {
     let mut passes = Passes::new(
         tables,
         "cannot count the flows; it is tried again",
@@ -150,7 +150,7 @@ mod tests {
     async fn look_of_a_person_or_a_drain_brings_the_next_pass_forward() {
         let (passes, told) = watch::channel(None);
         let (look, looks) = watch::channel(None);
-        let mut need = Need { told, looks };
+        let mut need = PassesNeeded { told, looks };
         let timeouts = NatTimeouts { half_open_ns: 1, established_ns: 1, closing_ns: 1 };
         passes.send_replace(Some(WantedPasses { timeouts, is_awaited: false }));
         let took = Duration::from_millis(40);

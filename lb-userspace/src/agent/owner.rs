@@ -18,7 +18,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use super::{
-    desired::{Desired, HealthOf, Rings, is_judged, nat_timeouts, wanted, wanted_service},
+    desired::{Desired, HealthOf, RingCache, is_judged, nat_timeouts, wanted, wanted_service},
     flows::{Counted, WantedPasses},
     handle::{Applied, Command, failed_reload},
     node::{Node, NodeWanted},
@@ -28,7 +28,7 @@ use super::{
     report::outcome_of_reload,
     trace::Names,
     warmup::{Warmup, startup_time},
-    writer::{Read, Scope, Writer},
+    writer::{PlanScope, Read, Writer},
 };
 use crate::{
     clock::{boottime_ns, unix_ns},
@@ -63,7 +63,7 @@ pub struct Links {
     pub node_wanted: watch::Sender<NodeWanted>,
     pub census: watch::Receiver<Counted>,
     pub flow_passes: watch::Sender<Option<WantedPasses>>,
-    pub settle_scope: watch::Sender<Option<settle::scope::Scope>>,
+    pub settle_scope: watch::Sender<Option<settle::scope::SettleScope>>,
     /// How often the audit has found that the maps differ from what was written.
     pub audited: watch::Receiver<u64>,
     /// Free memory is given back to the kernel after each send.
@@ -83,7 +83,7 @@ pub struct Owner {
     health: HealthOf,
     /// What the maps should hold by all this.
     wanted: Wanted,
-    rings: Rings,
+    rings: RingCache,
     warmup: Warmup,
     writer: Writer,
     file: File,
@@ -125,7 +125,7 @@ pub struct Start {
     pub file: File,
     pub writer: Writer,
     /// The rings of some or all of its services, if they are built already.
-    pub rings: Rings,
+    pub rings: RingCache,
 }
 
 impl Owner {
@@ -220,7 +220,7 @@ impl Owner {
                     self.links.node.mark_unchanged();
                     // The SNAT addresses may have changed.
                     self.desired.since_ns = boottime_ns();
-                    self.reconcile(Scope::All(Read::Cached));
+                    self.reconcile(PlanScope::All(Read::Cached));
                 }
                 Ok(()) = self.links.census.changed() => {
                     self.links.census.mark_unchanged();
@@ -228,14 +228,14 @@ impl Owner {
                 }
                 Ok(()) = self.links.audited.changed() => {
                     self.links.audited.mark_unchanged();
-                    self.reconcile(Scope::All(Read::Maps));
+                    self.reconcile(PlanScope::All(Read::Maps));
                 }
                 Ok(()) = self.links.is_traced.changed() => {
                     let is_traced = *self.links.is_traced.borrow_and_update();
                     self.trace(is_traced);
                 }
                 () = sleep_until(retry.unwrap_or_else(tokio::time::Instant::now)), if retry.is_some() => {
-                    self.reconcile(Scope::All(Read::Maps));
+                    self.reconcile(PlanScope::All(Read::Maps));
                 }
                 _ = ticks.tick() => {
                     tick = tick.wrapping_add(1);
@@ -280,21 +280,21 @@ impl Owner {
     }
 
     /// Works out what the maps should hold, writes it, and publishes the outcome.
-    fn reconcile(&mut self, scope: Scope) {
+    fn reconcile(&mut self, scope: PlanScope) {
         self.refresh(&scope);
         self.write_and_publish(&scope);
     }
 
-    fn write_and_publish(&mut self, scope: &Scope) {
+    fn write_and_publish(&mut self, scope: &PlanScope) {
         if self.links.node.borrow().is_known {
             self.write(scope);
         }
         self.publish();
     }
 
-    fn refresh(&mut self, scope: &Scope) {
+    fn refresh(&mut self, scope: &PlanScope) {
         let node = self.links.node.borrow();
-        let Scope::Services(names) = scope else {
+        let PlanScope::Services(names) = scope else {
             self.wanted = wanted(&self.desired, &self.health, &node, &mut self.rings);
             return;
         };
@@ -306,7 +306,7 @@ impl Owner {
         }
     }
 
-    fn write(&mut self, scope: &Scope) {
+    fn write(&mut self, scope: &PlanScope) {
         let in_use = self.links.census.borrow().in_use();
         let (desired, warmup) = (&self.desired, &mut self.warmup);
         let warming_up = |image: Option<&Image>| match image {
@@ -358,7 +358,7 @@ impl Owner {
 
     /// Tells the settle task which rings there are.
     fn note_scope(&self) {
-        let scope = Some(settle::scope::Scope::of(&self.wanted, self.writer.programmed(), &self.warmup.names()));
+        let scope = Some(settle::scope::SettleScope::of(&self.wanted, self.writer.programmed(), &self.warmup.names()));
         self.links.settle_scope.send_if_modified(|told| {
             let differs = *told != scope;
             *told = scope;
@@ -421,7 +421,7 @@ impl Owner {
         is_whole |= block_in_place(|| self.writer.audit_slots());
         if is_whole {
             self.due.clear();
-            self.reconcile(Scope::All(Read::Cached));
+            self.reconcile(PlanScope::All(Read::Cached));
         } else {
             self.reconcile_due();
         }
@@ -430,7 +430,7 @@ impl Owner {
     fn reconcile_due(&mut self) {
         let due = std::mem::take(&mut self.due);
         if !due.is_empty() {
-            self.reconcile(Scope::Services(due));
+            self.reconcile(PlanScope::Services(due));
         }
     }
 
@@ -444,9 +444,9 @@ impl Owner {
             services.insert(part.name.clone());
         }
         if is_whole {
-            self.reconcile(Scope::All(Read::Cached));
+            self.reconcile(PlanScope::All(Read::Cached));
         } else if !services.is_empty() {
-            self.reconcile(Scope::Services(services));
+            self.reconcile(PlanScope::Services(services));
         }
     }
 
@@ -474,7 +474,7 @@ impl Owner {
     /// Switches the tracing of the BPF programs' decisions on or off.
     fn trace(&mut self, is_wanted: bool) {
         if std::mem::replace(&mut self.desired.is_traced, is_wanted) != is_wanted {
-            self.reconcile(Scope::All(Read::Cached));
+            self.reconcile(PlanScope::All(Read::Cached));
         }
     }
 
@@ -522,7 +522,7 @@ impl Owner {
             now.append(&mut self.due);
         }
         if !now.is_empty() {
-            self.reconcile(Scope::Services(now));
+            self.reconcile(PlanScope::Services(now));
         }
         let took = begun.elapsed();
         for event in events {
@@ -598,7 +598,7 @@ impl Owner {
                 message: format!("nothing was changed: {error}"),
             })?;
             self.desired.overrides = overrides;
-            self.reconcile(Scope::Services(chosen.iter().map(|id| id.service.clone()).collect()));
+            self.reconcile(PlanScope::Services(chosen.iter().map(|id| id.service.clone()).collect()));
             for message in &messages {
                 info!("by the CLI: {message}");
             }
@@ -759,7 +759,7 @@ impl Owner {
         let running = &self.desired.config;
         let is_alike = seed == self.desired.seed && holds == self.desired.holds;
         let changed = changed_services(running, &config).filter(|_| is_alike);
-        let scope = changed.map_or(Scope::All(Read::Maps), Scope::Services);
+        let scope = changed.map_or(PlanScope::All(Read::Maps), PlanScope::Services);
         let mut health = self.health.clone();
         carry_health(running, &config, &mut health);
         let desired = Desired {
@@ -808,7 +808,7 @@ struct Trial {
     desired: Desired,
     health: HealthOf,
     wanted: Wanted,
-    scope: Scope,
+    scope: PlanScope,
 }
 
 /// Says what is refused now and was not before.

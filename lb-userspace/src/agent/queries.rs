@@ -16,7 +16,7 @@ use crate::{
         tables::{
             FlowQuery,
             exceptions::{Exceptions, RawException},
-            nat::{FlowTables, RawFlow},
+            nat::{NatTables, RawFlow},
         },
     },
     state::BackendId,
@@ -36,7 +36,7 @@ pub fn list_flows(
     let backends = chosen.map(|chosen| flows.indexes(&chosen));
     let limit = filter.limit.unwrap_or(DEFAULT_FLOWS);
     let query = FlowQuery { client: filter.client, vip: filter.vip, backends, limit };
-    let (nat, _) = FlowTables::open(pin_dir)?.list(&query, flows.now_ns)?;
+    let (nat, _) = NatTables::open(pin_dir)?.list(&query, flows.now_ns)?;
     let rest = FlowQuery { limit: query.limit.saturating_sub(nat.len()), ..query };
     let exceptions = Exceptions::open(pin_dir)?.list(&rest, filter.seen)?;
     let exceptions = exceptions.iter().filter_map(|exception| flows.exception(exception));
@@ -55,7 +55,7 @@ pub fn lookup_flow(
 ) -> Result<LookupView, MapsError> {
     let flows = Flows { image, programmed, now_ns: boottime_ns() };
     let LookupQuery { client, vip, .. } = *query;
-    let flow = FlowTables::open(pin_dir)?.lookup(client, vip, flows.now_ns)?;
+    let flow = NatTables::open(pin_dir)?.lookup(client, vip, flows.now_ns)?;
     let tables = Exceptions::open(pin_dir)?;
     let exceptions = tables.lookup(client, vip)?;
     let syn = syn_place(&flows.image, client, vip).map(|place| tables.syn(place)).transpose()?;

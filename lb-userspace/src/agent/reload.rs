@@ -188,12 +188,12 @@ mod tests {
 
     use super::*;
     use crate::{
-        config::{self, LoadError},
+        config::{self, ConfigError},
         model::limits::Limit,
     };
 
     fn loaded(text: &str, digest: &str) -> Arc<Loaded> {
-        let result = config::parse(text, Path::new("weir.yaml")).map_err(LoadError::from);
+        let result = config::parse(text, Path::new("weir.yaml")).map_err(ConfigError::from);
         Arc::new(Loaded { result, digest: Some(digest.to_owned()) })
     }
 

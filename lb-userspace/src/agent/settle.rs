@@ -12,7 +12,7 @@ use crate::{
     dataplane::{
         maps::MapsError,
         rings::Rings,
-        settle::{census::SettleCensus, scope::Scope, settler::Settler},
+        settle::{census::SettleCensus, scope::SettleScope, settler::Settler},
     },
 };
 
@@ -37,7 +37,7 @@ pub fn start(
     pin_dir: &Path,
     rings: Arc<Rings>,
     shutdown: CancellationToken,
-) -> Result<(watch::Receiver<Settled>, watch::Sender<Option<Scope>>), MapsError> {
+) -> Result<(watch::Receiver<Settled>, watch::Sender<Option<SettleScope>>), MapsError> {
     let settler = Settler::open(pin_dir, rings)?;
     let (publish, settled) = watch::channel(Settled::default());
     let (scope, told) = watch::channel(None);
@@ -58,7 +58,7 @@ const REST: Duration = Duration::from_secs(30);
 async fn run(
     settler: Settler,
     publish: watch::Sender<Settled>,
-    mut told: watch::Receiver<Option<Scope>>,
+    mut told: watch::Receiver<Option<SettleScope>>,
     shutdown: CancellationToken,
 ) {
     let mut passes = Passes::new(

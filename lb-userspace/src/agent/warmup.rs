@@ -84,7 +84,7 @@ mod tests {
     use super::*;
     use crate::{
         agent::{
-            desired::{Rings, wanted},
+            desired::{RingCache, wanted},
             node::Node,
         },
         model::Limits,
@@ -118,8 +118,9 @@ mod tests {
         let mut warmup = Warmup::default();
         warmup.admit(&desired, &Image::default(), now);
         let mut health = HealthOf::new();
-        let written =
-            |health: &HealthOf| wanted(&desired, health, &Node::default(), &mut Rings::default()).services.remove(0);
+        let written = |health: &HealthOf| {
+            wanted(&desired, health, &Node::default(), &mut RingCache::default()).services.remove(0)
+        };
         let before = written(&health);
         health.insert(id("10.0.0.1:80"), (Health::Up, 1));
         assert!(!warmup.may_wait(&before, &desired, &health), "nothing serves yet");

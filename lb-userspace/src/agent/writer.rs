@@ -23,7 +23,7 @@ use crate::{
 
 /// Which part of the wanted state may have changed.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Scope {
+pub enum PlanScope {
     /// Only these services, by name.
     Services(BTreeSet<ServiceName>),
     All(Read),
@@ -119,12 +119,12 @@ impl Writer {
     }
 
     /// Why the wanted state would not fit into the maps.
-    pub fn fits(&self, wanted: &Wanted, scope: &Scope, in_use: &FlowUse) -> Result<(), PlanError> {
+    pub fn fits(&self, wanted: &Wanted, scope: &PlanScope, in_use: &FlowUse) -> Result<(), PlanError> {
         if !self.is_known {
             return Ok(());
         }
         let (mut memo, now_ns) = (self.memo.clone(), boottime_ns());
-        if let Scope::Services(names) = scope {
+        if let PlanScope::Services(names) = scope {
             let changed = changed(wanted, names);
             let slots = self.maps.slots();
             if plan_part(wanted, &changed, &self.programmed, slots, in_use, now_ns, &mut memo)?.is_some() {
@@ -138,7 +138,7 @@ impl Writer {
     /// the maps hold; `None` on failure, which is then in the status, and is tried again.
     pub fn write(
         &mut self,
-        scope: &Scope,
+        scope: &PlanScope,
         wanted: &Wanted,
         in_use: &FlowUse,
         warming_up: impl FnMut(Option<&Image>) -> BTreeSet<ServiceName>,
@@ -170,12 +170,12 @@ impl Writer {
     /// Returns the number of writes, and whether all services were planned.
     fn try_write(
         &mut self,
-        scope: &Scope,
+        scope: &PlanScope,
         wanted: &Wanted,
         in_use: &FlowUse,
         mut warming_up: impl FnMut(Option<&Image>) -> BTreeSet<ServiceName>,
     ) -> Result<(usize, bool), WriteError> {
-        if let (Scope::Services(names), true) = (scope, self.is_known) {
+        if let (PlanScope::Services(names), true) = (scope, self.is_known) {
             self.memo.warming_up = warming_up(None);
             let changed = changed(wanted, names);
             let (slots, now_ns) = (self.maps.slots(), boottime_ns());
@@ -187,7 +187,7 @@ impl Writer {
             }
         }
         let image = match scope {
-            Scope::Services(_) | Scope::All(Read::Cached) if self.is_known => self.programmed.image(),
+            PlanScope::Services(_) | PlanScope::All(Read::Cached) if self.is_known => self.programmed.image(),
             _ => self.read_again()?,
         };
         self.memo.warming_up = warming_up(Some(&image));

@@ -74,10 +74,10 @@ fn configuration(path: &std::path::Path) -> (Option<Config>, Vec<Finding>) {
         Ok(config) => (Some(config), vec![finding(Severity::Ok, format!("{} is good", path.display()), String::new())]),
         Err(error) => {
             let remedy = match &error {
-                config::LoadError::Unreadable { .. } => {
+                config::ConfigError::Unreadable { .. } => {
                     format!("`(umask 077; weir config init > {})`, or name yours with --config", path.display())
                 }
-                config::LoadError::Invalid(_) => format!("correct it; `weir config check {}`", path.display()),
+                config::ConfigError::Invalid(_) => format!("correct it; `weir config check {}`", path.display()),
             };
             let findings =
                 error.messages().into_iter().map(|message| finding(Severity::Error, message, remedy.clone())).collect();

@@ -41,14 +41,14 @@ fn lines(problems: &[Problem]) -> String {
 
 /// Why the configuration could not be loaded.
 #[derive(Clone, Debug, thiserror::Error)]
-pub enum LoadError {
+pub enum ConfigError {
     #[error("can't read {}: {source}", .path.display())]
     Unreadable { path: PathBuf, source: Arc<io::Error> },
     #[error(transparent)]
     Invalid(#[from] Problems),
 }
 
-impl LoadError {
+impl ConfigError {
     pub fn unreadable(path: &Path, source: io::Error) -> Self {
         Self::Unreadable { path: path.to_owned(), source: Arc::new(source) }
     }

@@ -52,7 +52,7 @@ use lb_common::{
 use self::{
     copy::{CopyError, Pair},
     leftovers::LeftoverError,
-    plan::{Content, MigrationPlan, PlanError},
+    plan::{Content, MigrationPlan, MigrationPlanError},
     record::{Record, RecordError},
     settings::PinnedSettings,
     switch::{SwitchError, SwitchedHooks},
@@ -64,7 +64,7 @@ pub enum MigrateError {
     #[error(transparent)]
     Leftovers(#[from] LeftoverError),
     #[error(transparent)]
-    Plan(#[from] PlanError),
+    Plan(#[from] MigrationPlanError),
     #[error(
         "the pinned map {map} cannot become this build's: {source}; nothing was changed: start the build that made it, or give the map more room; \
              `weir cleanup` ends the data path and removes it"
@@ -101,7 +101,7 @@ impl Migration {
                 tracing::warn!(%error, "the record of layouts is made anew");
                 Record::default()
             }
-            Err(error) => return Err(PlanError::from(error).into()),
+            Err(error) => return Err(MigrationPlanError::from(error).into()),
         };
         let resumes = leftovers::clear(pin_dir, &record)?;
         let plan = MigrationPlan::of(pin_dir, &record, object, sizes)?;
@@ -133,7 +133,7 @@ impl Migration {
         for id in programs::ids(ebpf).map_err(MigrateError::Programs)? {
             record.programs.insert(id, maps.clone());
         }
-        record.write(&self.pin_dir).map_err(PlanError::from)?;
+        record.write(&self.pin_dir).map_err(MigrationPlanError::from)?;
         Ok(record)
     }
 

@@ -24,7 +24,7 @@ pub use self::{
     planned::{Leaving, Plan, PlanError},
     recover::{Recovered, recover},
     services::{Audit, Memo},
-    wanted::{Tunnel, Wanted, WantedBackend, WantedService},
+    wanted::{TunnelEnds, Wanted, WantedBackend, WantedService},
 };
 use self::{
     services::{Inputs, Room},

@@ -25,14 +25,14 @@ use tracing::warn;
 
 use self::trail::Trail;
 use crate::{
-    config::{self, LoadError},
+    config::{self, ConfigError},
     model::Config,
 };
 
 /// The contents of the file at one moment.
 #[derive(Clone, Debug)]
 pub struct Loaded {
-    pub result: Result<Config, LoadError>,
+    pub result: Result<Config, ConfigError>,
     /// SHA-256 of the text in hex; `None` if it could not be read.
     pub digest: Option<String>,
 }
@@ -40,7 +40,7 @@ pub struct Loaded {
 impl Loaded {
     /// Whether `self` and `other` have the same file content.
     pub fn is_same(&self, other: &Loaded) -> bool {
-        let errors = |loaded: &Loaded| loaded.result.as_ref().err().map(LoadError::messages);
+        let errors = |loaded: &Loaded| loaded.result.as_ref().err().map(ConfigError::messages);
         match (&self.digest, &other.digest) {
             (Some(one), Some(other)) => one == other,
             // Both unreadable, for the same reason.
@@ -178,7 +178,7 @@ async fn settle(changed: &Notify, pace: Pace) {
 
 /// Reads the file. Its text is parsed only if it is another one than `before`.
 async fn read(path: PathBuf, before: Option<Arc<Loaded>>) -> Arc<Loaded> {
-    let unreadable = |path: &Path, error| Loaded { result: Err(LoadError::unreadable(path, error)), digest: None };
+    let unreadable = |path: &Path, error| Loaded { result: Err(ConfigError::unreadable(path, error)), digest: None };
     let reading = {
         let path = path.clone();
         tokio::task::spawn_blocking(move || match config::text(&path) {
@@ -187,7 +187,7 @@ async fn read(path: PathBuf, before: Option<Arc<Loaded>>) -> Arc<Loaded> {
                 let digest: Option<String> = Some(digest);
                 match before.filter(|before| before.digest == digest) {
                     Some(before) => before,
-                    None => Loaded { result: config::parse(&text, &path).map_err(LoadError::from), digest }.into(),
+                    None => Loaded { result: config::parse(&text, &path).map_err(ConfigError::from), digest }.into(),
                 }
             }
             Err(error) => Loaded { result: Err(error), digest: None }.into(),

@@ -21,7 +21,7 @@ use lb_userspace::{
         stats::Counters,
         tables::{
             FlowQuery,
-            nat::{FlowCensus, FlowCounts, FlowState, FlowTables},
+            nat::{FlowCensus, FlowCounts, FlowState, NatTables},
         },
     },
 };
@@ -138,7 +138,7 @@ fn flows_are_counted_by_state_and_those_that_are_over_are_removed() {
             [1, 1],
         );
 
-        let mut tables = FlowTables::open(&sandbox.pin_dir()).unwrap();
+        let mut tables = NatTables::open(&sandbox.pin_dir()).unwrap();
         let census = tables.collect(NOW, &TIMEOUTS).unwrap();
         assert_eq!(census.flows[&1], FlowCounts { half_open: 1, established: 3, closing: 0 });
         assert_eq!(census.flows[&2], FlowCounts { half_open: 0, established: 1, closing: 1 });
@@ -170,7 +170,7 @@ fn flows_are_listed_with_both_ends_and_by_filter() {
             );
         }
         v6s.insert((v6("2001:db8:7::1"), 99), v6("2001:db8::10"), v6("fd02::1"), v6("fd02::11"), (2, 3), 0, [3, 2]);
-        let tables = FlowTables::open(&sandbox.pin_dir()).unwrap();
+        let tables = NatTables::open(&sandbox.pin_dir()).unwrap();
         let (flows, all) = tables.list(&FlowQuery { limit: 3, ..FlowQuery::default() }, NOW).unwrap();
         assert_eq!((flows.len(), all), (3, 11));
         let query = FlowQuery { client: Some("2001:db8:7::1".parse().unwrap()), limit: 10, ..FlowQuery::default() };
@@ -199,7 +199,7 @@ fn hundred_thousand_flows_are_counted_without_holding_anything_up() {
             let server = (v4("10.2.0.0").swap_bytes() + number / 50_000).to_be();
             table.insert((client, port), v4("192.0.2.10"), v4("10.0.0.1"), server, (1, 3), NAT_ESTABLISHED, [1, 1]);
         }
-        let mut tables = FlowTables::open(&sandbox.pin_dir()).unwrap();
+        let mut tables = NatTables::open(&sandbox.pin_dir()).unwrap();
         let begun = Instant::now();
         let census = tables.collect(NOW, &TIMEOUTS).unwrap();
         println!("200000 entries in {:?}", begun.elapsed());

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use aya::maps::{HashMap, Map, MapData, MapType, PerCpuArray, PerCpuValues};
 use lb_userspace::dataplane::migrate::{
-    convert::{Conversion, Part},
+    convert::{Conversion, EntryPart},
     copy::{Pair, Way},
     layout::{Member, Type},
     merge::Merge,
@@ -40,8 +40,8 @@ fn layout(members: &[(&str, usize)]) -> Type {
 
 fn way(key: &Type, merge: impl Fn(&Type) -> Merge) -> Way {
     Way {
-        key: Conversion::new(key, key, Part::Key).unwrap(),
-        value: Conversion::new(&layout(&OLD), &layout(&NEW), Part::Value).unwrap(),
+        key: Conversion::new(key, key, EntryPart::Key).unwrap(),
+        value: Conversion::new(&layout(&OLD), &layout(&NEW), EntryPart::Value).unwrap(),
         merge: merge(&layout(&NEW)),
         kept: None,
     }

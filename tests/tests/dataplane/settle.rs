@@ -24,7 +24,7 @@ use lb_userspace::dataplane::{
     settle::{
         census::{ExceptionCounts, SettleCensus, SlotCounts},
         clock::deciseconds,
-        scope::{RingScope, Scope, VipScope},
+        scope::{RingScope, SettleScope, VipScope},
         settler::Settler,
     },
     sizes::MapSizes,
@@ -195,12 +195,12 @@ impl Address for [u32; 4] {
     }
 }
 
-fn scope() -> Scope {
+fn scope() -> SettleScope {
     let ring =
         |(family, offset)| RingScope { family, offset, len: LEN, service: 1, settle_ns: SETTLE, is_warming_up: false };
     let vips: [SocketAddr; 2] = ["192.0.2.10:80", "[2001:db8::10]:80"].map(|vip| vip.parse().unwrap());
     let vip = |(at, offset): (usize, u32)| VipScope { offset, len: LEN, stats: at as u32 };
-    Scope {
+    SettleScope {
         rings: Family::BOTH.into_iter().zip(RINGS).map(ring).collect(),
         vips: vips.into_iter().zip(RINGS.into_iter().enumerate().map(vip)).collect(),
         timeouts: TIMEOUTS,

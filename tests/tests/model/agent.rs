@@ -24,7 +24,7 @@ use lb_userspace::{
         maps::Maps,
         plan::{FlowUse, Memo, Wanted, WantedBackend, WantedService, plan_again},
         programmed::Programmed,
-        settle::{scope::Scope, settler::Settler},
+        settle::{scope::SettleScope, settler::Settler},
     },
     model::{self, Affinity, Mode},
     state,
@@ -57,18 +57,18 @@ pub struct Agent {
     memo: Memo,
     pub programmed: Image,
     rings: BTreeMap<Declared, Arc<Ring>>,
-    scope: Option<Scope>,
+    scope: Option<SettleScope>,
     stage: Stage,
 }
 
 /// The next step of a pass, and what it was begun with.
 enum Stage {
     Begin,
-    Keep(Scope),
-    Forget(Scope),
-    Mark(Scope),
-    Collect(Scope),
-    Finish(Scope),
+    Keep(SettleScope),
+    Forget(SettleScope),
+    Mark(SettleScope),
+    Collect(SettleScope),
+    Finish(SettleScope),
 }
 
 impl Agent {
@@ -108,7 +108,7 @@ impl Agent {
             self.maps.apply(write).unwrap();
         }
         self.programmed = plan.target.clone();
-        self.scope = Some(Scope::of(&wanted, &Programmed::of(plan, &Programmed::default()), &BTreeSet::new()));
+        self.scope = Some(SettleScope::of(&wanted, &Programmed::of(plan, &Programmed::default()), &BTreeSet::new()));
     }
 
     /// The next plan's rings have so many slots.
@@ -117,7 +117,7 @@ impl Agent {
     }
 
     /// What there is to settle.
-    pub fn scope(&self) -> Scope {
+    pub fn scope(&self) -> SettleScope {
         self.scope.clone().unwrap()
     }
 

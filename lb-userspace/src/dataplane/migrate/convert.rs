@@ -38,7 +38,7 @@ enum Step {
 /// The part of an entry that is converted. No part of a key may be lost, or different entries would
 /// get the same key.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Part {
+pub enum EntryPart {
     Key,
     Value,
 }
@@ -60,7 +60,7 @@ pub struct Cut {
 }
 
 impl Conversion {
-    pub fn new(old: &Type, new: &Type, part: Part) -> Result<Self, Impossible> {
+    pub fn new(old: &Type, new: &Type, part: EntryPart) -> Result<Self, Impossible> {
         let mut steps = Vec::new();
         add(&mut steps, "", (old, 0), (new, 0), part)?;
         Ok(Self { steps: join(steps), old: old.size(), new: new.size() })
@@ -100,7 +100,7 @@ fn add(
     path: &str,
     (old, from): (&Type, usize),
     (new, to): (&Type, usize),
-    part: Part,
+    part: EntryPart,
 ) -> Result<(), Impossible> {
     let impossible = |why: String| Err(Impossible { path: path.to_owned(), why });
     match (old, new) {
@@ -137,7 +137,7 @@ fn add(
                         let (from, to) = (from + member.offset, to + other.offset);
                         add(steps, &path, (&member.ty, from), (&other.ty, to), part)?;
                     }
-                    None if part == Part::Value => {}
+                    None if part == EntryPart::Value => {}
                     None => return Err(Impossible { path, why: "this part of the key is gone".to_owned() }),
                 }
             }

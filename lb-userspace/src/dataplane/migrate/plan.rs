@@ -12,7 +12,7 @@ use lb_common::{limits::map, settings::LAYOUT};
 
 use super::{
     btf::{Btf, BtfError},
-    convert::{Conversion, Impossible, Part},
+    convert::{Conversion, EntryPart, Impossible},
     copy::{CopyError, Way},
     extent::Extent,
     layout::{Layout, Layouts, Type, differences},
@@ -97,7 +97,7 @@ impl Content {
 }
 
 #[derive(Debug, thiserror::Error)]
-pub enum PlanError {
+pub enum MigrationPlanError {
     #[error(transparent)]
     Leftovers(#[from] LeftoverError),
     #[error("the eBPF object does not describe the map {map}: {source}: build Weir again with `cargo xtask build`")]
@@ -135,7 +135,7 @@ pub enum PlanError {
 
 impl MigrationPlan {
     /// Looks at what is pinned in `pin_dir`; `record` has the layouts.
-    pub fn of(pin_dir: &Path, record: &Record, object: &Object, sizes: &MapSizes) -> Result<Self, PlanError> {
+    pub fn of(pin_dir: &Path, record: &Record, object: &Object, sizes: &MapSizes) -> Result<Self, MigrationPlanError> {
         let btf = object.btf.as_ref().map(aya_obj::btf::Btf::to_bytes).unwrap_or_default();
         let mut plan = Self::default();
         let mut pinned: BTreeMap<String, MapData> = pinned_maps(pin_dir)?.into_iter().collect();
@@ -170,18 +170,18 @@ impl MigrationPlan {
     /// Lets arrays that get smaller leave behind what nothing uses; fails if what is in use does
     /// not fit. The slots that no service uses are always left behind: most are not used, and
     /// reading them would make the handover longer.
-    fn leave_unused(&mut self, pin_dir: &Path) -> Result<(), PlanError> {
+    fn leave_unused(&mut self, pin_dir: &Path) -> Result<(), MigrationPlanError> {
         let is_of_slots = |name| LimitedMap::named(name).is_some_and(|map| map.limit == Limit::RingSlots);
         if self.changes.iter().all(|change| change.shrinks_to.is_none() && !is_of_slots(change.name)) {
             return Ok(());
         }
-        let extent = Extent::of(pin_dir, &self.pinned).map_err(|source| PlanError::Extent { source })?;
+        let extent = Extent::of(pin_dir, &self.pinned).map_err(|source| MigrationPlanError::Extent { source })?;
         for change in &mut self.changes {
             let MapChange { name, way: Some(way), shrinks_to, .. } = change else { continue };
             let Some(map) = LimitedMap::named(name) else { continue };
             let Some(needed) = map.index.and_then(|index| extent.entries(index)) else { continue };
             if let Some(entries) = shrinks_to.filter(|entries| needed > *entries) {
-                return Err(PlanError::TooSmall { map, entries, needed });
+                return Err(MigrationPlanError::TooSmall { map, entries, needed });
             }
             way.kept = if map.limit == Limit::RingSlots { Some(needed) } else { *shrinks_to };
         }
@@ -196,7 +196,7 @@ impl MigrationPlan {
         new: &Described,
         pin_dir: &Path,
         record: &Record,
-    ) -> Result<(), PlanError> {
+    ) -> Result<(), MigrationPlanError> {
         let (id, is) = Described::pinned(name, &map, pin_dir, record)?;
         if let Ok(layout) = &is.layout {
             self.pinned.insert(id, layout.clone());
@@ -222,10 +222,14 @@ impl MigrationPlan {
 }
 
 /// Whether the maps were written by a build of another layout that this build still understands.
-fn check_meaning(settings: MapData, value: &Type) -> Result<bool, PlanError> {
+fn check_meaning(settings: MapData, value: &Type) -> Result<bool, MigrationPlanError> {
     let settings = PinnedSettings::new(settings, value);
-    let from = settings.number("layout").map_err(|source| PlanError::Settings { source })?.unwrap_or(0) as u32;
-    if meaning::is_understood(from) { Ok(![0, LAYOUT].contains(&from)) } else { Err(PlanError::Meaning { from }) }
+    let from = settings.number("layout").map_err(|source| MigrationPlanError::Settings { source })?.unwrap_or(0) as u32;
+    if meaning::is_understood(from) {
+        Ok(![0, LAYOUT].contains(&from))
+    } else {
+        Err(MigrationPlanError::Meaning { from })
+    }
 }
 
 /// A map as it is, or as it should be.
@@ -239,8 +243,8 @@ struct Described {
 }
 
 impl Described {
-    fn by(object: &Object, btf: &[u8], name: &'static str, sizes: &MapSizes) -> Result<Self, PlanError> {
-        let failed = |source| PlanError::Object { map: name, source };
+    fn by(object: &Object, btf: &[u8], name: &'static str, sizes: &MapSizes) -> Result<Self, MigrationPlanError> {
+        let failed = |source| MigrationPlanError::Object { map: name, source };
         let map = object.maps.get(name).ok_or_else(|| failed(BtfError::Unknown("it has none".to_owned())))?;
         let layout = match map {
             aya_obj::Map::Btf(btf_map) => {
@@ -260,7 +264,12 @@ impl Described {
     }
 
     /// Describes a pinned map; also returns its id.
-    fn pinned(name: &'static str, map: &MapData, pin_dir: &Path, record: &Record) -> Result<(u32, Self), PlanError> {
+    fn pinned(
+        name: &'static str,
+        map: &MapData,
+        pin_dir: &Path,
+        record: &Record,
+    ) -> Result<(u32, Self), MigrationPlanError> {
         let unreadable = |source| LeftoverError::Pinned { path: pin_dir.join(name), source };
         let info = map.info().map_err(unreadable)?;
         let layout = match record.maps.get(&info.id()) {
@@ -270,7 +279,11 @@ impl Described {
             None => match map_types(map) {
                 Ok(types) => types.as_ref().map_or(Err(BtfError::Missing), layout),
                 Err(source) => {
-                    return Err(PlanError::Unrecorded { map: name.to_owned(), record: pin_dir.join(LAYOUTS), source });
+                    return Err(MigrationPlanError::Unrecorded {
+                        map: name.to_owned(),
+                        record: pin_dir.join(LAYOUTS),
+                        source,
+                    });
                 }
             },
         };
@@ -311,7 +324,7 @@ fn change(
     old: &Described,
     new: &Described,
     meant_otherwise: bool,
-) -> Result<Option<MapChange>, PlanError> {
+) -> Result<Option<MapChange>, MigrationPlanError> {
     if old.is(MapType::RingBuf) && new.is(MapType::RingBuf) {
         let what = || format!("{} bytes -> {}", old.entries, new.entries);
         let content = Content::Remembered;
@@ -323,12 +336,12 @@ fn change(
             what: what(),
         }));
     }
-    let impossible = |why: String| PlanError::Impossible { map: name, why };
+    let impossible = |why: String| MigrationPlanError::Impossible { map: name, why };
     if !is_convertible(old, new) {
         return Err(impossible(format!("it is of another kind ({}; this build has {})", old.shape(), new.shape())));
     }
     let was = old.layout.as_ref().map_err(|error| impossible(format!("{error} ({})", old.shape())))?;
-    let is = new.layout.as_ref().map_err(|source| PlanError::Object { map: name, source: source.clone() })?;
+    let is = new.layout.as_ref().map_err(|source| MigrationPlanError::Object { map: name, source: source.clone() })?;
     if old.shape() == new.shape() && was == is && !meant_otherwise {
         return Ok(None);
     }
@@ -341,8 +354,9 @@ fn change(
     }
     let impossible = |part: &str, error: Impossible| impossible(format!("{part}: {error}"));
     let way = Way {
-        key: Conversion::new(&was.key, &is.key, Part::Key).map_err(|error| impossible("its key", error))?,
-        value: Conversion::new(&was.value, &is.value, Part::Value).map_err(|error| impossible("its value", error))?,
+        key: Conversion::new(&was.key, &is.key, EntryPart::Key).map_err(|error| impossible("its key", error))?,
+        value: Conversion::new(&was.value, &is.value, EntryPart::Value)
+            .map_err(|error| impossible("its value", error))?,
         merge: match content {
             Content::Counted => Merge::counters(&is.value),
             _ if name == map::RINGS => Merge::words(&is.value),

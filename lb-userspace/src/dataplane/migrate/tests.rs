@@ -11,7 +11,7 @@ use proptest::prelude::*;
 
 use super::{
     btf::{Btf, BtfError},
-    convert::{Conversion, Part, number, set_number},
+    convert::{Conversion, EntryPart, number, set_number},
     layout::{Layout, Member, Type, differences},
     merge::Merge,
 };
@@ -48,7 +48,7 @@ fn entry(numbers: &[(u64, usize)]) -> Vec<u8> {
 }
 
 fn convert(old: &Type, new: &Type, bytes: &[u8]) -> Result<Vec<u8>, String> {
-    let conversion = Conversion::new(old, new, Part::Value).map_err(|error| error.to_string())?;
+    let conversion = Conversion::new(old, new, EntryPart::Value).map_err(|error| error.to_string())?;
     let mut converted = vec![0xff; new.size()];
     conversion.apply(bytes, &mut converted).map_err(|error| error.to_string())?;
     Ok(converted)
@@ -99,17 +99,17 @@ fn what_only_fills_is_not_copied_and_may_become_anything() {
 #[test]
 fn what_can_mean_two_things_is_refused() {
     let signed = Type::Int { size: 4, signed: true };
-    let refuses = |old: Type, new: Type, part: Part| {
+    let refuses = |old: Type, new: Type, part: EntryPart| {
         let (old, new) = (record(&[("port_be", old)]), record(&[("port_be", new)]));
         let refused = Conversion::new(&old, &new, part).unwrap_err().to_string();
         assert!(refused.contains("port_be"), "{refused}");
     };
-    refuses(U16, U32, Part::Value);
-    refuses(signed, U64, Part::Value);
-    refuses(U32, array(U16, 2), Part::Value);
-    refuses(U32, record(&[("a", U32)]), Part::Value);
+    refuses(U16, U32, EntryPart::Value);
+    refuses(signed, U64, EntryPart::Value);
+    refuses(U32, array(U16, 2), EntryPart::Value);
+    refuses(U32, record(&[("a", U32)]), EntryPart::Value);
     // Two keys would become one.
-    let gone = Conversion::new(&record(&[("a", U32), ("b", U32)]), &record(&[("a", U32)]), Part::Key);
+    let gone = Conversion::new(&record(&[("a", U32), ("b", U32)]), &record(&[("a", U32)]), EntryPart::Key);
     assert!(gone.unwrap_err().to_string().contains("b: this part of the key is gone"));
 }
 
@@ -213,7 +213,10 @@ fn every_pinned_map_with_entries_is_described_and_can_become_itself() {
         let Layout { key, value } = of_object(name);
         assert_eq!(key.size(), object.maps[name].key_size() as usize, "{name}");
         assert_eq!(value.size(), object.maps[name].value_size() as usize, "{name}");
-        assert!(Conversion::new(&key, &key, Part::Key).is_ok() && Conversion::new(&value, &value, Part::Value).is_ok());
+        assert!(
+            Conversion::new(&key, &key, EntryPart::Key).is_ok()
+                && Conversion::new(&value, &value, EntryPart::Value).is_ok()
+        );
     }
 }
 

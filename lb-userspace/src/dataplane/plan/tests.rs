@@ -579,7 +579,7 @@ fn any_service(name: &'static str) -> impl Strategy<Value = WantedService> {
                 }
                 if one.mode == Mode::DsrIpip {
                     let mixed = if kind == 2 { backend.address.ip() } else { "10.9.0.1".parse().unwrap() };
-                    backend.tunnel = Some(Tunnel { to: mixed, source: Some("10.0.0.1".parse().unwrap()) });
+                    backend.tunnel = Some(TunnelEnds { to: mixed, source: Some("10.0.0.1".parse().unwrap()) });
                 }
             }
             one
@@ -691,7 +691,7 @@ fn with_backends(service: &WantedService, backends: Vec<WantedBackend>) -> Wante
             backend.snat.clear();
         }
         if service.mode == Mode::DsrIpip {
-            backend.tunnel = Some(Tunnel { to: backend.address.ip(), source: Some("10.0.0.1".parse().unwrap()) });
+            backend.tunnel = Some(TunnelEnds { to: backend.address.ip(), source: Some("10.0.0.1".parse().unwrap()) });
         }
     }
     let ring = |(family, ring): (&Family, &Arc<Ring>)| {

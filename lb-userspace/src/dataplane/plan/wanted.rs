@@ -84,12 +84,12 @@ pub struct WantedBackend {
     /// The SNAT addresses used towards the backend; empty where the client's address is kept.
     pub snat: Vec<IpAddr>,
     /// Only for `dsr-ipip`.
-    pub tunnel: Option<Tunnel>,
+    pub tunnel: Option<TunnelEnds>,
 }
 
 /// The outer addresses of encapsulated packets, both of one family.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Tunnel {
+pub struct TunnelEnds {
     pub to: IpAddr,
     /// `None`: there is no route to `to` yet.
     pub source: Option<IpAddr>,

@@ -18,7 +18,7 @@ use lb_common::{
 use super::{
     census::SettleCensus,
     judge::{Over, Place, is_idle, is_void, over},
-    scope::Scope,
+    scope::SettleScope,
 };
 use crate::dataplane::{
     maps::{MapsError, unread},
@@ -51,7 +51,7 @@ impl Former {
 pub struct Shared<'a> {
     pub rings: &'a Rings,
     pub backends: &'a Array<MapData, Backend>,
-    pub scope: &'a Scope,
+    pub scope: &'a SettleScope,
     pub now_ns: u64,
 }
 

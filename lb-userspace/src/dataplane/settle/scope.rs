@@ -14,7 +14,7 @@ use crate::{
 };
 
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub struct Scope {
+pub struct SettleScope {
     pub rings: Vec<RingScope>,
     /// The VIPs of DSR services; only these have exceptions.
     pub vips: BTreeMap<SocketAddr, VipScope>,
@@ -49,7 +49,7 @@ impl VipScope {
     }
 }
 
-impl Scope {
+impl SettleScope {
     /// `warming_up` are the names of the services that are warming up.
     pub fn of(wanted: &Wanted, programmed: &Programmed, warming_up: &BTreeSet<ServiceName>) -> Self {
         let mut rings: BTreeMap<u32, RingScope> = BTreeMap::new();

@@ -21,7 +21,7 @@ use super::{
     clock::deciseconds,
     family::{FamilyPass, Former, Shared},
     judge::{Progress, progress},
-    scope::{RingScope, Scope},
+    scope::{RingScope, SettleScope},
 };
 use crate::dataplane::{
     maps::{self, MapsError, grace_period},
@@ -64,7 +64,7 @@ impl Settler {
     }
 
     /// Runs a whole pass. `now_ns` is CLOCK_BOOTTIME.
-    pub fn pass(&mut self, scope: &Scope, now_ns: u64) -> Result<SettleCensus, MapsError> {
+    pub fn pass(&mut self, scope: &SettleScope, now_ns: u64) -> Result<SettleCensus, MapsError> {
         if self.begin(scope, now_ns)? > 0 {
             grace_period()?;
             self.keep(scope, now_ns)?;
@@ -80,7 +80,7 @@ impl Settler {
 
     /// Step 1: makes the owners of slots that are due the same; the program looks in SEEN until
     /// [`Settler::keep`] is done. Returns the number of settling slots.
-    pub fn begin(&mut self, scope: &Scope, now_ns: u64) -> Result<usize, MapsError> {
+    pub fn begin(&mut self, scope: &SettleScope, now_ns: u64) -> Result<usize, MapsError> {
         self.census = SettleCensus::default();
         self.refused.clear();
         let mut due = Vec::new();
@@ -112,7 +112,7 @@ impl Settler {
     /// Begins to settle those of the due slots whose flows fit.
     fn settle(
         &mut self,
-        scope: &Scope,
+        scope: &SettleScope,
         now_ns: u64,
         due: Vec<(&RingScope, u32, Slot)>,
         still: &mut HashSet<u32>,
@@ -151,7 +151,7 @@ impl Settler {
 
     /// Step 2, after a grace period: copies the SEEN entries of those slots to ESTABLISHED, after
     /// which the program no longer looks in SEEN for them.
-    pub fn keep(&mut self, scope: &Scope, now_ns: u64) -> Result<(), MapsError> {
+    pub fn keep(&mut self, scope: &SettleScope, now_ns: u64) -> Result<(), MapsError> {
         let shared = Shared { rings: &self.rings, backends: &self.backends, scope, now_ns };
         let mut refused = Vec::new();
         self.v4.keep(&shared, &self.settling, &mut refused)?;
@@ -182,7 +182,7 @@ impl Settler {
 
     /// Step 4: marks the slots whose owners are the same and which have or may have exceptions.
     /// Returns how many were marked.
-    pub fn mark(&mut self, scope: &Scope) -> usize {
+    pub fn mark(&mut self, scope: &SettleScope) -> usize {
         self.collecting.clear();
         for ring in scope.rings.iter().filter(|ring| !ring.is_warming_up) {
             for (at, slot) in slots(&self.rings, ring).filter(|(_, slot)| slot.flags() != 0) {
@@ -202,14 +202,14 @@ impl Settler {
 
     /// Step 5, after a grace period: removes entries that are no longer needed, and counts the
     /// others.
-    pub fn collect(&mut self, scope: &Scope, now_ns: u64) -> Result<(), MapsError> {
+    pub fn collect(&mut self, scope: &SettleScope, now_ns: u64) -> Result<(), MapsError> {
         let shared = Shared { rings: &self.rings, backends: &self.backends, scope, now_ns };
         self.v4.collect(&shared, &mut self.collecting, &mut self.census)?;
         self.v6.collect(&shared, &mut self.collecting, &mut self.census)
     }
 
     /// Step 6: settles slots without entries, unless an entry was written meanwhile.
-    pub fn finish(&mut self, scope: &Scope) -> SettleCensus {
+    pub fn finish(&mut self, scope: &SettleScope) -> SettleCensus {
         for (at, left) in self.collecting.drain() {
             let Some(slot) = self.rings.slot(at) else { continue };
             let empty = Slot::new(slot.current(), slot.current(), Slot::TRACKED | Slot::COLLECTING);

@@ -21,7 +21,7 @@ use super::{FlowKey, FlowQuery, Table, TableFill, flow_key, socket_address};
 use crate::dataplane::maps::{self, MapsError, unread};
 
 /// The tables of both families.
-pub struct FlowTables {
+pub struct NatTables {
     v4: Tables<V4Addr>,
     v6: Tables<V6Addr>,
     backends: Array<MapData, Backend>,
@@ -116,7 +116,7 @@ pub struct RawFlow {
 /// retransmitted.
 const STRAGGLERS_NS: u64 = 5_000_000_000;
 
-impl FlowTables {
+impl NatTables {
     /// Opens the maps that [`crate::dataplane::data_path::DataPath::open`] has pinned.
     pub fn open(pin_dir: &Path) -> Result<Self, MapsError> {
         Ok(Self {

@@ -64,11 +64,11 @@ fn has_port(port: u16) -> impl Fn(&Loaded) -> bool {
 }
 
 fn is_unreadable(loaded: &Loaded) -> bool {
-    matches!(loaded.result, Err(LoadError::Unreadable { .. })) && loaded.digest.is_none()
+    matches!(loaded.result, Err(ConfigError::Unreadable { .. })) && loaded.digest.is_none()
 }
 
 fn is_invalid(loaded: &Loaded) -> bool {
-    matches!(loaded.result, Err(LoadError::Invalid(_))) && loaded.digest.is_some()
+    matches!(loaded.result, Err(ConfigError::Invalid(_))) && loaded.digest.is_some()
 }
 
 #[tokio::test]

@@ -113,11 +113,11 @@ fn tunnel_that_moves_to_another_address_leaves_its_backend_the_same() {
     };
     let v4 = |text: &str| lb_common::flow::v4_addr(text.parse().unwrap());
     service.backends[0].snat.clear();
-    service.backends[0].tunnel = Some(Tunnel { to: "10.2.0.11".parse().unwrap(), source: None });
+    service.backends[0].tunnel = Some(TunnelEnds { to: "10.2.0.11".parse().unwrap(), source: None });
     let (index, generation, ..) = way(&mut fake, &service);
     assert_eq!(way(&mut fake, &service), (index, generation, WAY_IPIP_V4, v4("10.2.0.11"), 0));
     let (to, source) = ("fd00::1".parse().unwrap(), Some("fd00::9".parse().unwrap()));
-    service.backends[0].tunnel = Some(Tunnel { to, source });
+    service.backends[0].tunnel = Some(TunnelEnds { to, source });
     let words = lb_common::flow::any_addr(to);
     assert_eq!(way(&mut fake, &service), (index, generation, WAY_IPIP_V6, words[0], words[0]));
 }
