@@ -82,7 +82,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn update_agrees_with_a_whole_sum(mut data in proptest::collection::vec(any::<u16>(), 4..40), at in 0..4_usize, new: u16) {
+        fn update_agrees_with_a_whole_sum(
+            mut data in proptest::collection::vec(any::<u16>(), 4..40),
+            at in 0..4_usize,
+            new: u16,
+        ) {
             let whole = |data: &[u16]| !fold(data.iter().map(|word| *word as u64).sum());
             let before = whole(&data);
             let delta = Delta::new().replace16(data[at], new);

@@ -104,7 +104,13 @@ mod tests {
 
     proptest! {
         #[test]
-        fn walk_meets_every_port_once_before_any_again(first in 1..60000_u16, count in 1..400_u16, second in 60400..60500_u16, seed: u32, start in 0..1_u64 << 40) {
+        fn walk_meets_every_port_once_before_any_again(
+            first in 1..60000_u16,
+            count in 1..400_u16,
+            second in 60400..60500_u16,
+            seed: u32,
+            start in 0..1_u64 << 40,
+        ) {
             let pool = PortPool::new([(first, first + count - 1), (second, second + 7)], seed);
             let met: BTreeSet<u16> = (start..start + pool.size as u64).map(|at| pool.walk(at)).collect();
             prop_assert_eq!(met.len() as u32, pool.size);

@@ -178,7 +178,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn fields_do_not_touch_each_other(current in 0..1_u32 << 24, previous in 0..1_u32 << 24, flags in 0..1_u64 << 16) {
+        fn fields_do_not_touch_each_other(
+            current in 0..1_u32 << 24,
+            previous in 0..1_u32 << 24,
+            flags in 0..1_u64 << 16,
+        ) {
             let slot = Slot::new(current, previous, flags << 48);
             prop_assert_eq!((slot.current(), slot.previous(), slot.flags()), (current, previous, flags << 48));
         }

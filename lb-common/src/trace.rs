@@ -133,7 +133,8 @@ pub mod rule {
             HALF_OPEN => "the flow has an entry in HALF_OPEN, left by its SYN",
             PREVIOUS => "the flow began before its slot changed, so it stays with the previous owner",
             SEEN => {
-                "the flow has an entry in SEEN, and its slot is settling, or this is a SYN on the tuple of a flow that lives"
+                "the flow has an entry in SEEN, and its slot is settling, or this is a SYN on the tuple of a flow \
+                that lives"
             }
             PREVIOUS_GONE => {
                 "the flow began before its slot changed, but the previous owner is gone, so it goes to the present one"

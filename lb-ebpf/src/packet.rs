@@ -62,7 +62,12 @@ fn bounded(offset: usize) -> usize {
     let mut masked = offset;
     // SAFETY: one instruction that changes only the register it is given.
     unsafe {
-        core::arch::asm!("{0} &= {1}", inout(reg) masked, const MAX_OFFSET, options(pure, nomem, nostack, preserves_flags));
+        core::arch::asm!(
+            "{0} &= {1}",
+            inout(reg) masked,
+            const MAX_OFFSET,
+            options(pure, nomem, nostack, preserves_flags)
+        );
     }
     masked
 }

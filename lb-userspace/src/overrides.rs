@@ -62,14 +62,16 @@ mod tests {
 
     fn config(backends: &str) -> Config {
         let text = format!(
-            "version: 1\ninterfaces: [eth0]\nservices:\n  - {{ name: web, vips: [192.0.2.1, \"2001:db8::1\"], port: 80, backends: [{backends}] }}\n"
+            "version: 1\ninterfaces: [eth0]\nservices:\n  - {{ name: web, vips: [192.0.2.1, \"2001:db8::1\"], port: \
+            80, backends: [{backends}] }}\n"
         );
         crate::config::parse(&text, Path::new("weir.yaml")).unwrap()
     }
 
     fn both_families() -> Config {
         config(
-            "{ address: 10.0.0.1, port: 80, weight: 3 }, { address: 10.0.0.2, port: 80, state: disabled }, { address: \"fd02::1\", port: 80, state: draining }",
+            "{ address: 10.0.0.1, port: 80, weight: 3 }, { address: 10.0.0.2, port: 80, state: disabled }, { address: \
+            \"fd02::1\", port: 80, state: draining }",
         )
     }
 

@@ -86,7 +86,8 @@ mod tests {
 
     fn service(name: &str) -> Service {
         let text = format!(
-            "version: 1\ninterfaces: [eth0]\nservices: [{{ name: {name}, vips: [192.0.2.1], port: 80, backends: [] }}]\n"
+            "version: 1\ninterfaces: [eth0]\nservices: [{{ name: {name}, vips: [192.0.2.1], port: 80, backends: [] \
+            }}]\n"
         );
         crate::config::parse(&text, std::path::Path::new("weir.yaml")).unwrap().services.remove(0)
     }

@@ -97,7 +97,8 @@ pub fn close_door(bed: &Bed) -> Result<()> {
     // 198.18.0.0/15 and fd99::/64 as sources; of tunnel packets within, behind an outer header of
     // 20 or 40 bytes.
     let rules = format!(
-        "table netdev door {{ counter stopped {{}}; chain arriving {{ type filter hook ingress device {interface} priority -500; \
+        "table netdev door {{ counter stopped {{}}; chain arriving {{ type filter hook ingress device {interface} \
+        priority -500; \
          ip saddr 198.18.0.0/15 counter name stopped drop; ip6 saddr fd99::/64 counter name stopped drop; \
          ip protocol 4 @nh,256,15 25353 counter name stopped drop; \
          ip6 nexthdr 41 @nh,384,64 0xfd99000000000000 counter name stopped drop; }}; }}"

@@ -73,8 +73,10 @@ fn is_heading(line: &str) -> bool {
 mod tests {
     use super::*;
 
-    const TEXT: &str = "# Title\n## Install\n1. First:\n\n   ```console\n   # one --flag \\\n       two\n   output\n   # three\n   ```\n\
-                        ### Deeper\n```console\n# four\n```\n```yaml\n# no command\n```\nSay `go on`.\n## Remove\n```console\n# five\n```\n";
+    const TEXT: &str = "# Title\n## Install\n1. First:\n\n   ```console\n   # one --flag \\\n       two\n   \
+        output\n   # three\n   ```\n\
+                        ### Deeper\n```console\n# four\n```\n```yaml\n# no command\n```\n\
+        Say `go on`.\n## Remove\n```console\n# five\n```\n";
 
     fn read(title: &str) -> Section {
         Section { title: title.to_owned(), text: section(TEXT, title).unwrap() }

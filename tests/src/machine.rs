@@ -132,7 +132,8 @@ impl Machine {
         // Asking costs what is waited for a good part of the only processor.
         let pause = if patience < SLOW { 1 } else { 4 };
         let script = format!(
-            "for _ in $(seq {}); do out=$( {{ {condition}\n}} 2>&1) && {{ printf '%s' \"$out\"; exit 0; }}; sleep {pause}; done; printf '%s' \"$out\"; exit 1",
+            "for _ in $(seq {}); do out=$( {{ {condition}\n}} 2>&1) && {{ printf '%s' \"$out\"; exit 0; }}; sleep \
+            {pause}; done; printf '%s' \"$out\"; exit 1",
             patience.as_secs() / pause
         );
         // A condition takes its time as well.

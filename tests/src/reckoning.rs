@@ -92,7 +92,8 @@ impl fmt::Display for Reckoning {
             let Count { connections, answers, with_backend, excused, broken, longest_wait } = count;
             writeln!(
                 f,
-                "  {:<6} {connections:>6} connections, {answers:>7} answers (the slowest after {} ms); lost: {with_backend} with their \
+                "  {:<6} {connections:>6} connections, {answers:>7} answers (the slowest after {} ms); lost: \
+                {with_backend} with their \
                  backend, {excused} within the limit, {broken} wrongly",
                 kind.name(),
                 longest_wait.as_millis()
@@ -123,6 +124,7 @@ fn told(story: &Story, backend: Option<SocketAddr>, ended: Instant, truth: &Trut
     };
     let port = record.local.port();
     format!(
-        "{ended_at:.3} s: {kind} {family} port {port}, begun at {began:.3} s, {outcome:?} after {answers} answers; {whose}"
+        "{ended_at:.3} s: {kind} {family} port {port}, begun at {began:.3} s, {outcome:?} after {answers} answers; \
+        {whose}"
     )
 }

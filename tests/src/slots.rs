@@ -161,7 +161,8 @@ impl SlotHistory {
         let mean = self.in_transition.iter().sum::<usize>() as f64 / self.in_transition.len().max(1) as f64;
         let share = |slots: f64| 100.0 * slots / self.slots.max(1) as f64;
         format!(
-            "{} slots: each settled on another owner {:.1} times, some of them at {} moments; in transition {:.0} % on average, {:.0} % at the most",
+            "{} slots: each settled on another owner {:.1} times, some of them at {} moments; in transition {:.0} % \
+            on average, {:.0} % at the most",
             self.slots,
             self.settlings_per_slot(),
             self.times_settled,

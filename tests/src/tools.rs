@@ -97,10 +97,11 @@ mod tests {
 
     #[test]
     fn reads_what_wrk_prints() {
-        let text = "Running 1s test @ http://10.2.0.11:8080/\n  2 threads and 16 connections\n  Thread Stats   Avg      Stdev     \
-                    Max   +/- Stdev\n    Latency   228.62us  243.71us   6.73ms   93.19%\n  41234 requests in 1.10s, 6.34MB read\n  \
-                    Socket errors: connect 0, read 3, write 0, timeout 1\n  Non-2xx or 3xx responses: 2\nRequests/sec:  37485.88\n\
-                    Transfer/sec:      5.76MB\n";
+        let text = "Running 1s test @ http://10.2.0.11:8080/\n  2 threads and 16 connections\n  \
+            Thread Stats   Avg      Stdev     Max   +/- Stdev\n    Latency   228.62us  243.71us   6.73ms   93.19%\n  \
+            41234 requests in 1.10s, 6.34MB read\n  Socket errors: connect 0, read 3, write 0, timeout 1\n  \
+            Non-2xx or 3xx responses: 2\nRequests/sec:  37485.88\n\
+            Transfer/sec:      5.76MB\n";
         assert_eq!(parse_wrk(text).unwrap(), Wrk { requests_per_second: 37485.88, requests: 41234, errors: 6 });
     }
 }

@@ -30,7 +30,8 @@ const EDITS: &[Edit] = &[
     ),
     edit(
         NAT,
-        "    pub reserved: u32,\n    /// When a packet of this direction last passed, to the second.\n    pub last_seen_ns: u64,\n",
+        "    pub reserved: u32,\n    /// When a packet of this direction last passed, to the second.\n    pub \
+        last_seen_ns: u64,\n",
         "",
     ),
     edit(NAT, "size_of::<NatEntry<V4Addr>>() == 48", "size_of::<NatEntry<V4Addr>>() == 56"),
@@ -42,18 +43,21 @@ const EDITS: &[Edit] = &[
     ),
     edit(
         EXCEPTION,
-        "    pub reserved: u32,\n    /// When a packet of it last passed, to the second; CLOCK_BOOTTIME.\n    pub last_seen_ns: u64,\n",
+        "    pub reserved: u32,\n    /// When a packet of it last passed, to the second; CLOCK_BOOTTIME.\n    pub \
+        last_seen_ns: u64,\n",
         "",
     ),
     edit(EXCEPTION, "size_of::<Exception>() == 32", "size_of::<Exception>() == 40"),
     edit(
         BACKEND,
         "pub struct Backend {\n",
-        "pub struct Backend {\n    pub fresh: u64,\n    pub health: u8,\n    pub admin: u8,\n    pub reserved_first: [u8; 6],\n",
+        "pub struct Backend {\n    pub fresh: u64,\n    pub health: u8,\n    pub admin: u8,\n    pub reserved_first: \
+        [u8; 6],\n",
     ),
     edit(
         BACKEND,
-        "    /// `ADMIN_*`: the agent's, for its own restart.\n    pub admin: u8,\n    /// `HEALTH_*`: the agent's, for its own restart.\n    pub health: u8,\n    pub reserved: [u8; 2],\n",
+        "    /// `ADMIN_*`: the agent's, for its own restart.\n    pub admin: u8,\n    /// `HEALTH_*`: the agent's, \
+        for its own restart.\n    pub health: u8,\n    pub reserved: [u8; 2],\n",
         "",
     ),
     edit(BACKEND, "size_of::<Backend>() == 128", "size_of::<Backend>() == 152"),
@@ -68,13 +72,15 @@ const EDITS: &[Edit] = &[
     edit(SETTINGS, "    /// `FLAG_*`.\n    pub flags: u32,\n", ""),
     edit(
         SETTINGS,
-        "    /// Counts the changes of what the maps hold that names and widths of members don't show: see\n    /// `dataplane/migrate/meaning.rs` of the agent.\n    pub layout: u32,\n",
+        "    /// Counts the changes of what the maps hold that names and widths of members don't show: see\n    /// \
+        `dataplane/migrate/meaning.rs` of the agent.\n    pub layout: u32,\n",
         "",
     ),
     edit(SERVICE, "pub struct Service {\n", "pub struct Service {\n    pub draining_since_ns: u64,\n"),
     edit(
         SERVICE,
-        "    /// Since when this VIP and port, which left the file, only lets its flows end; 0 if it is\n    /// served. The agent's, for its own restart.\n    pub draining_since_ns: u64,\n",
+        "    /// Since when this VIP and port, which left the file, only lets its flows end; 0 if it is\n    /// \
+        served. The agent's, for its own restart.\n    pub draining_since_ns: u64,\n",
         "",
     ),
     edit(SERVICE, "pub struct Stats {\n", "pub struct Stats {\n    pub fresh: u64,\n    pub refused: u64,\n"),

@@ -78,7 +78,8 @@ fn install_toolchain(versions: &mut Versions) -> Result<Toolchain> {
         None => {
             if !packages::is_debian() {
                 bail!(
-                    "no compiler for the BPF target: run `rustup toolchain install nightly --component rust-src --component clippy`"
+                    "no compiler for the BPF target: run `rustup toolchain install nightly --component rust-src \
+                    --component clippy`"
                 );
             }
             packages::install(
@@ -86,8 +87,9 @@ fn install_toolchain(versions: &mut Versions) -> Result<Toolchain> {
                 "a compiler for the BPF target",
             )?;
             Compiler::find(versions).context(
-                "the packages rustc-web, cargo-web and rust-web-src are installed, but /usr/bin/rustc is older than 1.95: enable \
-                 bookworm-security in /etc/apt/sources.list, then `apt-get update && apt-get install rustc-web cargo-web rust-web-src`",
+                "the packages rustc-web, cargo-web and rust-web-src are installed, but /usr/bin/rustc is older than \
+                 1.95: enable bookworm-security in /etc/apt/sources.list, then `apt-get update && apt-get install \
+                 rustc-web cargo-web rust-web-src`",
             )?
         }
     };

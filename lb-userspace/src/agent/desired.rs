@@ -237,7 +237,9 @@ mod tests {
 
     fn desired(service: &str) -> Desired {
         let text = format!(
-            "version: 1\ninterfaces: [eth0]\nservices:\n  - {{ name: web, vips: [192.0.2.1, \"2001:db8::1\"], port: 80, {service}, backends: [{{ address: 10.0.0.1, port: 80 }}, {{ address: 10.0.0.2, port: 80, state: draining }}, {{ address: \"fd02::1\", port: 80 }}] }}\n"
+            "version: 1\ninterfaces: [eth0]\nservices:\n  - {{ name: web, vips: [192.0.2.1, \"2001:db8::1\"], port: \
+            80, {service}, backends: [{{ address: 10.0.0.1, port: 80 }}, {{ address: 10.0.0.2, port: 80, state: \
+            draining }}, {{ address: \"fd02::1\", port: 80 }}] }}\n"
         );
         let config = crate::config::parse(&text, Path::new("weir.yaml")).unwrap();
         Desired {
@@ -308,7 +310,9 @@ mod tests {
     fn outer_source_is_the_nodes_address_towards_the_tunnel_or_varies_within_the_configured_prefix() {
         let text = |more: &str| {
             format!(
-                "version: 1\ninterfaces: [eth0]\n{more}\nservices:\n  - {{ name: web, vips: [192.0.2.1], port: 80, mode: dsr-ipip, backends: [{{ address: 10.0.0.1, port: 80, tunnel: \"fd00::1\" }}, {{ address: 10.0.0.2, port: 80 }}] }}\n"
+                "version: 1\ninterfaces: [eth0]\n{more}\nservices:\n  - {{ name: web, vips: [192.0.2.1], port: 80, \
+                mode: dsr-ipip, backends: [{{ address: 10.0.0.1, port: 80, tunnel: \"fd00::1\" }}, {{ address: \
+                10.0.0.2, port: 80 }}] }}\n"
             )
         };
         let mut node = Node { is_known: true, ..Node::default() };

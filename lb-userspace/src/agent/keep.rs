@@ -91,7 +91,8 @@ mod tests {
     const OTHER: &str = "other";
 
     fn config() -> Config {
-        let text = "version: 1\ninterfaces: [eth0]\nservices: [{ name: web, vips: [192.0.2.1], port: 80, health: { http: { path: /ready } }, backends: [{ address: 10.0.0.1, port: 80 }] }]\n";
+        let text = "version: 1\ninterfaces: [eth0]\nservices: [{ name: web, vips: [192.0.2.1], port: 80, health: { \
+            http: { path: /ready } }, backends: [{ address: 10.0.0.1, port: 80 }] }]\n";
         crate::config::parse(text, Path::new("weir.yaml")).unwrap()
     }
 

@@ -274,7 +274,8 @@ impl Owner {
         let key = HashKey::from_seed(self.desired.seed);
         if image.settings.is_some_and(|settings| settings.hash_key != key) {
             warn!(
-                "the hash seed is another one than the running data path's: new connections of known clients may go elsewhere"
+                "the hash seed is another one than the running data path's: new connections of known clients may go \
+                elsewhere"
             );
         }
     }
@@ -533,7 +534,8 @@ impl Owner {
             let backend = id.address;
             let (from, health, reason) = (from.name(), health.name(), &*reason);
             if self.writer.sync().last_error.is_some() {
-                warn!(%service, %backend, from, to = health, reason, consecutive, up, all, "health changed, but the maps could not be written");
+                warn!(%service, %backend, from, to = health, reason, consecutive, up, all, "health changed, but the \
+                    maps could not be written");
             } else {
                 info!(%service, %backend, from, to = health, reason, consecutive, up, all, took_ms, "health changed");
             }

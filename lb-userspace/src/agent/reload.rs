@@ -136,7 +136,8 @@ pub fn needs_larger_maps(exceeded: &Exceeded, config: &Config) -> String {
     }
     let Exceeded { limit, allows, needed, .. } = exceeded;
     format!(
-        "{} has changed from {allows} to {}, and {needed} are needed: that takes a restart of the agent, which loses nothing",
+        "{} has changed from {allows} to {}, and {needed} are needed: that takes a restart of the agent, which loses \
+        nothing",
         limit.key(),
         config.node.limits.of(*limit),
     )

@@ -94,7 +94,8 @@ mod tests {
 
     /// Two backends that are probed.
     fn desired(mode: &str) -> Desired {
-        let text = "version: 1\ninterfaces: [eth0]\nservices:\n  - { name: web, vips: [192.0.2.1], port: 80, mode: MODE, health: { tcp: {}, interval: 1s, fall: 3, timeout: 1s }, \
+        let text = "version: 1\ninterfaces: [eth0]\nservices:\n  - { name: web, vips: [192.0.2.1], port: 80, mode: \
+            MODE, health: { tcp: {}, interval: 1s, fall: 3, timeout: 1s }, \
                     backends: [{ address: 10.0.0.1, port: 80 }, { address: 10.0.0.2, port: 80 }] }\n";
         let config = Arc::new(crate::config::parse(&text.replace("MODE", mode), Path::new("weir.yaml")).unwrap());
         Desired {

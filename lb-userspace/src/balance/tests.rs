@@ -120,7 +120,9 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(48))]
 
     #[test]
-    fn every_slot_has_an_owner_and_every_share_follows_its_weight(weights in proptest::collection::vec(0..12_u32, 1..40)) {
+    fn every_slot_has_an_owner_and_every_share_follows_its_weight(
+        weights in proptest::collection::vec(0..12_u32, 1..40),
+    ) {
         prop_assume!(weights.iter().any(|weight| *weight > 0));
         let size = 1021;
         let ring = ring(size, backends(&weights));
@@ -153,12 +155,17 @@ proptest! {
         let gone = without.remove(which % n).0;
         let before = owners(&ring(4093, all), &[]);
         let after = owners(&ring(4093, without), &[]);
-        let moved = before.iter().zip(&after).filter(|(before, after)| **before != Some(gone) && before != after).count();
+        let pairs = before.iter().zip(&after);
+        let moved = pairs.filter(|(before, after)| **before != Some(gone) && before != after).count();
         prop_assert!(moved < 4093 / 12, "{moved} of 4093 slots of others moved");
     }
 
     #[test]
-    fn only_slots_of_who_is_down_move_and_they_return(weights in proptest::collection::vec(1..5_u32, 3..15), down in 0..15_usize, also in 0..15_usize) {
+    fn only_slots_of_who_is_down_move_and_they_return(
+        weights in proptest::collection::vec(1..5_u32, 3..15),
+        down in 0..15_usize,
+        also in 0..15_usize,
+    ) {
         let ring = ring(1021, backends(&weights));
         let address = |n: usize| ring.declared().backends[n % weights.len()].0;
         let before = owners(&ring, &[]);
@@ -186,7 +193,8 @@ proptest! {
             let fair = moved.len() as f64 * f64::from(*weight) / f64::from(others);
             let share = shares.get(address).copied().unwrap_or(0) as f64;
             // Binomial: five standard deviations.
-            prop_assert!((share - fair).abs() < 5.0 * fair.sqrt() + 5.0, "{address} has {share} of the moved slots, fair are {fair}");
+            prop_assert!((share - fair).abs() < 5.0 * fair.sqrt() + 5.0, "{address} has {share} of the moved slots, \
+                fair are {fair}");
         }
     }
 }

@@ -51,7 +51,8 @@ async fn refuse_beside_an_agent(client: &Client) -> anyhow::Result<()> {
     match client.get::<Status>("/v1/status").await {
         Err(Failure::NoSocket { .. } | Failure::Dead { .. }) => Ok(()),
         Ok(_) => anyhow::bail!(
-            "an agent runs on {}, and would attach everything again; stop it first (`systemctl stop weir`), or use --force",
+            "an agent runs on {}, and would attach everything again; stop it first (`systemctl stop weir`), or use \
+            --force",
             client.path()
         ),
         Err(other) => anyhow::bail!("whether an agent runs cannot be told, use --force if none does: {other}"),

@@ -25,7 +25,7 @@ use crate::view::types::{FlowView, LookupQuery, LookupView};
 #[command(after_help = "\
 Examples:
   weir lookup 198.51.100.7:40000 192.0.2.10:80
-  weir lookup 198.51.100.7:40000 192.0.2.10:80 --sequence 305419896   as `weir trace -o wide` shows it: was it sent before?
+  weir lookup 198.51.100.7:40000 192.0.2.10:80 --sequence 305419896   (from `weir trace -o wide`: was it sent before?)
   weir lookup '[2001:db8:1::7]:40000' '[2001:db8::10]:80' -o json")]
 pub struct Lookup {
     /// The client: ADDRESS:PORT, or ADDRESS alone for a client port of 40000

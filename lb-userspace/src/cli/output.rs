@@ -36,7 +36,8 @@ pub enum Format {
 #[derive(Args, Clone, Debug)]
 pub struct Watch {
     /// Show it again and again, every 2 seconds unless said otherwise (500ms, 10s)
-    #[arg(short, long, value_name = "INTERVAL", num_args = 0..=1, default_missing_value = "2s", value_parser = interval)]
+    #[arg(short, long, value_name = "INTERVAL", num_args = 0..=1, default_missing_value = "2s")]
+    #[arg(value_parser = interval)]
     pub watch: Option<Duration>,
 }
 

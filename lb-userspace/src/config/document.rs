@@ -206,7 +206,8 @@ fn flow_tables(value: &Value<'_>) -> Option<FlowTables> {
         (None, established) => Some(default.seen.min(established.unwrap_or(default.seen))),
         (Some(value), established) => size(&value).and_then(|seen| match established {
             Some(established) if seen > established => value.problem(format!(
-                "must not exceed `established`, {established}, because SEEN entries move there when their slot settles; is {seen}"
+                "must not exceed `established`, {established}, because SEEN entries move there when their slot \
+                settles; is {seen}"
             )),
             _ => Some(seen),
         }),

@@ -198,7 +198,8 @@ fn a_problem_is_shown_with_file_line_column_key_and_reason() {
 #[test]
 fn what_is_left_out_has_its_default() {
     let text = service(
-        "    vips: [192.0.2.10]\n    port: 80\n    backends: [{ address: 10.0.0.1, port: 8080 }]\n    health: { tcp: {} }\n",
+        "    vips: [192.0.2.10]\n    port: 80\n    backends: [{ address: 10.0.0.1, port: 8080 }]\n    health: { tcp: \
+        {} }\n",
     );
     let config = parse(&text, Path::new("weir.yaml")).unwrap();
     assert_eq!((config.node.xdp_mode, config.node.hash_seed), (XdpMode::Auto, None));
@@ -247,7 +248,9 @@ fn fewer_established_exceptions_than_the_default_make_fewer_that_are_seen() {
 #[test]
 fn services_vips_and_backends_are_sorted() {
     let text = format!(
-        "{HEAD}services:\n  - {{ name: b, vips: [192.0.2.2, 192.0.2.1], port: 80, backends: [{{ address: 10.0.0.2, port: 80 }}, {{ address: 10.0.0.1, port: 80 }}] }}\n  - {{ name: a, vips: [192.0.2.3], port: 80, backends: [{{ address: 10.0.0.2, port: 80 }}] }}\n"
+        "{HEAD}services:\n  - {{ name: b, vips: [192.0.2.2, 192.0.2.1], port: 80, backends: [{{ address: 10.0.0.2, \
+        port: 80 }}, {{ address: 10.0.0.1, port: 80 }}] }}\n  - {{ name: a, vips: [192.0.2.3], port: 80, backends: \
+        [{{ address: 10.0.0.2, port: 80 }}] }}\n"
     );
     let config = parse(&text, Path::new("weir.yaml")).unwrap();
     assert_eq!(config.services.iter().map(|one| one.name.name()).collect::<Vec<_>>(), ["a", "b"]);
@@ -288,10 +291,15 @@ proptest! {
     }
 
     #[test]
-    fn no_damage_to_the_example_panics_the_reader(at in 0_usize..3000, junk in "[\\[\\]{}:,&*!|>'\"\\-\n 0a]{0,3}", cut in 0_usize..20) {
+    fn no_damage_to_the_example_panics_the_reader(
+        at in 0_usize..3000,
+        junk in "[\\[\\]{}:,&*!|>'\"\\-\n 0a]{0,3}",
+        cut in 0_usize..20,
+    ) {
         let example: Vec<char> = include_str!("example.yaml").chars().collect();
         let at = at.min(example.len());
-        let damaged: String = example[..at].iter().copied().chain(junk.chars()).chain(example[(at + cut).min(example.len())..].iter().copied()).collect();
+        let (before, after) = (&example[..at], &example[(at + cut).min(example.len())..]);
+        let damaged: String = before.iter().copied().chain(junk.chars()).chain(after.iter().copied()).collect();
         for (line, ..) in found(&damaged) {
             prop_assert!(line >= 1 && line <= damaged.lines().count() + 1);
         }

@@ -128,7 +128,10 @@ mod tests {
 
     proptest! {
         #[test]
-        fn ranges_never_overlap_and_fill_gaps_first(lens in proptest::collection::vec(1..5000_u32, 1..60), freed in 0..60_usize) {
+        fn ranges_never_overlap_and_fill_gaps_first(
+            lens in proptest::collection::vec(1..5000_u32, 1..60),
+            freed in 0..60_usize,
+        ) {
             let mut ranges = Ranges::of(&Image::default(), 1 << 22);
             let mut taken: Vec<(u32, u32)> = lens.iter().map(|len| (ranges.allocate(*len).unwrap(), *len)).collect();
             for (at, one) in taken.iter().enumerate() {

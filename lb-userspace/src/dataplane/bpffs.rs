@@ -18,7 +18,8 @@ pub const PIN_DIR: &str = "/sys/fs/bpf/weir";
 
 #[derive(Debug, thiserror::Error)]
 pub enum BpffsError {
-    #[error("{} is not on a BPF file system: `mount -t bpf bpf /sys/fs/bpf`, or choose another --pin-dir", .0.display())]
+    #[error("{} is not on a BPF file system: `mount -t bpf bpf /sys/fs/bpf`, or choose another \
+        --pin-dir", .0.display())]
     NoBpffs(PathBuf),
     #[error("cannot use the pin directory {}: {source}", .path.display())]
     PinDir { path: PathBuf, source: io::Error },

@@ -53,7 +53,8 @@ impl LoadError {
             tracing::debug!(program, log, "the whole log of the verifier");
             let last = lines.get(lines.len().saturating_sub(LINES)..).unwrap_or_default();
             reason.push_str(&format!(
-                "; the last {} of the {} lines of the verifier's log, which `--log-level debug` shows whole:\n    {}\n ",
+                "; the last {} of the {} lines of the verifier's log, which `--log-level debug` shows whole:\n    \
+                {}\n ",
                 last.len(),
                 lines.len(),
                 last.join("\n    ")

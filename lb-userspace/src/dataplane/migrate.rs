@@ -66,7 +66,8 @@ pub enum MigrateError {
     #[error(transparent)]
     Plan(#[from] MigrationPlanError),
     #[error(
-        "the pinned map {map} cannot become this build's: {source}; nothing was changed: start the build that made it, or give the map more room; \
+        "the pinned map {map} cannot become this build's: {source}; nothing was changed: start the build that made \
+        it, or give the map more room; \
              `weir cleanup` ends the data path and removes it"
     )]
     Copy { map: &'static str, source: CopyError },

@@ -132,7 +132,8 @@ mod tests {
     fn service(mode: &str) -> String {
         let backends = "[{ address: 10.0.0.2, port: 80 }]";
         format!(
-            "services: [{{ name: a, vips: [192.0.2.1], port: 80, mode: {mode}, ringSize: 101, backends: {backends} }}]\n"
+            "services: [{{ name: a, vips: [192.0.2.1], port: 80, mode: {mode}, ringSize: 101, backends: {backends} \
+            }}]\n"
         )
     }
 

@@ -47,7 +47,8 @@ impl Subject {
     fn remedy(&self, missing: &str) -> String {
         match self {
             Self::Agent { .. } => format!(
-                "add {missing} to `CapabilityBoundingSet=` of its unit (`systemctl edit weir`) or to its container, and \
+                "add {missing} to `CapabilityBoundingSet=` of its unit (`systemctl edit weir`) or to its container, \
+                and \
                  restart it"
             ),
             Self::Unit { .. } => format!("`systemctl edit weir`: add {missing} to `CapabilityBoundingSet=`"),

@@ -28,7 +28,8 @@ fn pins(pin_dir: &Path) -> Option<Finding> {
         return Some(warning(
             "pins",
             format!("{LAYOUTS} is gone from {}: the next start of the agent needs CAP_SYS_ADMIN", pin_dir.display()),
-            "a running agent writes it again within seconds; if none runs, see docs/operations.md, \"An agent without a record of the layouts\"",
+            "a running agent writes it again within seconds; if none runs, see docs/operations.md, \"An agent without \
+            a record of the layouts\"",
         ));
     }
     if gone.is_empty() {

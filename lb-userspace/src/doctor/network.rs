@@ -163,8 +163,14 @@ fn own_vips(config: &Config, interfaces: &BTreeMap<u32, Interface>) -> Vec<Findi
         .map(|(vip, interface)| {
             warning(
                 "vip",
-                format!("VIP {vip} is also an address of this node, on {interface}: ports that no service has go to the node"),
-                format!("use an address for the VIP that the node does not have, or `ip addr del {vip} dev {interface}`"),
+                format!(
+                    "VIP {vip} is also an address of this node, on {interface}: ports that no service has go to \
+                    the node"
+                ),
+                format!(
+                    "use an address for the VIP that the node does not have, or `ip addr del {vip} dev \
+                    {interface}`"
+                ),
             )
         })
         .collect()
@@ -183,7 +189,8 @@ fn ephemeral_ports(config: &Config) -> Option<Finding> {
     Some(warning(
         "snat ports",
         format!(
-            "`snat.ports` and the node's own ports ({}) share {first} to {last}: a flow can take away an answer to the node",
+            "`snat.ports` and the node's own ports ({}) share {first} to {last}: a flow can take away an answer to \
+            the node",
             range.replace('\t', "-")
         ),
         format!("choose other `snat.ports`, or `sysctl -w net.ipv4.ip_local_reserved_ports={first}-{last}`"),

@@ -29,7 +29,8 @@ fn said(small: &[String]) -> Option<Finding> {
     Some(warning(
         "map sizes",
         format!(
-            "{}: since the agent started, the configuration has got larger sizes, or its first service of a mode (nat, or dsr-*)",
+            "{}: since the agent started, the configuration has got larger sizes, or its first service of a mode \
+            (nat, or dsr-*)",
             small.join(", ")
         ),
         "restart the agent (`systemctl restart weir`), which makes the maps larger and loses no connection",

@@ -294,9 +294,13 @@ mod tests {
     proptest! {
         #[test]
         fn health_changes_exactly_when_the_last_results_agree_often_enough(
-            start in initial(), rise in 1..6_u32, fall in 1..6_u32, results in proptest::collection::vec(any::<bool>(), 1..60),
+            start in initial(),
+            rise in 1..6_u32,
+            fall in 1..6_u32,
+            results in proptest::collection::vec(any::<bool>(), 1..60),
         ) {
-            let seen = healths(&mut Machine::new(start), Thresholds { rise, fall }, results.iter().copied().map(result));
+            let results_in_turn = results.iter().copied().map(result);
+            let seen = healths(&mut Machine::new(start), Thresholds { rise, fall }, results_in_turn);
             let mut expected = start;
             for (at, health) in seen.iter().enumerate() {
                 let like = results[..=at].iter().rev().take_while(|ok| **ok == results[at]).count() as u32;
@@ -312,7 +316,10 @@ mod tests {
 
         #[test]
         fn every_change_is_reported_once_and_counted(
-            start in initial(), rise in 1..4_u32, fall in 1..4_u32, results in proptest::collection::vec(any::<bool>(), 1..60),
+            start in initial(),
+            rise in 1..4_u32,
+            fall in 1..4_u32,
+            results in proptest::collection::vec(any::<bool>(), 1..60),
         ) {
             let mut machine = Machine::new(start);
             let began = Instant::now();

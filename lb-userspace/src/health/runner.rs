@@ -122,7 +122,8 @@ fn affordable_concurrency() -> usize {
         Ok(files) => usize::try_from(files / 2).map_or(MAX_CONCURRENCY, |half| half.clamp(1, MAX_CONCURRENCY)),
         Err(error) => {
             let concurrency = MAX_CONCURRENCY / 4;
-            warn!(target: "weir::health", %error, concurrency, "cannot raise the limit of open files (RLIMIT_NOFILE): fewer probes at once");
+            warn!(target: "weir::health", %error, concurrency, "cannot raise the limit of open files (RLIMIT_NOFILE): \
+                fewer probes at once");
             concurrency
         }
     }
@@ -275,7 +276,8 @@ impl Runner {
             in_flight = self.in_flight.len(),
             concurrency = self.options.concurrency,
             targets = self.probed.len(),
-            "probes run late and verdicts with them: shorten the time-outs, lengthen the intervals, or give the agent more CPU"
+            "probes run late and verdicts with them: shorten the time-outs, lengthen the intervals, or give the agent \
+            more CPU"
         );
     }
 

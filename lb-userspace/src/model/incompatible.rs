@@ -110,7 +110,8 @@ mod tests {
 
     fn config(name: &str, vip: &str, ring: u32, affinity: &str) -> Config {
         let text = format!(
-            "version: 1\ninterfaces: [eth0]\nservices:\n  - {{ name: {name}, vips: [{vip}], port: 80, ringSize: {ring}, affinity: {affinity}, backends: [{{ address: 10.0.0.1, port: 80 }}] }}\n"
+            "version: 1\ninterfaces: [eth0]\nservices:\n  - {{ name: {name}, vips: [{vip}], port: 80, ringSize: \
+            {ring}, affinity: {affinity}, backends: [{{ address: 10.0.0.1, port: 80 }}] }}\n"
         );
         crate::config::parse(&text, Path::new("weir.yaml")).unwrap()
     }

@@ -58,7 +58,8 @@ pub fn ring_size<'a>(size: u32, backends: impl IntoIterator<Item = &'a Backend>)
         None => "split the service".to_owned(),
     };
     Err(format!(
-        "a ringSize of {size} is too small for {largest} backends of one family, each needs {SLOTS_PER_BACKEND} slots: {advice}"
+        "a ringSize of {size} is too small for {largest} backends of one family, each needs {SLOTS_PER_BACKEND} \
+        slots: {advice}"
     ))
 }
 
@@ -110,7 +111,8 @@ mod tests {
 
     #[test]
     fn service_that_code_could_not_rely_on_is_broken() {
-        let text = "version: 1\ninterfaces: [eth0]\nservices: [{ name: web, vips: [192.0.2.1, \"2001:db8::1\"], port: 80, backends: [{ address: 10.0.0.1, port: 80 }, { address: \"fd02::1\", port: 80 }] }]\n";
+        let text = "version: 1\ninterfaces: [eth0]\nservices: [{ name: web, vips: [192.0.2.1, \"2001:db8::1\"], port: \
+            80, backends: [{ address: 10.0.0.1, port: 80 }, { address: \"fd02::1\", port: 80 }] }]\n";
         let [good] =
             <[Service; 1]>::try_from(crate::config::parse(text, Path::new("weir.yaml")).unwrap().services).unwrap();
         assert_eq!(broken(&good), Vec::<String>::new());

@@ -85,7 +85,8 @@ pub fn problems(
             let limit = limits.get(&family).map(|table| table.limit);
             let wanted = wanted(family);
             problems.push(format!(
-                "the kernel's {} neighbour table is full: {number} of {wanted} next hops have no entry, and packets to them go by TC or are lost; \
+                "the kernel's {} neighbour table is full: {number} of {wanted} next hops have no entry, and packets \
+                to them go by TC or are lost; \
                  {} is {}; {}",
                 family.name(),
                 sysctl_name(family),

@@ -40,7 +40,8 @@ pub enum StateError {
     Write { path: PathBuf, source: io::Error },
     /// A new seed would move every connection, so none is made.
     #[error(
-        "{} holds no seed of 32 hex digits: put the right one there or into hashSeed of the configuration, or remove the file for a new one, which moves every connection",
+        "{} holds no seed of 32 hex digits: put the right one there or into hashSeed of the configuration, or remove \
+        the file for a new one, which moves every connection",
         .path.display()
     )]
     Seed { path: PathBuf },

@@ -10,7 +10,8 @@ pub enum ServeError {
         path.display()
     )]
     Taken { path: PathBuf, holder: String },
-    #[error("{} is in the way of the API's socket and is no socket; move it away or change `admin.socket`", path.display())]
+    #[error("{} is in the way of the API's socket and is no socket; move it away or change \
+        `admin.socket`", path.display())]
     NotASocket { path: PathBuf },
     #[error("cannot make the API's socket {}: {source}", path.display())]
     Socket { path: PathBuf, source: std::io::Error },

@@ -220,7 +220,10 @@ impl FileWatcher {
                 }
             }
         })
-        .inspect_err(|error| warn!(file = %path.display(), %error, poll_seconds = PACE.poll.as_secs(), "no events for the configuration file, it is polled"))
+        .inspect_err(|error| {
+            warn!(file = %path.display(), %error, poll_seconds = PACE.poll.as_secs(), "no events for \
+            the configuration file, it is polled")
+        })
         .ok();
         Self { path: path.to_owned(), watcher, watched: BTreeSet::new(), names, changed }
     }

@@ -162,7 +162,8 @@ mod tests {
 
     fn file(services: &str) -> Config {
         let text = format!(
-            "version: 1\ninterfaces: [eth0]\nsnat: {{ addresses: [192.0.2.99] }}\nlimits: {{ backends: 1024 }}\nservices: [{services}]\n"
+            "version: 1\ninterfaces: [eth0]\nsnat: {{ addresses: [192.0.2.99] }}\nlimits: {{ backends: 1024 \
+            }}\nservices: [{services}]\n"
         );
         crate::config::parse(&text, Path::new("weir.yaml")).unwrap()
     }

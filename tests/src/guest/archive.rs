@@ -105,7 +105,8 @@ mod tests {
 
     #[test]
     fn finds_the_libraries_in_what_ldd_prints() {
-        let listed = "\tlinux-vdso.so.1 (0x00007f)\n\tlibz.so.1 => /lib/libz.so.1 (0x00007f)\n\t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
+        let listed = "\tlinux-vdso.so.1 (0x00007f)\n\tlibz.so.1 => /lib/libz.so.1 \
+            (0x00007f)\n\t/lib64/ld-linux-x86-64.so.2 (0x00007f)\n";
         assert_eq!(libraries(listed).collect::<Vec<_>>(), ["/lib/libz.so.1", "/lib64/ld-linux-x86-64.so.2"]);
         assert_eq!(libraries("\tnot a dynamic executable\n").count(), 0);
     }

@@ -73,7 +73,8 @@ fn dsr_ipip_balancer_that_dies_during_a_change_costs_no_more_than_the_flows_of_s
     let allowed = connections * in_transition / slots;
     let lost = reckoning.broken.len();
     eprintln!(
-        "{lost} of {connections} connections lost; {in_transition} of {slots} slots in transition allow {allowed}\n{reckoning}"
+        "{lost} of {connections} connections lost; {in_transition} of {slots} slots in transition allow \
+        {allowed}\n{reckoning}"
     );
     if lost > allowed {
         reckoning.expect_kept().with_context(|| format!("{lost} lost, {allowed} allowed"))?;

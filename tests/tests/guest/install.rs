@@ -86,7 +86,8 @@ pub fn remove(scene: &mut Scene) -> Result<()> {
         scene.expect_clean_journal()?;
         scene.machine.run(remove)?;
         let left = scene.machine.try_run(
-            "ls -d /sys/fs/bpf/weir 2> /dev/null; ip -details link show eth0 | grep -o 'prog/xdp.*'; tc qdisc show dev eth0 | grep clsact; \
+            "ls -d /sys/fs/bpf/weir 2> /dev/null; ip -details link show eth0 | grep -o 'prog/xdp.*'; tc qdisc show \
+            dev eth0 | grep clsact; \
              tc filter show dev eth0 ingress; tc filter show dev eth0 egress",
             Duration::from_secs(30),
         )?;

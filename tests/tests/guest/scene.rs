@@ -62,7 +62,10 @@ impl Scene {
         scene.step("boot", began, |scene| {
             let release = scene.machine.run("uname -r")?;
             ensure!(release.starts_with(&format!("{linux}.")), "it runs Linux {release}");
-            scene.machine.run("mkdir -p /root/weir /mnt/clone && mount -o ro /dev/vdb /mnt/clone && cp -a /mnt/clone/. /root/weir && umount /mnt/clone && chmod +x /root/weir/editor")?;
+            scene.machine.run(
+                "mkdir -p /root/weir /mnt/clone && mount -o ro /dev/vdb /mnt/clone && cp -a \
+                /mnt/clone/. /root/weir && umount /mnt/clone && chmod +x /root/weir/editor",
+            )?;
             let failed = scene.machine.run("systemctl --failed --no-legend --plain")?;
             ensure!(failed.is_empty(), "units failed at boot: {failed}");
             Ok(())

@@ -24,16 +24,22 @@ const MASKED: &str = "
     systemd-tmpfiles-clean.timer
     getty.target getty-static.service getty@tty1.service serial-getty@ttyS0.service
     systemd-ask-password-console.path systemd-ask-password-wall.path
-    systemd-logind.service systemd-user-sessions.service systemd-update-utmp.service systemd-update-utmp-runlevel.service
-    modprobe@.service kmod-static-nodes.service systemd-modules-load.service systemd-binfmt.service proc-sys-fs-binfmt_misc.automount
-    sys-kernel-debug.mount sys-kernel-tracing.mount sys-kernel-config.mount sys-fs-fuse-connections.mount dev-hugepages.mount dev-mqueue.mount
+    systemd-logind.service systemd-user-sessions.service systemd-update-utmp.service
+    systemd-update-utmp-runlevel.service
+    modprobe@.service kmod-static-nodes.service systemd-modules-load.service systemd-binfmt.service
+    proc-sys-fs-binfmt_misc.automount
+    sys-kernel-debug.mount sys-kernel-tracing.mount sys-kernel-config.mount sys-fs-fuse-connections.mount
+    dev-hugepages.mount dev-mqueue.mount
     systemd-sysusers.service systemd-tmpfiles-setup-dev.service systemd-random-seed.service systemd-pstore.service
-    systemd-remount-fs.service systemd-journal-flush.service systemd-machine-id-commit.service systemd-networkd-wait-online.service";
+    systemd-remount-fs.service systemd-journal-flush.service systemd-machine-id-commit.service
+    systemd-networkd-wait-online.service";
 
 /// systemd generators that would make units for features that this Debian does not use.
 const GENERATORS: &str = "
-    systemd-bless-boot-generator systemd-cryptsetup-generator systemd-debug-generator systemd-fstab-generator systemd-getty-generator
-    systemd-gpt-auto-generator systemd-hibernate-resume-generator systemd-integritysetup-generator systemd-rc-local-generator
+    systemd-bless-boot-generator systemd-cryptsetup-generator systemd-debug-generator systemd-fstab-generator
+    systemd-getty-generator
+    systemd-gpt-auto-generator systemd-hibernate-resume-generator systemd-integritysetup-generator
+    systemd-rc-local-generator
     systemd-run-generator systemd-system-update-generator systemd-sysv-generator systemd-veritysetup-generator";
 
 /// Directories that are useless in a guest that lives for minutes.

@@ -57,7 +57,8 @@ fn build(linux: &Linux, new: &Path) -> Result<()> {
     let release = package.trim_start_matches("linux-image-");
     if !release.starts_with(&format!("{}.", linux.version)) {
         bail!(
-            "apt has no kernel {} here, only {package}: the guest suite needs Debian 12 (bookworm, with bookworm-security)",
+            "apt has no kernel {} here, only {package}: the guest suite needs Debian 12 (bookworm, with \
+            bookworm-security)",
             linux.version
         );
     }

@@ -1,4 +1,5 @@
-//! Checks the width of comments, which rustfmt does not.
+//! Checks the width of comments, which rustfmt does not, and of code lines that rustfmt leaves as they
+//! are.
 
 use std::fs;
 
@@ -6,10 +7,12 @@ use anyhow::{Context, Result, ensure};
 
 use crate::{exec, tree};
 
-/// The maximum width in columns, including indentation.
+/// The maximum width of a comment in columns, including indentation.
 const WIDTH: usize = 100;
+/// The same for code.
+const CODE_WIDTH: usize = 120;
 
-/// Fails and lists every comment line that is too wide, in all source files.
+/// Fails and lists every line that is too wide, in all source files.
 pub fn check() -> Result<()> {
     let mut wide = Vec::new();
     for file in tree::files()?.iter().filter(|file| file.extension().is_some_and(|extension| extension == "rs")) {
@@ -17,13 +20,21 @@ pub fn check() -> Result<()> {
         let text = fs::read_to_string(&path).with_context(|| format!("can't read {}", path.display()))?;
         wide.extend(too_wide(&text).map(|line| format!("{}:{line}", file.display())));
     }
-    ensure!(wide.is_empty(), "comments wider than {WIDTH} columns:\n  {}", wide.join("\n  "));
+    ensure!(
+        wide.is_empty(),
+        "comments wider than {WIDTH} columns, or code wider than {CODE_WIDTH}:\n  {}",
+        wide.join("\n  ")
+    );
     Ok(())
 }
 
-/// The line numbers of comments that are too wide.
+/// The line numbers of what is too wide. Code without a space at which it could be broken may be
+/// wider.
 fn too_wide(text: &str) -> impl Iterator<Item = usize> {
-    let is_wide = |line: &str| line.trim_start().starts_with("//") && line.chars().count() > WIDTH;
+    let is_wide = |line: &str| {
+        let (text, width) = (line.trim_start(), line.chars().count());
+        if text.starts_with("//") { width > WIDTH } else { width > CODE_WIDTH && text.contains(' ') }
+    };
     text.lines().enumerate().filter(move |(_, line)| is_wide(line)).map(|(at, _)| at + 1)
 }
 
@@ -32,9 +43,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn only_comments_are_too_wide() {
+    fn comments_are_too_wide_before_code_is() {
         let long = "x".repeat(100);
         let text = format!("fn f() {{}}\n    /// {long}\nlet s = \"{long}\";\n// short\n//! {long}\n");
         assert_eq!(too_wide(&text).collect::<Vec<_>>(), [2, 5]);
+        assert_eq!(too_wide(&format!("let s = \"{long}{long}\";\n{long}{long}\n")).collect::<Vec<_>>(), [1]);
     }
 }

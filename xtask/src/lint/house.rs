@@ -173,7 +173,8 @@ mod tests {
 
     #[test]
     fn table_names_each_module_once_with_what_it_may_use() {
-        let document = "# A\n## Map of the house\n\n| module | what | uses |\n| --- | --- | --- |\n| `a` | this | `b`, `c` |\n| `b` | that | |\n\n## Next\n| `d` | | |\n";
+        let document = "# A\n## Map of the house\n\n| module | what | uses |\n| --- | --- | --- |\n| `a` | this | \
+            `b`, `c` |\n| `b` | that | |\n\n## Next\n| `d` | | |\n";
         let rows = table(document).unwrap();
         assert_eq!(rows.keys().collect::<Vec<_>>(), ["a", "b"]);
         assert_eq!(rows["a"], BTreeSet::from(["b".to_owned(), "c".to_owned()]));

@@ -53,7 +53,8 @@ pub const RULES: &[Rule] = &[
         "ESTABLISHED is asked first",
         PROGRAM,
         "    if let Some(entry) = look::<V, _>(Slot::IN_ESTABLISHED, V::established(), work) {",
-        "    if let Some(entry) = look::<V, _>(Slot::IN_ESTABLISHED, V::established(), work).filter(|_| work.quoted != 0) {",
+        "    if let Some(entry) = look::<V, _>(Slot::IN_ESTABLISHED, V::established(), work).filter(|_| work.quoted \
+        != 0) {",
     ),
     rule(
         "a SYN sent again follows its first",

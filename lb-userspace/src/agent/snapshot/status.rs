@@ -79,7 +79,8 @@ impl Moment {
         let without_room = self.settled.without_room();
         if without_room > 0 {
             degraded.push(format!(
-                "{without_room} slots wait to settle: ESTABLISHED has no room for their connections (flowTables.established)"
+                "{without_room} slots wait to settle: ESTABLISHED has no room for their connections \
+                (flowTables.established)"
             ));
         }
         for service in services.iter().filter(|service| service.backends_all > 0 && service.backends_eligible == 0) {

@@ -109,8 +109,10 @@ mod tests {
         ];
         let expected = "\
 INTERFACE   KIND      REASON       PACKETS   PACKETS/S   HELP
-eth0        drop      no_route     1         0.5         No route to the backend or the client, or forwarding is off on the interface where the packet came in.
-eth0        pass      not_vip      9         0.5         Not addressed to a VIP, nor an answer to one of our flows: untouched.
+eth0        drop      no_route     1         0.5         No route to the backend or the client, or forwarding \
+            is off on the interface where the packet came in.
+eth0        pass      not_vip      9         0.5         Not addressed to a VIP, nor an answer to one of our \
+            flows: untouched.
 eth0        forward   to_backend   5         0.5         To a backend, by XDP.
 ";
         let style = Style { wide: true, ..STYLE };

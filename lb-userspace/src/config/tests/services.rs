@@ -200,7 +200,8 @@ fn keys_of_backends_are_checked_each() {
 fn probes_are_checked_each() {
     let of = |health: &str| {
         service(&format!(
-            "    vips: [192.0.2.10]\n    port: 80\n    backends: [{{ address: 10.0.0.1, port: 80 }}]\n    health: {health}\n"
+            "    vips: [192.0.2.10]\n    port: 80\n    backends: [{{ address: 10.0.0.1, port: 80 }}]\n    health: \
+            {health}\n"
         ))
     };
     check(&[
@@ -247,7 +248,8 @@ fn probes_are_checked_each() {
 fn what_services_share_is_checked_between_them_even_if_one_is_wrong_elsewhere() {
     let two = |second: &str| {
         format!(
-            "{HEAD}snat: {{ addresses: [10.9.0.1] }}\nservices:\n  - {{ name: web, vips: [192.0.2.10], port: 80, backends: [{{ address: 10.0.0.1, port: 80 }}] }}\n  - {second}\n"
+            "{HEAD}snat: {{ addresses: [10.9.0.1] }}\nservices:\n  - {{ name: web, vips: [192.0.2.10], port: 80, \
+            backends: [{{ address: 10.0.0.1, port: 80 }}] }}\n  - {second}\n"
         )
     };
     check(&[

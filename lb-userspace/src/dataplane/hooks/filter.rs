@@ -76,7 +76,8 @@ fn add_filter(
         Ok(()) => {
             let mark = Pin::new(PinKind::Clsact, pin.ifindex).path(pin_dir);
             if let Err(error) = clsact::mark(&mark) {
-                tracing::warn!(interface, %error, "no later `weir cleanup` knows that the clsact qdisc is Weir's, and it will stay");
+                tracing::warn!(interface, %error, "no later `weir cleanup` knows that the clsact qdisc is Weir's, and \
+                    it will stay");
             }
         }
         Err(error) => tracing::debug!(interface, %error, "no new clsact qdisc"),

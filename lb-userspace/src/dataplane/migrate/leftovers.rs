@@ -31,9 +31,10 @@ pub enum LeftoverError {
     #[error("cannot look at the pinned map {}: {source}", .path.display())]
     Pinned { path: PathBuf, source: MapError },
     #[error(
-        "whether an interrupted take-over had switched the hook {} cannot be told: its program {program} is not recorded, and the kernel tells \
-         about it only to a process with CAP_SYS_ADMIN ({source}): start the agent once with that capability, which ends no connection \
-         (docs/operations.md, \"An agent without a record of the layouts\")",
+        "whether an interrupted take-over had switched the hook {} cannot be told: its program {program} is not \
+         recorded, and the kernel tells about it only to a process with CAP_SYS_ADMIN ({source}): start the agent \
+         once with that capability, which ends no connection (docs/operations.md, \
+         \"An agent without a record of the layouts\")",
         .hook.display()
     )]
     UnknownProgram { hook: PathBuf, program: u32, source: io::Error },

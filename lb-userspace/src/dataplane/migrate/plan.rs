@@ -103,18 +103,22 @@ pub enum MigrationPlanError {
     #[error("the eBPF object does not describe the map {map}: {source}: build Weir again with `cargo xtask build`")]
     Object { map: &'static str, source: BtfError },
     #[error(
-        "the pinned map {map} cannot become this build's: {why}: start the build that made it; or `weir cleanup` ends the data path and removes it"
+        "the pinned map {map} cannot become this build's: {why}: start the build that made it; or `weir cleanup` ends \
+        the data path and removes it"
     )]
     Impossible { map: &'static str, why: String },
     #[error(
-        "what the pinned map {map} holds is not recorded in {}, and the kernel tells it only to a process with CAP_SYS_ADMIN ({source}): start \
-         the agent once with that capability, which ends no connection (docs/operations.md, \"An agent without a record of the layouts\")",
+        "what the pinned map {map} holds is not recorded in {}, and the kernel tells it only to a process with \
+        CAP_SYS_ADMIN ({source}): start \
+         the agent once with that capability, which ends no connection (docs/operations.md, \"An agent without a \
+             record of the layouts\")",
         .record.display()
     )]
     Unrecorded { map: String, record: PathBuf, source: io::Error },
     #[error(
-        "{} cannot be lowered that far: the pinned map {map} would have room for {entries} entries, and those up to {needed} are in use; nothing was \
-         changed: set it to {} or more, or first remove what uses them from the configuration and wait for drains to end",
+        "{} cannot be lowered that far: the pinned map {map} would have room for {entries} entries, and those up to \
+         {needed} are in use; nothing was changed: set it to {} or more, or first remove what uses them from the \
+         configuration and wait for drains to end",
         .map.limit.key(),
         .map.limit_for(*.needed),
         map = .map.name
@@ -127,7 +131,8 @@ pub enum MigrationPlanError {
     #[error("cannot read the pinned map SETTINGS: {source}")]
     Settings { source: CopyError },
     #[error(
-        "what the pinned maps hold has another meaning to this build (layout {from}; this build has {LAYOUT}): start the build that made them; \
+        "what the pinned maps hold has another meaning to this build (layout {from}; this build has {LAYOUT}): start \
+        the build that made them; \
          or `weir cleanup` ends the data path and removes them"
     )]
     Meaning { from: u32 },

@@ -87,7 +87,8 @@ impl SwitchedHooks {
             // With filters there are no links that could still fail. A filter that fails is tried
             // again at the next sync of the hooks.
             if let Err(error) = switch_filter(*pin, ebpf, &self.pin_dir) {
-                tracing::error!(ifindex = pin.ifindex, hook = pin.kind.hook(), %error, "the filter keeps the old program for now");
+                tracing::error!(ifindex = pin.ifindex, hook = pin.kind.hook(), %error, "the filter keeps the old \
+                    program for now");
             }
         }
         Ok(())
@@ -107,7 +108,8 @@ impl SwitchedHook {
             self.link.update(program.as_fd())
         });
         if let Err(error) = &switched {
-            tracing::error!(hook = name, ifindex = self.pin.ifindex, %error, "the hook does not get its old program again");
+            tracing::error!(hook = name, ifindex = self.pin.ifindex, %error, "the hook does not get its old program \
+                again");
         }
         switched.is_ok()
     }

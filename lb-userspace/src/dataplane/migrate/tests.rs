@@ -126,7 +126,11 @@ fn members() -> impl Strategy<Value = Vec<(&'static str, Type)>> {
 
 proptest! {
     #[test]
-    fn every_shared_member_keeps_its_value_there_and_back(old in members(), new in members(), values in proptest::collection::vec(0..0x1_0000_u64, 6)) {
+    fn every_shared_member_keeps_its_value_there_and_back(
+        old in members(),
+        new in members(),
+        values in proptest::collection::vec(0..0x1_0000_u64, 6),
+    ) {
         let (was, is) = (record(&old), record(&new));
         let numbers: Vec<_> = old.iter().zip(&values).map(|((_, ty), value)| (*value, ty.size())).collect();
         let there = convert(&was, &is, &entry(&numbers)).unwrap();

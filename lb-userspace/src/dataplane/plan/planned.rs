@@ -83,7 +83,8 @@ pub enum PlanError {
     #[error("no room for all addresses: {0}; that takes a restart of the agent")]
     Addresses(Exceeded),
     #[error(
-        "no room for the SNAT addresses of backend {backend}: SNAT_ADDRESSES is full; use fewer addresses in snat.addresses"
+        "no room for the SNAT addresses of backend {backend}: SNAT_ADDRESSES is full; use fewer addresses in \
+        snat.addresses"
     )]
     Snat { backend: BackendId },
 }

@@ -736,7 +736,9 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(300))]
 
     #[test]
-    fn every_packet_between_two_states_sees_a_backend_that_serves(steps in proptest::collection::vec((any_wanted(), any::<bool>()), 1..6)) {
+    fn every_packet_between_two_states_sees_a_backend_that_serves(
+        steps in proptest::collection::vec((any_wanted(), any::<bool>()), 1..6),
+    ) {
         let mut fake = Fake::default();
         for (n, (wanted, is_scanned)) in (1..).zip(steps) {
             let now_ns = NOW + n * 10 * SECOND;
@@ -752,7 +754,11 @@ proptest! {
     }
 
     #[test]
-    fn maps_that_somebody_edited_converge(first in any_wanted(), second in any_wanted(), damages in proptest::collection::vec(any_damage(), 1..12)) {
+    fn maps_that_somebody_edited_converge(
+        first in any_wanted(),
+        second in any_wanted(),
+        damages in proptest::collection::vec(any_damage(), 1..12),
+    ) {
         let mut fake = Fake::default();
         converge(&mut fake, &first, &FlowUse::default(), NOW, 1);
         for one in &damages {

@@ -37,7 +37,14 @@ mod tests {
 
     proptest! {
         #[test]
-        fn the_owner_comes_and_no_flag_is_lost(found in 1..4_u32, previous in 1..4_u32, flags in 0..128_u64, from in 1..4_u32, from_previous in 1..4_u32, owner in 1..4_u32) {
+        fn the_owner_comes_and_no_flag_is_lost(
+            found in 1..4_u32,
+            previous in 1..4_u32,
+            flags in 0..128_u64,
+            from in 1..4_u32,
+            from_previous in 1..4_u32,
+            owner in 1..4_u32,
+        ) {
             let found = Slot::new(found, previous, (flags << 48) & ALL | Slot::TRACKED);
             let from = Slot::new(from, from_previous, Slot::TRACKED);
             let next = follow(found, from, from.changed(owner));

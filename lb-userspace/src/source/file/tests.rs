@@ -16,7 +16,8 @@ const A_WHILE: Duration = Duration::from_millis(300);
 /// A valid configuration, identified by its port.
 fn text(port: u16) -> String {
     format!(
-        "version: 1\ninterfaces: [eth0]\nservices:\n  - {{ name: web, vips: [192.0.2.1], port: {port}, backends: [{{ address: 10.0.0.1, port: 80 }}] }}\n"
+        "version: 1\ninterfaces: [eth0]\nservices:\n  - {{ name: web, vips: [192.0.2.1], port: {port}, backends: [{{ \
+        address: 10.0.0.1, port: 80 }}] }}\n"
     )
 }
 

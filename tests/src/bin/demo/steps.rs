@@ -55,7 +55,8 @@ fn kill_server(stage: &mut Stage) -> Result<Step> {
         stage,
         "server s2 is killed",
         format!(
-            "only connections to s2 fail, and none that is begun later than {:.1} s ({} probes every {} ms, {} ms time-out, 0.1 s)",
+            "only connections to s2 fail, and none that is begun later than {:.1} s ({} probes every {} ms, {} ms \
+            time-out, 0.1 s)",
             promised.as_secs_f32(),
             HEALTH.fall,
             HEALTH.interval.as_millis(),
