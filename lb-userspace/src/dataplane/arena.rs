@@ -15,6 +15,8 @@ use crate::model::{
 pub struct Ranges {
     /// Lengths, by offset.
     taken: BTreeMap<u32, u32>,
+    /// Where the search for a free range begins, by its length: there is none before that.
+    from: BTreeMap<u32, u32>,
     /// The number of slots of the arena.
     slots: u32,
 }
@@ -23,7 +25,7 @@ impl Ranges {
     /// Every range that a service of `image` names, wanted or not, because programs may be reading
     /// it. Ranges longer than any valid ring are ignored. The arena has `slots` slots.
     pub fn of(image: &Image, slots: u32) -> Self {
-        let mut ranges = Self { taken: BTreeMap::new(), slots };
+        let mut ranges = Self { taken: BTreeMap::new(), from: BTreeMap::new(), slots };
         for service in image.services.values().filter(|service| service.ring_len <= MAX_RING_SIZE) {
             ranges.take(service.ring_offset, service.ring_len);
         }
@@ -31,20 +33,26 @@ impl Ranges {
     }
 
     pub fn take(&mut self, offset: u32, len: u32) {
+        self.from.clear();
+        self.insert(offset, len);
+    }
+
+    fn insert(&mut self, offset: u32, len: u32) {
         let taken = self.taken.entry(offset).or_default();
         *taken = len.max(*taken);
     }
 
     /// No room for any range.
     pub fn none() -> Self {
-        Self { taken: BTreeMap::new(), slots: 0 }
+        Self { taken: BTreeMap::new(), from: BTreeMap::new(), slots: 0 }
     }
 
     /// Takes the first free range of length `len`; the error says with how many slots there would
     /// be one.
     pub fn allocate(&mut self, len: u32) -> Result<u32, Exceeded> {
-        let mut free = 0_u32;
-        for (offset, taken) in &self.taken {
+        // Ranges that begin before the last one of this length end before it, too.
+        let mut free = self.from.get(&len).copied().unwrap_or_default();
+        for (offset, taken) in self.taken.range(free..) {
             if offset.checked_sub(free).is_some_and(|gap| gap >= len) {
                 break;
             }
@@ -54,7 +62,8 @@ impl Ranges {
         if needed > u64::from(self.slots) {
             return Err(Exceeded { limit: Limit::RingSlots, allows: self.slots, needed, family: None });
         }
-        self.take(free, len);
+        self.insert(free, len);
+        self.from.insert(len, free);
         Ok(free)
     }
 }
@@ -139,6 +148,7 @@ mod tests {
             }
             let (offset, len) = taken.remove(freed % taken.len());
             ranges.taken.remove(&offset);
+            ranges.from.clear();
             prop_assert_eq!(ranges.allocate(len), Ok(offset));
         }
     }

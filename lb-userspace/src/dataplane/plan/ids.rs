@@ -8,8 +8,10 @@ use std::{
 };
 
 use super::{entry::address, wanted::WantedService};
-use crate::dataplane::image::Image;
-use crate::{dataplane::arena::Numbers, state::ServiceName};
+use crate::{
+    dataplane::{arena::Numbers, image::Image},
+    state::ServiceName,
+};
 
 /// The id of each wanted service, by name: the id of the programmed service with which it shares
 /// the most VIPs, then the most backends. So a service that is renamed, or gets other addresses,
@@ -28,30 +30,42 @@ pub fn assign(services: &[Arc<WantedService>], programmed: &Image, holds: bool) 
             by_backend.entry(address).or_default().insert(backend.service);
         }
     }
+    let mut ids = Ids { by_name: BTreeMap::new(), given: BTreeSet::from([0]) };
+
+    // A common VIP counts more than any number of backends.
     let mut pairs = Vec::new();
     for service in services {
-        let mut common: BTreeMap<u32, (u32, u32)> = BTreeMap::new();
+        let mut common: BTreeMap<u32, u32> = BTreeMap::new();
         for vip in &service.vips {
             if let Some(id) = by_vip.get(&SocketAddr::new(*vip, service.port)) {
-                common.entry(*id).or_default().0 += 1;
+                *common.entry(*id).or_default() += 1;
             }
         }
-        for backend in &service.backends {
-            for id in by_backend.get(&backend.address).into_iter().flatten() {
-                common.entry(*id).or_default().1 += 1;
+        for (id, vips) in common {
+            let is_common = |address| by_backend.get(address).is_some_and(|ids| ids.contains(&id));
+            let backends = service.backends.iter().filter(|backend| is_common(&backend.address)).count();
+            pairs.push((Reverse((vips, backends)), &service.name, id));
+        }
+    }
+    ids.give(pairs);
+
+    // Backends alone are looked at only for what is left: many services may have the same ones.
+    if !holds {
+        by_backend.values_mut().for_each(|of_backend| of_backend.retain(|id| !ids.given.contains(id)));
+        let mut pairs = Vec::new();
+        for service in services.iter().filter(|service| !ids.by_name.contains_key(&service.name)) {
+            let mut common: BTreeMap<u32, usize> = BTreeMap::new();
+            for backend in &service.backends {
+                for id in by_backend.get(&backend.address).into_iter().flatten() {
+                    *common.entry(*id).or_default() += 1;
+                }
             }
+            pairs.extend(common.into_iter().map(|(id, backends)| (Reverse((0, backends)), &service.name, id)));
         }
-        let common = common.into_iter().filter(|(_, (vips, _))| *vips > 0 || !holds);
-        pairs.extend(common.map(|(id, common)| (Reverse(common), &service.name, id)));
+        ids.give(pairs);
     }
-    pairs.sort_unstable();
-    let mut ids: BTreeMap<ServiceName, u32> = BTreeMap::new();
-    let mut given = BTreeSet::from([0]);
-    for (_, name, id) in pairs {
-        if !ids.contains_key(name) && given.insert(id) {
-            ids.insert(name.clone(), id);
-        }
-    }
+
+    let mut ids = ids.by_name;
     let mut numbers = Numbers::service_ids(programmed);
     for service in services {
         if !ids.contains_key(&service.name)
@@ -61,4 +75,22 @@ pub fn assign(services: &[Arc<WantedService>], programmed: &Image, holds: bool) 
         }
     }
     ids
+}
+
+struct Ids {
+    by_name: BTreeMap<ServiceName, u32>,
+    given: BTreeSet<u32>,
+}
+
+impl Ids {
+    /// Gives ids to services by what they have in common, the most first: numbers of VIPs and
+    /// backends, the service, the id. Each service gets one, and each id is given once.
+    fn give(&mut self, mut pairs: Vec<(Reverse<(u32, usize)>, &ServiceName, u32)>) {
+        pairs.sort_unstable();
+        for (_, name, id) in pairs {
+            if !self.by_name.contains_key(name) && self.given.insert(id) {
+                self.by_name.insert(name.clone(), id);
+            }
+        }
+    }
 }

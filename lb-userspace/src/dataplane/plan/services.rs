@@ -460,12 +460,13 @@ fn kept_ranges(
 }
 
 fn kept_rejecting(programmed: &Image, plan: &Plan, limits: &Limits) -> Option<u32> {
+    let in_use = plan.target.ranges();
     programmed
         .services
         .values()
         .filter(|service| service.ring_len == REJECTING && is_whole(service, limits))
         .map(|service| service.ring_offset)
-        .find(|offset| plan.target.ranges().into_iter().all(|other| !overlap((*offset, REJECTING), other)))
+        .find(|offset| in_use.iter().all(|other| !overlap((*offset, REJECTING), *other)))
 }
 
 /// Whether all slots of the service are in the arena.
@@ -484,6 +485,11 @@ pub fn leaving(
 ) -> Vec<(SocketAddr, Service, u64)> {
     let wanted_vips: BTreeSet<SocketAddr> = services.iter().flat_map(|service| service.served()).collect();
     let by_id = plan.by_id(services);
+    let mut last_backends: BTreeMap<u32, u64> = BTreeMap::new();
+    for one in &plan.leaving {
+        let until_ns = last_backends.entry(one.service).or_default();
+        *until_ns = one.until_ns.max(*until_ns);
+    }
     let mut leaving = Vec::new();
     for (vip, before) in programmed.services.iter().filter(|(vip, _)| !wanted_vips.contains(vip)) {
         // In DSR mode there are no flow entries by which a flow could continue.
@@ -497,7 +503,7 @@ pub fn leaving(
         let until_ns = match by_id.get(&before.id) {
             Some(service) => Some(since_ns.saturating_add(nanoseconds(service.drain_timeout))),
             // The service is gone too: as long as its backends drain.
-            None => plan.leaving.iter().filter(|one| one.service == before.id).map(|one| one.until_ns).max(),
+            None => last_backends.get(&before.id).copied(),
         };
         let has_no_flow =
             before.draining_since_ns > 0 && in_use.is_after(since_ns) && !in_use.busy_vips.contains(&before.stats);
