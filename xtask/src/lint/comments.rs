@@ -1,5 +1,4 @@
-//! Checks the width of comments, which rustfmt does not, and of code lines that rustfmt leaves as they
-//! are.
+//! Checks the width of comments, which rustfmt does not, and of code that rustfmt leaves as it is.
 
 use std::fs;
 
