@@ -77,15 +77,18 @@ pub fn assign(services: &[Arc<WantedService>], programmed: &Image, holds: bool) 
     ids
 }
 
+/// The numbers of VIPs and of backends that a service and an id have in common; both of them.
+type Pair<'a> = (Reverse<(u32, usize)>, &'a ServiceName, u32);
+
 struct Ids {
     by_name: BTreeMap<ServiceName, u32>,
     given: BTreeSet<u32>,
 }
 
 impl Ids {
-    /// Gives ids to services by what they have in common, the most first: numbers of VIPs and
-    /// backends, the service, the id. Each service gets one, and each id is given once.
-    fn give(&mut self, mut pairs: Vec<(Reverse<(u32, usize)>, &ServiceName, u32)>) {
+    /// Gives ids to services, by the most that they have in common. Each service gets one, and each
+    /// id is given once.
+    fn give(&mut self, mut pairs: Vec<Pair<'_>>) {
         pairs.sort_unstable();
         for (_, name, id) in pairs {
             if !self.by_name.contains_key(name) && self.given.insert(id) {
