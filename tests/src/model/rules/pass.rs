@@ -12,8 +12,8 @@ pub struct Pass {
     stage: Stage,
     /// What SEEN held of the slots that settle.
     scanned: Vec<(u8, Entry)>,
-    /// What is to be deleted, from which table.
-    doomed: Vec<(Which, u8, Entry)>,
+    /// What is to be deleted.
+    doomed: Vec<Doomed>,
     /// The slots that are collected, their owner, and whether entries are left.
     collected: BTreeMap<usize, (Owner, bool)>,
 }
@@ -36,6 +36,15 @@ enum Which {
     Established,
     HalfOpen,
     Seen,
+}
+
+#[derive(Clone, Copy)]
+struct Doomed {
+    which: Which,
+    flow: u8,
+    entry: Entry,
+    /// Whether it goes only because it agrees with the ring.
+    agrees_only: bool,
 }
 
 /// Does one step; false if it was the last.
@@ -127,7 +136,7 @@ impl Rules {
                 let agrees =
                     collected.is_some_and(|(owner, _)| owner == entry.owner || !self.has(Rule::DifferentStays));
                 if is_over || agrees {
-                    doomed.push((which, flow, entry));
+                    doomed.push(Doomed { which, flow, entry, agrees_only: !is_over });
                 } else if let Some((_, is_left)) = self.pass.collected.get_mut(&at) {
                     *is_left = true;
                 }
@@ -136,14 +145,17 @@ impl Rules {
         self.pass.doomed = doomed;
     }
 
-    /// If a slot has changed meanwhile, what agreed with it is of its `previous` now, where a miss
-    /// goes.
+    /// If a slot has changed meanwhile, an entry that agreed with it stays: a miss would go to the
+    /// same owner, `previous`, but only until the slot settles, and that time has begun already.
     fn sweep(&mut self) {
-        for (which, flow, entry) in std::mem::take(&mut self.pass.doomed) {
+        for Doomed { which, flow, entry, agrees_only } in std::mem::take(&mut self.pass.doomed) {
+            let at = usize::from(flow % SLOTS);
+            let has_changed = self.slots[at].current != self.slots[at].previous;
+            let is_kept = agrees_only && has_changed && self.has(Rule::DifferentStays);
             match self.table(which).get(&flow) {
-                Some(found) if *found == entry => drop(self.table(which).remove(&flow)),
+                Some(found) if *found == entry && !is_kept => drop(self.table(which).remove(&flow)),
                 Some(_) => {
-                    if let Some((_, is_left)) = self.pass.collected.get_mut(&usize::from(flow % SLOTS)) {
+                    if let Some((_, is_left)) = self.pass.collected.get_mut(&at) {
                         *is_left = true;
                     }
                 }
