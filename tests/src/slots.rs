@@ -94,9 +94,8 @@ pub struct SlotHistory {
     key: Option<HashKey>,
     /// Offset and length of the ring of a VIP.
     rings: BTreeMap<SocketAddr, (u32, u32)>,
-    /// By place in the arena: whose the slot was when its owners last agreed, each with when that
-    /// was first seen.
-    agreed: BTreeMap<u32, Vec<(Instant, Option<SocketAddr>)>>,
+    /// By place in the arena: whose the slot was when its owners last agreed.
+    agreed: BTreeMap<u32, Vec<Agreed>>,
     slots: usize,
     settlings: usize,
     /// Looks at which some slots had settled on another owner since the one before.
@@ -105,12 +104,22 @@ pub struct SlotHistory {
     in_transition: Vec<usize>,
     /// Of the last look.
     last: BTreeMap<u32, Slot>,
+    /// When the last look began.
+    looked_at: Option<Instant>,
+}
+
+/// The owners of a slot agreed on one; that happened at some time between two looks.
+struct Agreed {
+    after: Instant,
+    seen: Instant,
+    owner: Option<SocketAddr>,
 }
 
 impl SlotHistory {
     /// Whether the slot of this flow was `backend`'s, both owners or the one before, and settled on
-    /// another one later, all of it between the two times. A flow that was opened while its slot
-    /// was in transition has an entry, which outlives settling.
+    /// another one later, all of it between the two times, as far as looks can tell: a slot that
+    /// was seen settled may have settled right after the look before. A flow that was opened while
+    /// its slot was in transition has an entry, which outlives settling.
     pub fn settled_elsewhere(
         &self,
         client: SocketAddr,
@@ -121,8 +130,8 @@ impl SlotHistory {
     ) -> bool {
         let Some(slot) = self.slot(client, vip) else { return false };
         let owners = self.agreed.get(&slot).map(Vec::as_slice).unwrap_or_default();
-        let at_begin = owners.iter().rposition(|(at, _)| *at <= from).unwrap_or_default();
-        let mut meanwhile = owners[at_begin..].iter().take_while(|(at, _)| *at <= to).map(|(_, owner)| *owner);
+        let at_begin = owners.iter().rposition(|one| one.seen <= from).unwrap_or_default();
+        let mut meanwhile = owners[at_begin..].iter().take_while(|one| one.after < to).map(|one| one.owner);
         meanwhile.any(|owner| owner == Some(backend)) && meanwhile.any(|owner| owner != Some(backend))
     }
 
@@ -171,7 +180,9 @@ impl SlotHistory {
         )
     }
 
-    fn take(&mut self, image: &Image, rings: &RingSlots, now: Instant) {
+    /// Takes what a look brought that began and ended at these times.
+    fn take(&mut self, image: &Image, rings: &RingSlots, [begun, ended]: [Instant; 2]) {
+        let after = self.looked_at.replace(begun).unwrap_or(begun);
         self.key = image.settings.map(|settings| settings.hash_key);
         self.rings =
             image.services.iter().map(|(vip, service)| (*vip, (service.ring_offset, service.ring_len))).collect();
@@ -186,7 +197,7 @@ impl SlotHistory {
             }
             self.settlings += usize::from(before.is_some());
             let owner = image.backends.get(&slot.previous()).and_then(address);
-            self.agreed.entry(place).or_default().push((now, owner));
+            self.agreed.entry(place).or_default().push(Agreed { after, seen: ended, owner });
         }
         self.slots = slots;
         self.times_settled += usize::from(self.settlings > before_this);
@@ -198,8 +209,9 @@ fn watch(pin_dir: &Path, stopped: &mpsc::Receiver<()>) -> Result<SlotHistory> {
     let maps = Maps::open(pin_dir).with_context(|| format!("can't open the maps in {}", pin_dir.display()))?;
     let mut history = SlotHistory::default();
     loop {
+        let begun = Instant::now();
         let (image, rings) = look(&maps).context("can't read the maps")?;
-        history.take(&image, &rings, Instant::now());
+        history.take(&image, &rings, [begun, Instant::now()]);
         match stopped.recv_timeout(SAMPLE) {
             Err(mpsc::RecvTimeoutError::Timeout) => {}
             // One look more than needed.
@@ -229,7 +241,7 @@ mod tests {
         let start = Instant::now();
         let look = |history: &mut SlotHistory, slot: Slot, second: u64| {
             let rings = RingSlots::from([(7, vec![slot])]);
-            history.take(&image, &rings, start + Duration::from_secs(second));
+            history.take(&image, &rings, [start + Duration::from_secs(second); 2]);
             history.key = Some(HashKey::from_seed([1; 16]));
             history.rings.insert(vip, (7, 1));
         };
@@ -245,6 +257,8 @@ mod tests {
             "opened when it was not its backend's: it has an entry"
         );
         assert!(!history.settled_elsewhere(client, vip, own, at(0), at(1)), "ended before");
+        let between = at(1) + Duration::from_millis(1);
+        assert!(history.settled_elsewhere(client, vip, own, at(0), between), "it may have settled by then");
         assert_eq!(history.settlings, 2);
     }
 }
