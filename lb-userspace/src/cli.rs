@@ -57,7 +57,7 @@ const EXAMPLES: &str = "\
 Examples:
   (umask 077; weir config init > /etc/weir/weir.yaml)
                                               a commented configuration to begin with
-  weir doctor                                 what this machine lacks, and how to mend it
+  weir doctor                                 what is wrong on this machine, and how to fix it
   weir status                                 is all well? exits with 0, 1 or 2: ok, degraded, down
   weir get backends web --watch               the backends of a service, every 2 seconds
   weir drain web/10.2.0.11:8080 --wait        take a backend out without losing a connection
@@ -83,7 +83,7 @@ enum Command {
 }
 
 impl Command {
-    /// What a failure exits with: `status` and `diff` already say something else with 1.
+    /// The exit status of a failure; for `status` and `diff`, 1 already has another meaning.
     fn failure_status(&self) -> u8 {
         match self {
             Command::Status(_) | Command::Diff(_) => 2,

@@ -13,11 +13,11 @@ use crate::{
     heap,
 };
 
-/// Run the agent: program the data path from a configuration file, and keep it so
+/// Run the agent: program the data path from a configuration file, and keep it up to date
 ///
-/// It follows the file; SIGHUP reads it at once. SIGTERM and SIGINT end the agent and leave the
-/// data path forwarding: only `weir cleanup` takes that away. A file with mistakes is refused with
-/// all of them, and what is running stays as it is.
+/// The agent follows changes of the file; SIGHUP makes it read the file at once. SIGTERM and SIGINT
+/// end the agent, and the data path continues to forward packets: only `weir cleanup` detaches it.
+/// If the file has mistakes, the agent reports all of them and keeps the running configuration.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -27,13 +27,13 @@ pub struct Agent {
     /// The configuration file
     #[arg(short, long, env = "WEIR_CONFIG", value_name = "FILE", default_value = DEFAULT_CONFIG)]
     config: PathBuf,
-    /// Where a generated hash seed and what the CLI sets are kept
+    /// Directory for a generated hash seed and for settings made with the CLI
     #[arg(long, env = "WEIR_STATE_DIR", value_name = "DIR", default_value = "/var/lib/weir")]
     state_dir: PathBuf,
-    /// Where maps and links are pinned; must be on a bpffs
+    /// Directory for pinned maps and links; must be on a BPF file system
     #[arg(long, env = "WEIR_PIN_DIR", value_name = "DIR", default_value = PIN_DIR)]
     pin_dir: PathBuf,
-    /// Log what the eBPF program says of single packets
+    /// Log the eBPF program's messages about single packets
     #[arg(long, env = "WEIR_BPF_LOG")]
     bpf_log: bool,
     #[command(flatten)]

@@ -17,19 +17,20 @@ const SELECTOR: &str = "SERVICE/ADDRESS:PORT, ADDRESS:PORT or ADDRESS; all that 
 
 #[derive(Args, Debug)]
 struct Waiting {
-    /// Wait until it is done
+    /// Wait until the change has taken effect
     #[arg(long)]
     wait: bool,
-    /// Wait so long at most, and exit with 1 if it is not done by then
+    /// Wait for at most this time, then exit with 1
     #[arg(long, env = "WEIR_TIMEOUT", value_name = "DURATION", value_parser = interval)]
     timeout: Option<Duration>,
 }
 
-/// Take a backend out gently: no new connections, old ones go on
+/// Drain a backend: it gets no new connections, and its old ones continue
 ///
-/// The drain stays over reloads and restarts until `weir undrain`. With --wait it exits when the
-/// backend has no connections, or, in DSR modes, where they are not counted, when the drain is
-/// over; with 1 when the drain ends, or --timeout passes, before that, saying what remains.
+/// The drain persists across reloads and restarts until `weir undrain`. With --wait, the command
+/// returns when the backend has no connections left; in DSR modes, where Weir does not count
+/// connections, when the drain ends. If the drain ends or --timeout passes before that, it says
+/// what is left and exits with 1.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -52,10 +53,10 @@ impl Drain {
     }
 }
 
-/// Take a drain back that `weir drain` began
+/// End a drain that `weir drain` began
 ///
-/// A backend that the file drains stays drained: change the file. With --wait it exits when the
-/// backend gets new connections, or with 1 after --timeout.
+/// If the file drains the backend, it stays drained: change the file. With --wait, the command
+/// returns when the backend gets new connections, or exits with 1 after --timeout.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -93,10 +94,10 @@ enum SetWhat {
     Weight(SetWeight),
 }
 
-/// Give a backend another weight than the file does
+/// Override the weight of a backend
 ///
-/// It stays over reloads and restarts until it is taken back by --reset. A weight of 0 ends new
-/// connections.
+/// The override persists across reloads and restarts until --reset removes it. With weight 0, the
+/// backend gets no new connections.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -106,10 +107,10 @@ Examples:
 struct SetWeight {
     #[arg(help = SELECTOR)]
     backend: String,
-    /// Its share of new connections, against the weights of the others
+    /// The backend's share of new connections, in relation to the weights of the others
     #[arg(required_unless_present = "reset")]
     weight: Option<u32>,
-    /// Take the file's weight again
+    /// Use the weight from the file again
     #[arg(long, conflicts_with = "weight")]
     reset: bool,
     #[command(flatten)]
@@ -128,9 +129,9 @@ impl Set {
 
 /// Read the configuration file again, now
 ///
-/// The agent does so by itself when the file changes. A file with mistakes changes nothing. So does
-/// one that would move every connection of a running service (`hashSeed`, `ringSize`, `affinity`),
-/// unless --accept-loss says that they may break.
+/// The agent also reads the file by itself when it changes. A file with mistakes changes nothing.
+/// Neither does a file that would move every connection of a running service (`hashSeed`,
+/// `ringSize`, `affinity`), unless --accept-loss allows that connections break.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -141,10 +142,11 @@ pub struct Reload {
     /// Apply the file even if connections break
     #[arg(long)]
     accept_loss: bool,
-    /// Print nothing if the agent has answered: its log has the mistakes of the file
+    /// Print nothing if the agent answers; the agent logs the file's mistakes
     #[arg(short, long)]
     quiet: bool,
-    /// Ask the agent with this process id, whatever its socket; --socket and WEIR_SOCKET win
+    /// Ask the agent with this process id, whatever its socket is; --socket and WEIR_SOCKET take
+    /// precedence
     #[arg(long, value_name = "PID")]
     pid: Option<u32>,
     #[command(flatten)]
@@ -152,7 +154,7 @@ pub struct Reload {
 }
 
 impl Reload {
-    /// The client of the process that is asked, else `default`.
+    /// The client of the process that `--pid` names, else `default`.
     pub fn client(&self, default: Client) -> anyhow::Result<Client> {
         self.pid.map_or(Ok(default), |pid| Ok(Client::new(process::socket_of(pid)?)))
     }
@@ -172,8 +174,8 @@ impl Reload {
     }
 }
 
-/// Says what was done and, if asked to, waits for what comes of it. A document is printed once, as
-/// things stand at the end.
+/// Says what was done and, if asked to, waits for its effect. A document is printed once, with the
+/// state at the end.
 async fn finish(
     client: &Client,
     mut changed: Changed,

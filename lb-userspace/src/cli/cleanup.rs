@@ -16,7 +16,8 @@ use crate::{
 
 /// Detach the programs and remove the maps; every connection through Weir ends
 ///
-/// Stopping the agent does not do that: the data path outlives it. Refused while an agent runs.
+/// Stopping the agent does not detach the programs: they run without it. This command refuses to
+/// run while an agent runs.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:

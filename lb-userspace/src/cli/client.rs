@@ -73,7 +73,7 @@ impl Client {
         self.ask(Method::POST, path, Bytes::from(body)).await
     }
 
-    /// Like [`Client::get_with`], of an answer that goes on: documents as they come, one a line.
+    /// Like [`Client::get_with`], for an answer of documents that come one per line over time.
     pub async fn lines<T>(&self, path: &str, parameters: &impl Serialize) -> Result<Lines<T>, Failure> {
         let query = serde_urlencoded::to_string(parameters).map_err(|error| self.foreign(error))?;
         let path = format!("{path}?{query}");
@@ -142,8 +142,8 @@ impl Client {
         Failure::Foreign { path: self.path(), why: why.to_string() }
     }
 
-    /// The process that listens on the socket; `None` if it can't be told, as of one in another PID
-    /// namespace.
+    /// The process that listens on the socket; `None` if the kernel does not tell it, as for one in
+    /// another PID namespace.
     pub async fn agent_pid(&self) -> Option<u32> {
         let stream = UnixStream::connect(&self.socket).await.ok()?;
         let pid = stream.peer_cred().ok()?.pid()?;
@@ -155,18 +155,18 @@ impl Client {
     }
 }
 
-/// An answer that goes on.
+/// An answer that comes line by line.
 pub struct Lines<T> {
     client: Client,
     body: Incoming,
-    /// Not yet a whole line.
+    /// The beginning of a line that is not complete yet.
     read: Vec<u8>,
     document: PhantomData<T>,
 }
 
 impl<T: DeserializeOwned> Lines<T> {
-    /// The next one; `None` when the agent ends the answer. Nothing is lost if it is not awaited to
-    /// its end.
+    /// The next line; `None` when the agent ends the answer. If the future is dropped before it is
+    /// ready, no line is lost.
     pub async fn next(&mut self) -> Result<Option<T>, Failure> {
         loop {
             if let Some(end) = self.read.iter().position(|byte| *byte == b'\n') {

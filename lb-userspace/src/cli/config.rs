@@ -11,7 +11,7 @@ use clap::{Args, Subcommand};
 use super::{output, text};
 use crate::config;
 
-/// The configuration unless a command is told of another one.
+/// The default configuration file.
 pub const DEFAULT_CONFIG: &str = "/etc/weir/weir.yaml";
 
 /// Check a configuration file, print an example or the schema
@@ -33,10 +33,10 @@ enum What {
     Schema(Schema),
 }
 
-/// Check a file: all its mistakes at once, each with file, line, key and reason
+/// Check a file, and report all mistakes at once, each with line, key and reason
 ///
-/// Exits with 1 if there are any. What only this machine can tell (interfaces, capabilities) is
-/// `weir doctor`'s to say.
+/// Exits with 1 if there are any. Mistakes that depend on this machine (interfaces, capabilities)
+/// are found by `weir doctor`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:

@@ -11,10 +11,11 @@ use super::{
 };
 use crate::view::types::DiffView;
 
-/// Show how the kernel's maps differ from what is wanted
+/// Show the differences between the wanted state and the maps in the kernel
 ///
-/// Exits with 0 when they are equal, 1 when they differ, 2 when that cannot be told. The agent
-/// mends differences by itself within seconds; one that stays is worth a look at its log.
+/// Exits with 0 when there is no difference, 1 when there are differences, 2 when they could not be
+/// compared. The agent repairs differences within seconds; if one persists, look at the agent's
+/// log.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:

@@ -18,12 +18,12 @@ use crate::{
     view::types::{Finding, Overall, Severity, Status},
 };
 
-/// Say what is wrong on this machine, and how to mend it
+/// Find what is wrong on this machine, and say how to fix it
 ///
-/// Works with and without a running agent. Looks at capabilities (of the running agent, else of the
-/// installed unit weir.service, else of this process), the kernel, the bpffs, forwarding, offloads,
-/// the hooks of the interfaces in the configuration, the configuration itself, and the agent.
-/// Changes nothing. Exits with 1 if something can't work like that.
+/// Works with and without a running agent, and changes nothing. Checks the capabilities (of the
+/// running agent, else of the installed unit weir.service, else of this process), the kernel, the
+/// BPF file system, the sizes of the maps, forwarding, offloads, the hooks of the interfaces in the
+/// configuration, the configuration itself, and the agent. Exits with 1 if it finds an error.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -31,7 +31,7 @@ Examples:
   weir doctor --config ./weir.yaml       before the first start
   weir doctor -o json | jq '.[] | select(.severity == \"error\")'")]
 pub struct Doctor {
-    /// The configuration to look at [default: that of the running agent, else /etc/weir/weir.yaml]
+    /// The configuration to check [default: that of the running agent, else /etc/weir/weir.yaml]
     #[arg(short, long, env = "WEIR_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
     /// Where the agent pins its maps and links
@@ -102,7 +102,7 @@ fn of_agent(agent: Result<Status, Failure>) -> Finding {
     Finding { severity, check: "agent".to_owned(), message, remedy }
 }
 
-/// The worst first; each with its remedy below.
+/// The worst findings first; each with its remedy below.
 fn render(findings: &[Finding], style: Style) -> String {
     let mut findings: Vec<&Finding> = findings.iter().collect();
     findings.sort_by_key(|finding| std::cmp::Reverse(finding.severity));

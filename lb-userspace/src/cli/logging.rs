@@ -7,11 +7,11 @@ use tracing_subscriber::{EnvFilter, Layer, layer::SubscriberExt, util::Subscribe
 
 #[derive(Args, Clone, Debug)]
 pub struct Logging {
-    /// How a line of the log looks; without a timestamp where journald takes it, which has its own
+    /// The format of log lines; under journald, which adds its own timestamps, they have none
     #[arg(long, value_enum, env = "WEIR_LOG_FORMAT", default_value_t)]
     log_format: LogFormat,
-    /// What is logged: error, warn, info, debug, trace, or more finely as in
-    /// `info,lb_userspace::health=debug`
+    /// The least severe level that is logged: error, warn, info, debug or trace; or a filter such
+    /// as `info,lb_userspace::health=debug`
     #[arg(long, env = "WEIR_LOG_LEVEL", value_name = "LEVEL", default_value = "info")]
     log_level: String,
 }

@@ -15,12 +15,12 @@ use super::{
 };
 use crate::view::types::{FlowView, LookupQuery, LookupView};
 
-/// Say which backend the program would choose for a client, and why
+/// Show which backend the program would choose for a client, and why
 ///
-/// Says it for a new connection (`backend`) and for a packet of one that has begun before
-/// (`under way`): the two differ while a slot changes owners, and where a flow has an entry of its
-/// own. Exits with 1 when a new connection would get none. The choice depends on the client's port,
-/// unless the service has `affinity: client-ip`.
+/// The answer has two parts: for a new connection (`backend`), and for a packet of a connection
+/// that began before (`under way`). They differ while a slot changes owners, and for flows with an
+/// entry in a flow table. Exits with 1 if a new connection would get no backend. The choice depends
+/// on the client's port, unless the service has `affinity: client-ip`.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -28,13 +28,13 @@ Examples:
   weir lookup 198.51.100.7:40000 192.0.2.10:80 --sequence 305419896   (from `weir trace -o wide`: was it sent before?)
   weir lookup '[2001:db8:1::7]:40000' '[2001:db8::10]:80' -o json")]
 pub struct Lookup {
-    /// The client: ADDRESS:PORT, or ADDRESS alone for a client port of 40000
+    /// The client: ADDRESS:PORT, or ADDRESS alone for the client port 40000
     #[arg(value_parser = client_address)]
     client: SocketAddr,
-    /// The VIP and port: ADDRESS:PORT, IPv6 in brackets
+    /// The VIP and port: ADDRESS:PORT, with IPv6 addresses in brackets
     #[arg(value_name = "VIP:PORT", value_parser = vip_address)]
     vip: SocketAddr,
-    /// The sequence number of the SYN: one that was sent before goes where it went then
+    /// The sequence number of the SYN: a retransmitted SYN goes to the backend of the first one
     #[arg(long, value_name = "NUMBER")]
     sequence: Option<u32>,
     #[command(flatten)]

@@ -15,10 +15,10 @@ use crate::clock::unix_now;
 /// The flags of every command that shows something.
 #[derive(Args, Clone, Debug)]
 pub struct View {
-    /// How to show it; json and yaml are the documents of the API
+    /// The output format; json and yaml print the documents of the API
     #[arg(short, long, value_enum, env = "WEIR_OUTPUT", default_value_t)]
     pub output: Format,
-    /// Leave out the line of headers
+    /// Print no column headers
     #[arg(long, env = "WEIR_NO_HEADERS", value_parser = FalseyValueParser::new())]
     pub no_headers: bool,
 }
@@ -35,13 +35,13 @@ pub enum Format {
 
 #[derive(Args, Clone, Debug)]
 pub struct Watch {
-    /// Show it again and again, every 2 seconds unless said otherwise (500ms, 10s)
+    /// Repeat the output, every 2 seconds unless an interval is given (500ms, 10s)
     #[arg(short, long, value_name = "INTERVAL", num_args = 0..=1, default_missing_value = "2s")]
     #[arg(value_parser = interval)]
     pub watch: Option<Duration>,
 }
 
-/// What a rendering needs to know beside its subject.
+/// What a rendering needs besides the document.
 #[derive(Clone, Copy, Debug)]
 pub struct Style {
     pub wide: bool,
@@ -51,7 +51,7 @@ pub struct Style {
 }
 
 impl View {
-    /// The text of `document`: rendered for people by `render`, or as it is.
+    /// The text of `document`: rendered for people by `render`, or as JSON or YAML.
     pub fn text<T: Serialize>(&self, document: &T, render: impl Fn(&T, Style) -> String) -> anyhow::Result<String> {
         Ok(match self.output {
             Format::Table | Format::Wide => render(document, self.style()),
@@ -69,7 +69,8 @@ impl View {
     }
 }
 
-/// Shows what `fetch` brings, again and again if `watch` says so. Returns what was shown last.
+/// Shows the result of `fetch`, repeatedly if `watch` is set. Returns the result that was shown
+/// last.
 pub async fn show<T: Serialize>(
     view: &View,
     watch: &Watch,
@@ -114,7 +115,7 @@ pub fn is_broken_pipe(error: &anyhow::Error) -> bool {
         .any(|cause| cause.downcast_ref::<io::Error>().is_some_and(|error| error.kind() == io::ErrorKind::BrokenPipe))
 }
 
-/// `2s`, `500ms`, `1m30s`, or a bare number of seconds.
+/// A duration: `2s`, `500ms`, `1m30s`, or a bare number of seconds.
 pub fn interval(text: &str) -> Result<Duration, String> {
     let parsed = match text.parse::<f64>() {
         Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|error| error.to_string()),

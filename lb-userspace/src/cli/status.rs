@@ -14,9 +14,9 @@ use crate::{
     view::types::{BackendTotals, Overall, ServiceView, Severity, Snapshot, SourceView, Status as Document},
 };
 
-/// Summarise how the agent and its data path are
+/// Summarise the state of the agent and its data path
 ///
-/// Exits with 0 when all is well, 1 when degraded (traffic flows, but something needs a look), and
+/// Exits with 0 when all is well, 1 when degraded (traffic flows, but something needs attention), and
 /// 2 when down: a service has no backend, the data path is not attached, or the agent isn't
 /// running.
 #[derive(Args, Debug)]
@@ -67,7 +67,7 @@ fn render(snapshot: &Snapshot, style: Style) -> String {
     table::aligned(None, lines.0)
 }
 
-/// Lines of a name and what belongs to it; a name stands once.
+/// Lines with a name and a value; the name is given only in the first line of several.
 struct Lines(Vec<Vec<String>>);
 
 impl Lines {
@@ -96,7 +96,7 @@ fn config(lines: &mut Lines, status: &Document, now: f64) {
     }
 }
 
-/// Why a source or a service is not as it should be stands in the reasons.
+/// The reasons at the top say why a source or a service is not in order.
 fn sources(lines: &mut Lines, status: &Document) {
     for (at, source) in status.sources.iter().enumerate() {
         let state = match (source.synced, &source.failing_since) {
@@ -156,7 +156,8 @@ fn nat(lines: &mut Lines, status: &Document) {
     }
 }
 
-/// Only tables that are worth a look, unless all are asked for.
+/// Only tables with at least 1 % of their entries in use or with insert failures, unless `all` is
+/// set.
 fn tables(lines: &mut Lines, status: &Document, all: bool) {
     let mut name = "tables";
     for table in &status.tables {
@@ -195,7 +196,7 @@ fn sync(lines: &mut Lines, status: &Document, now: f64) {
     }
 }
 
-/// What is wrong, with its remedy; what is fine only if all is asked for.
+/// The problems with their remedies; with `all` also the checks that found nothing.
 fn findings(lines: &mut Lines, status: &Document, all: bool) {
     let mut name = "findings";
     for finding in status.findings.iter().filter(|finding| all || finding.severity != Severity::Ok) {

@@ -71,7 +71,7 @@ pub fn bytes(count: u64) -> String {
     if unit.is_empty() { count.to_string() } else { format!("{scaled:.1}{unit}") }
 }
 
-/// A rate, with a decimal only where it tells something.
+/// A rate, with decimals only where they matter.
 pub fn rate(per_second: f64) -> String {
     if per_second > 0.0 && per_second < 10.0 { format!("{per_second:.1}") } else { format!("{per_second:.0}") }
 }

@@ -13,13 +13,13 @@ use super::{
 };
 use crate::view::trace::{DEFAULT_RATE, End, SlotView, TraceQuery, TraceView};
 
-/// Show what becomes of packets, one line each, as the programs decide it
+/// Show the programs' decisions about packets as they are made, one per line
 ///
-/// Each line: time (UTC), interface and program, source and destination as the packet came, TCP
-/// flags, length, what they become in mode `nat`; service, slot and backend, and why that one; what
-/// became of the packet. Packets that are none of Weir's are not told. Of busy traffic it is a
-/// sample: at most --rate decisions a second are told, the others counted. While nobody traces,
-/// packets cost nothing more.
+/// Each line shows the time (UTC), interface and program, source and destination of the packet as
+/// it arrived, TCP flags, length, and the rewritten addresses in mode `nat`; then the service, slot
+/// and backend with the reason for this backend; then the verdict. Packets that do not concern Weir
+/// are not shown. Of much traffic the trace is a sample: at most --rate decisions a second are
+/// shown, and the others are counted. While no trace runs, it costs packets nothing.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -37,16 +37,16 @@ pub struct Trace {
     /// Only packets that were dropped or rejected
     #[arg(long)]
     drops_only: bool,
-    /// At most so many a second
+    /// Show at most this many decisions a second
     #[arg(long, env = "WEIR_RATE", value_name = "N", default_value_t = DEFAULT_RATE)]
     rate: u32,
-    /// End after so many lines
+    /// Stop after this many lines
     #[arg(long, value_name = "N")]
     count: Option<u64>,
-    /// End after this time (10s, 2m)
+    /// Stop after this time (10s, 2m)
     #[arg(long = "for", value_name = "DURATION", value_parser = output::interval)]
     time: Option<Duration>,
-    /// How to show it; wide explains more, json is one object a line
+    /// The output format; wide adds explanations, json prints one object per line
     #[arg(short, long, value_enum, env = "WEIR_OUTPUT", default_value_t)]
     output: Format,
 }

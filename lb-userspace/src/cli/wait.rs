@@ -16,14 +16,14 @@ const GRACE: Duration = Duration::from_secs(5);
 pub enum Goal {
     /// No connections are left.
     Drained,
-    /// It gets new connections.
+    /// The backend gets new connections.
     Serving,
 }
 
 pub struct Waited {
     pub done: bool,
     pub message: String,
-    /// As they are at the end; those that are gone are left out.
+    /// The backends' state at the end; those that have disappeared are left out.
     pub backends: Vec<BackendView>,
 }
 
@@ -73,9 +73,9 @@ pub async fn until(
 #[derive(PartialEq, Debug)]
 enum Outcome {
     Done(&'static str),
-    /// What is still there.
+    /// What is left.
     Wait(String),
-    /// Every drain has reached its end, and something is still there.
+    /// Every drain has ended, and some connections are left.
     RunOut(String),
     Hopeless(String),
 }
@@ -143,7 +143,7 @@ fn name(backend: &BackendView) -> String {
     backend.id().to_string()
 }
 
-/// One line on a terminal that is written over again and again; nothing elsewhere.
+/// A line that is overwritten on a terminal; not written elsewhere.
 #[derive(Default)]
 struct Progress {
     shown: bool,

@@ -9,9 +9,10 @@ use crate::{state::AdminState, view::types::BackendView};
 
 /// List backends
 ///
-/// ADMIN is what was asked for, HEALTH what the probes saw, STATE what results: `serving` gets new
-/// flows, `draining` only keeps its old ones (and for how long at most), `down` and `disabled` get
-/// none. ACTIVE is connections open now; `unknown` in DSR modes.
+/// ADMIN is the state that the file or the CLI asks for, HEALTH the verdict of the probes, STATE
+/// the resulting state: a `serving` backend gets new flows, a `draining` one keeps only its old
+/// flows (for at most the time shown), and `down` and `disabled` ones get no new flows. ACTIVE is
+/// the number of open connections, `unknown` in DSR modes.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -20,7 +21,8 @@ Examples:
   weir get backends web --watch
   weir get backends -o json | jq '.[] | select(.eligible | not)'")]
 pub struct Backends {
-    /// Only those of this service: NAME, NAMESPACE/NAME (all its ports) or NAMESPACE/NAME:PORT-NAME
+    /// Only backends of this service: NAME, NAMESPACE/NAME (all its ports) or
+    /// NAMESPACE/NAME:PORT-NAME
     service: Option<String>,
     #[command(flatten)]
     listing: Listing,
@@ -62,7 +64,7 @@ const COLUMNS: &[Column<BackendView>] = &[
     Column::wide("NAT-PORTS", |backend, _| format!("{}/{}", backend.nat_ports_used, backend.nat_ports_max)),
 ];
 
-/// What results of admin state, health and weight.
+/// The state that results from admin state, health and weight.
 fn state(backend: &BackendView) -> String {
     let left = match backend.drain_remaining_seconds {
         Some(seconds) => format!("{} left", text::duration(seconds)),

@@ -8,12 +8,12 @@ use super::{
 };
 use crate::view::types::{DropsBy, ReasonView};
 
-/// List why packets were dropped, rejected, passed or forwarded, and how many, by service
+/// List the reasons for which packets were dropped, rejected, passed or forwarded, with counts
 ///
-/// KIND is what became of them: `drop` and `reject` first, then `pass` (left to the node) and
-/// `forward`. SERVICE is `none` for packets that no service's VIP and port was found for, and `all`
-/// for what was forwarded (`weir get services -o wide` counts that by service). Reasons that never
-/// occurred are left out without --all. `-o wide` explains each.
+/// KIND is what happened to the packets: `drop` and `reject` come first, then `pass` (left to the
+/// node) and `forward`. SERVICE is `none` for packets to a VIP and port without a service, and
+/// `all` for forwarded packets (`weir get services -o wide` counts these by service). Reasons that
+/// never occurred are shown only with --all. `-o wide` explains each reason.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -22,10 +22,10 @@ Examples:
   weir get drops --watch 1s              PACKETS/S as it changes
   weir get drops --by interface          where they came in")]
 pub struct Drops {
-    /// Also reasons that never occurred
+    /// Also show reasons that never occurred
     #[arg(long)]
     all: bool,
-    /// How to count them
+    /// What to count packets by
     #[arg(long, value_enum, default_value_t)]
     by: DropsBy,
     #[command(flatten)]

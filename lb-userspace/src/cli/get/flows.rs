@@ -8,12 +8,13 @@ use super::{
 };
 use crate::view::types::{BackendSelector, FlowFilter, FlowView};
 
-/// List flows that have an entry of their own
+/// List the flows that have an entry in a flow table
 ///
-/// WHY says why a flow has an entry. In mode `nat` every flow has one (`nat`). In DSR modes only
-/// exceptions have one: what was `opened in transition` (while its slot was changing owners, so the
-/// slot alone does not say where it goes), and what was `kept when its slot settled`. All other
-/// flows go where the ring says: ask `weir lookup`. AGE is known of no flow yet.
+/// WHY is the reason for the entry. In mode `nat`, every flow has an entry (`nat`). In DSR modes,
+/// only exceptions have one: flows that `opened in transition` (while their slot was changing
+/// owners, so that the slot alone does not tell the backend), and flows that were `kept when its
+/// slot settled`. All other flows go to the backend that the ring names: see `weir lookup`. AGE is
+/// not known for any flow yet.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:
@@ -22,20 +23,20 @@ Examples:
   weir get flows --vip 2001:db8::10 --limit 20
   weir get flows --seen -o json | jq -r '.[].why' | sort | uniq -c")]
 pub struct Flows {
-    /// Only those of this client
+    /// Only flows of this client
     #[arg(long, value_name = "ADDRESS")]
     client: Option<IpAddr>,
-    /// Only those to this backend: SERVICE/ADDRESS:PORT, ADDRESS:PORT or ADDRESS
+    /// Only flows to this backend: SERVICE/ADDRESS:PORT, ADDRESS:PORT or ADDRESS
     #[arg(long, value_name = "BACKEND")]
     backend: Option<String>,
-    /// Only those to this VIP
+    /// Only flows to this VIP
     #[arg(long, value_name = "ADDRESS")]
     vip: Option<IpAddr>,
-    /// Also flows that were `seen in transition`: old flows of a slot that is changing owners,
-    /// which go where the ring says
+    /// Also show flows that were `seen in transition`: old flows in a slot that is changing owners,
+    /// which go to the backend that the ring names
     #[arg(long)]
     seen: bool,
-    /// At most so many
+    /// Show at most this many flows
     #[arg(long, env = "WEIR_LIMIT", default_value_t = 1000)]
     limit: usize,
     #[command(flatten)]

@@ -8,8 +8,8 @@ use crate::view::types::InterfaceView;
 
 /// List the interfaces that Weir is attached to
 ///
-/// XDP is how the program runs there: `native`, `generic`, or `none` when its hook is lost. TC is
-/// `tcx`, `clsact` or `none`. The others count packets by what became of them.
+/// XDP is the mode of the program on the interface: `native`, `generic`, or `none` if its hook is
+/// lost. TC is `tcx`, `clsact` or `none`. The other columns count packets by verdict.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:

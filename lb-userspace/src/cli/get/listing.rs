@@ -19,8 +19,7 @@ pub struct Listing {
 }
 
 impl Listing {
-    /// Shows the rows as a table; that there are none is said on standard error, and `none` says
-    /// what.
+    /// Shows the rows as a table; if there are none, prints `none` on standard error.
     pub async fn show<T: Serialize>(
         &self,
         columns: &[Column<T>],

@@ -6,14 +6,14 @@ use super::{
 };
 use crate::{model::Mode, view::types::ServiceView};
 
-/// List services, a line for each VIP and port
+/// List services, one line for each VIP and port
 ///
-/// BACKENDS: backends that get new flows, of all. CONNS: connections open now; `unknown` in DSR
-/// modes, where answers don't pass this node. With `-o wide`: IN-TRANSITION: slots whose owner has
-/// changed and that have not settled. TRACKED: slots with one owner that have, or may have,
-/// exceptions. EXCEPTIONS: flows with an entry because the ring alone does not say where they go
-/// (`none` in `nat`, where every flow has an entry). RING-DIGEST: its first half is equal on
-/// balancers with the same declared backends, its second half on those whose slots have the same
+/// BACKENDS: the number of backends that get new flows, of all backends. CONNS: open connections;
+/// `unknown` in DSR modes, where answers don't pass this node. With `-o wide`: IN-TRANSITION: slots
+/// whose owner has changed and that have not settled. TRACKED: slots with one owner that have, or
+/// may have, exceptions. EXCEPTIONS: flows with an entry because the ring alone does not tell their
+/// backend (`none` in `nat`, where every flow has an entry). RING-DIGEST: the first half is equal
+/// on balancers with the same declared backends, the second half on those whose slots have the same
 /// owners.
 #[derive(Args, Debug)]
 #[command(after_help = "\
@@ -57,7 +57,7 @@ const COLUMNS: &[Column<ServiceView>] = &[
     Column::wide("RING-DIGEST", |service, _| service.ring_digest.clone()),
 ];
 
-/// Without those of SEEN, which go where the ring says.
+/// Without the flows in SEEN, which go to the backend that the ring names.
 fn exceptions(service: &ServiceView) -> String {
     match (service.exceptions, service.mode == Mode::Nat.name()) {
         (_, true) => "none".to_owned(),
