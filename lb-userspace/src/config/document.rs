@@ -176,7 +176,7 @@ fn ports(value: &Value<'_>) -> Option<Vec<(u16, u16)>> {
     complete.then_some(ranges)
 }
 
-fn default_timeouts() -> Timeouts {
+pub fn default_timeouts() -> Timeouts {
     Timeouts {
         half_open: Duration::from_secs(30),
         established: Duration::from_secs(2 * 3600),
@@ -215,7 +215,7 @@ fn flow_tables(value: &Value<'_>) -> Option<FlowTables> {
     Some(FlowTables { established: established?, half_open: half_open?, seen: seen? })
 }
 
-fn default_admin() -> Admin {
+pub fn default_admin() -> Admin {
     Admin { socket: PathBuf::from("/run/weir/agent.sock"), http: Some(SocketAddr::from(([0, 0, 0, 0], 9560))) }
 }
 

@@ -11,6 +11,15 @@ use crate::model::{HealthCheck, HttpProbe, Probe};
 pub const KEYS: [&str; 6] = ["http", "tcp", "interval", "timeout", "fall", "rise"];
 pub const HTTP_KEYS: [&str; 3] = ["path", "host", "expect"];
 
+pub const DEFAULT_INTERVAL: Duration = Duration::from_secs(2);
+pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
+pub const DEFAULT_FALL: u32 = 3;
+pub const DEFAULT_RISE: u32 = 2;
+/// Results in a row.
+pub const RESULTS: RangeInclusive<u32> = 1..=100;
+pub const DEFAULT_PATH: &str = "/";
+/// Status codes.
+pub const DEFAULT_EXPECT: (u16, u16) = (200, 399);
 const PROBE_TIMES: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(3600);
 
 /// Reads the health check of a service.
@@ -22,7 +31,7 @@ pub fn read(value: &Value<'_>) -> Option<HealthCheck> {
         (None, None) => value.problem("must say how to probe: http: {...} or tcp: {}"),
         (Some(_), Some(tcp)) => tcp.problem("probe by http or by tcp, not by both"),
     };
-    let interval = fields.or("interval", Duration::from_secs(2), |value| value.duration(PROBE_TIMES));
+    let interval = fields.or("interval", DEFAULT_INTERVAL, |value| value.duration(PROBE_TIMES));
     let timeout = match (fields.optional("timeout"), interval) {
         (Some(value), interval) => value.duration(PROBE_TIMES).and_then(|timeout| match interval {
             Some(interval) if timeout > interval => {
@@ -30,16 +39,16 @@ pub fn read(value: &Value<'_>) -> Option<HealthCheck> {
             }
             _ => Some(timeout),
         }),
-        (None, interval) => interval.map(|interval| interval.min(Duration::from_secs(1))),
+        (None, interval) => interval.map(|interval| interval.min(DEFAULT_TIMEOUT)),
     };
-    let fall = fields.or("fall", 3, |value| value.integer(1..=100));
-    let rise = fields.or("rise", 2, |value| value.integer(1..=100));
+    let fall = fields.or("fall", DEFAULT_FALL, |value| value.integer(RESULTS));
+    let rise = fields.or("rise", DEFAULT_RISE, |value| value.integer(RESULTS));
     Some(HealthCheck { probe: probe?, interval: interval?, timeout: timeout?, fall: fall?, rise: rise? })
 }
 
 fn http_probe(value: &Value<'_>) -> Option<HttpProbe> {
     let fields = value.fields_or_empty(&HTTP_KEYS)?;
-    let path = fields.or("path", "/".to_owned(), |value| {
+    let path = fields.or("path", DEFAULT_PATH.to_owned(), |value| {
         let text = value.text()?;
         let plain = text.bytes().all(|byte| byte.is_ascii_graphic() && byte != b'#');
         if text.starts_with('/') && plain {
@@ -57,7 +66,7 @@ fn http_probe(value: &Value<'_>) -> Option<HttpProbe> {
         }
         value.problem(format!("must be a host name, with or without a port, is {text:?}"))
     });
-    let expect = fields.or("expect", (200, 399), |value| {
+    let expect = fields.or("expect", DEFAULT_EXPECT, |value| {
         let text = value.text()?;
         match range::parse(text).filter(|(first, last)| (100..=599).contains(first) && *last <= 599) {
             Some(range) => Some(range),

@@ -1,15 +1,24 @@
-//! The JSON schema of the file, for editors. The reader is `document` and `service`; a test holds
-//! both to the same keys.
+//! The keys of the configuration file: what each means, its default, and which values it takes. The
+//! JSON schema for editors and the tables in docs/operations.md are made from this; tests hold the
+//! reader (`document`, `service`, `health`) to the same keys, defaults, words and bounds.
 #![expect(dead_code, reason = "the types below are there for their schema alone")]
 
 use schemars::JsonSchema;
+use serde_json::json;
 
+use super::{
+    document::{FLOW_TABLE_SIZES, default_admin, default_timeouts},
+    fields::time,
+    health::{DEFAULT_EXPECT, DEFAULT_FALL, DEFAULT_INTERVAL, DEFAULT_PATH, DEFAULT_RISE, DEFAULT_TIMEOUT, RESULTS},
+    service::{DEFAULT_DRAIN, DEFAULT_SETTLE, DEFAULT_WEIGHT},
+};
 use crate::{
-    model::{MAX_RING_SIZE, MAX_WEIGHT},
+    model::{self, DEFAULT_RING_SIZE, DEFAULT_SNAT_PORTS, MAX_RING_SIZE, MAX_WEIGHT, limits::Limit},
     state::AdminState,
 };
 
-/// The schema, draft 2020-12.
+/// The schema, draft 2020-12. `default` is the value that a key has if it is left out, `x-default`
+/// says more of it, or says it in words where no value stands for it.
 pub fn schema() -> serde_json::Value {
     schemars::schema_for!(File).into()
 }
@@ -18,50 +27,62 @@ pub fn schema() -> serde_json::Value {
 #[derive(JsonSchema)]
 #[schemars(title = "Weir configuration", rename_all = "camelCase", deny_unknown_fields)]
 struct File {
-    /// Version of the file's shape.
+    /// version of the file's format
     #[schemars(range(min = 1, max = 1))]
     version: u32,
-    /// Names or globs of the interfaces at which packets of clients and backends arrive.
+    /// list of names, or globs with `*`, `?`, `[...]` (quote them), of the interfaces at which
+    /// packets of clients and backends arrive; at least one. Globs never match the loopback
+    /// interface
     #[schemars(length(min = 1))]
     interfaces: Vec<String>,
-    /// `auto`, the default, prefers native and says what it got.
+    #[schemars(extend("default" = "auto"))]
     xdp_mode: Option<XdpMode>,
-    /// 32 hex digits, the same on every node of a set. Left out, it is made once and kept in the
-    /// state directory.
+    /// 32 hex digits; the same on every node of a set
     #[schemars(regex(pattern = r"^[0-9a-fA-F]{32}$"))]
+    #[schemars(extend("x-default" = "generated once, kept in the state directory"))]
     hash_seed: Option<String>,
-    /// Under which addresses and ports backends see clients, in mode nat with `source: translate`.
+    /// Under which addresses and ports backends see clients, in mode `nat` with `source:
+    /// translate`.
     snat: Option<Snat>,
-    /// How long a flow of mode nat may be idle.
+    /// How long a flow or an exception may be idle.
     timeouts: Option<Timeouts>,
-    /// Encapsulated packets: mode dsr-ipip, and a node with backends of it.
+    /// Encapsulated packets: mode `dsr-ipip`, and a node with backends of it.
     tunnel: Option<Tunnel>,
-    /// Most exceptions of the DSR services, for each family.
+    /// The most exceptions of DSR services.
     flow_tables: Option<FlowTables>,
-    /// How much the maps hold, which costs kernel memory. A change takes a restart of the agent.
+    /// How much the maps hold, which costs kernel memory.
     limits: Option<Limits>,
-    /// How the agent is asked.
+    /// Where the agent's servers listen.
     admin: Option<Admin>,
-    /// What is balanced. Only a node with `tunnel.peers` can leave it out.
+    /// list, may be empty; can be left out if `tunnel.peers` is set
+    #[schemars(extend("x-default" = "required"))]
     services: Option<Vec<Service>>,
 }
 
 #[derive(JsonSchema)]
 #[schemars(rename_all = "lowercase")]
 enum XdpMode {
+    /// native if possible, otherwise generic
     Auto,
+    /// refuse an interface whose driver lacks support
     Native,
+    /// always in the stack
     Generic,
 }
 
 #[derive(JsonSchema)]
 #[schemars(rename_all = "camelCase", deny_unknown_fields)]
 struct Snat {
-    /// Empty: the address with which the node reaches the backend.
+    /// up to 256 unicast addresses of the node, none of them a VIP
+    #[schemars(extend("default" = [], "x-default" = "the address with which the node reaches the backend"))]
     addresses: Option<Vec<std::net::IpAddr>>,
-    /// Ranges outside of the node's own ephemeral range.
-    #[schemars(length(min = 1, max = 4))]
+    /// 1 to 4 ranges that do not overlap, in 1 to 65535, outside of the node's own ephemeral range
+    #[schemars(length(min = 1, max = 4), extend("default" = default_ports()))]
     ports: Option<Vec<PortRange>>,
+}
+
+fn default_ports() -> Vec<String> {
+    DEFAULT_SNAT_PORTS.iter().map(|(first, last)| format!("{first}-{last}")).collect()
 }
 
 /// `FIRST-LAST`, or one port.
@@ -75,22 +96,29 @@ enum PortRange {
 #[derive(JsonSchema)]
 #[schemars(rename_all = "camelCase", deny_unknown_fields)]
 struct Timeouts {
-    /// Default 30s.
+    /// 1s to 14d: idle timeout of a `nat` flow, or of an exception of a DSR service, whose
+    /// handshake is not complete
+    #[schemars(extend("default" = time(default_timeouts().half_open)))]
     half_open: Option<Time>,
-    /// Default 2h.
+    /// 1s to 14d: idle timeout of a `nat` flow or an exception
+    #[schemars(extend("default" = time(default_timeouts().established)))]
     established: Option<Time>,
-    /// Default 1m.
+    /// 1s to 14d: timeout of a `nat` flow after both FINs or a RST, and of an exception after the
+    /// client's FIN or RST
+    #[schemars(extend("default" = time(default_timeouts().closing)))]
     closing: Option<Time>,
 }
 
 #[derive(JsonSchema)]
 #[schemars(rename_all = "camelCase", deny_unknown_fields)]
 struct Tunnel {
-    /// Who may send this node encapsulated packets: the balancers. Default: nobody.
+    /// addresses and prefixes of the balancers that may send this node `dsr-ipip` packets; tunnel
+    /// packets from other senders pass to the stack
+    #[schemars(extend("default" = [], "x-default" = "no peers"))]
     peers: Option<Vec<Prefix>>,
-    /// Within which the outer source varies by flow, one for each family. Default: the node's
-    /// address towards the tunnel.
-    #[schemars(length(max = 2))]
+    /// one prefix for each family, within which the outer source of `dsr-ipip` packets varies by
+    /// flow (IPv6: in its last 32 bits)
+    #[schemars(length(max = 2), extend("default" = [], "x-default" = "the node's address towards the tunnel"))]
     source: Option<Vec<Prefix>>,
 }
 
@@ -102,33 +130,43 @@ struct Prefix(#[schemars(regex(pattern = r"^[0-9a-fA-F.:]+(/[0-9]{1,3})?$"))] St
 #[derive(JsonSchema)]
 #[schemars(rename_all = "camelCase", deny_unknown_fields)]
 struct FlowTables {
-    /// Confirmed ones. Default 131072.
-    #[schemars(range(min = 1024, max = 4194304))]
+    /// confirmed exceptions of each family; see [Exceptions](#exceptions-of-dsr-services). All
+    /// three sizes take effect when the agent starts
+    #[schemars(range(min = *FLOW_TABLE_SIZES.start(), max = *FLOW_TABLE_SIZES.end()))]
+    #[schemars(extend("default" = model::FlowTables::default().established))]
     established: Option<u32>,
-    /// Handshakes under way. Default 131072.
-    #[schemars(range(min = 1024, max = 4194304))]
+    /// exceptions of each family whose handshake is not complete. While no service has a DSR mode,
+    /// this table and that of `seen` have at most 8192 entries: see [Memory](#memory)
+    #[schemars(range(min = *FLOW_TABLE_SIZES.start(), max = *FLOW_TABLE_SIZES.end()))]
+    #[schemars(extend("default" = model::FlowTables::default().half_open))]
     half_open: Option<u32>,
-    /// Flows seen going to the owner before; not more than `established`. Default 131072.
-    #[schemars(range(min = 1024, max = 4194304))]
+    /// flows of each family that were seen going to the previous owner of their slot; must not
+    /// exceed `established`
+    #[schemars(range(min = *FLOW_TABLE_SIZES.start(), max = *FLOW_TABLE_SIZES.end()))]
+    #[schemars(extend("default" = model::FlowTables::default().seen, "x-default" = "or `established`, if that is less"))]
     seen: Option<u32>,
 }
 
 #[derive(JsonSchema)]
 #[schemars(rename_all = "camelCase", deny_unknown_fields)]
 struct Limits {
-    /// Backends of all services together, and one entry of Weir's own. Default 16384.
-    #[schemars(range(min = 1024, max = 65536))]
+    /// backends of all services together, and one entry of Weir's own. For all four limits see
+    /// [Limits of the maps](#limits-of-the-maps); they take effect when the agent starts
+    #[schemars(range(min = *Limit::Backends.range().start(), max = *Limit::Backends.range().end()))]
+    #[schemars(extend("default" = model::Limits::default().backends))]
     backends: Option<u32>,
-    /// Slots of all rings together (`ringSize` for each family of a service), and one of Weir's
-    /// own. Default 4194304.
-    #[schemars(range(min = 1024, max = 16777216))]
+    /// slots of all rings together (`ringSize` for each family of a service), and one of Weir's own
+    #[schemars(range(min = *Limit::RingSlots.range().start(), max = *Limit::RingSlots.range().end()))]
+    #[schemars(extend("default" = model::Limits::default().ring_slots))]
     ring_slots: Option<u32>,
-    /// VIPs and ports of each family. Default 16384.
-    #[schemars(range(min = 1024, max = 65536))]
+    /// VIPs and ports of each family
+    #[schemars(range(min = *Limit::Services.range().start(), max = *Limit::Services.range().end()))]
+    #[schemars(extend("default" = model::Limits::default().services))]
     services: Option<u32>,
-    /// VIPs, SNAT addresses, and backends of services with `source: keep`, of each family. Default
-    /// 32768.
-    #[schemars(range(min = 1024, max = 262144))]
+    /// VIPs, SNAT addresses, and backends of services with `source: keep` (or that are this node),
+    /// of each family
+    #[schemars(range(min = *Limit::Addresses.range().start(), max = *Limit::Addresses.range().end()))]
+    #[schemars(extend("default" = model::Limits::default().addresses))]
     addresses: Option<u32>,
 }
 
@@ -140,44 +178,52 @@ struct Time(#[schemars(regex(pattern = r"^([0-9]+ *[a-zA-Z]+ *)+$|^0$"))] String
 #[derive(JsonSchema)]
 #[schemars(rename_all = "camelCase", deny_unknown_fields)]
 struct Admin {
-    /// Absolute path of the API's socket. Default /run/weir/agent.sock.
-    #[schemars(regex(pattern = r"^/"))]
+    /// the API's unix socket: an absolute path of at most 107 bytes
+    #[schemars(regex(pattern = r"^/"), extend("default" = default_admin().socket))]
     socket: Option<String>,
-    /// `ADDRESS:PORT` of metrics and health, default 0.0.0.0:9560; empty or null: not served.
+    /// `ADDRESS:PORT` of metrics and health; `""` or null turns this server off
+    #[schemars(extend("default" = default_admin().http.map(|http| http.to_string())))]
     http: Option<String>,
 }
 
 #[derive(JsonSchema)]
 #[schemars(rename_all = "camelCase", deny_unknown_fields)]
 struct Service {
-    /// Unique; letters, digits, `-`, `_`, `.`.
+    /// 1 to 63 letters, digits, `-`, `_`, `.`; begins with a letter or digit; unique
     #[schemars(regex(pattern = r"^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"))]
     name: String,
-    /// Each balances over the backends of its own family.
+    /// at least one address; each needs a backend of its family, unless the service has no backend.
+    /// The pair of VIP and port must be unique in the file
     #[schemars(length(min = 1))]
     vips: Vec<std::net::IpAddr>,
     #[schemars(range(min = 1, max = 65535))]
     port: u16,
-    /// Default nat.
+    #[schemars(extend("default" = "nat"))]
     mode: Option<Mode>,
-    /// Mode nat only: whether the backend sees the node or the client. Default translate.
+    /// only with `nat`
+    #[schemars(extend("default" = "translate"))]
     source: Option<Source>,
-    /// Default none.
+    #[schemars(extend("default" = "none"))]
     affinity: Option<Affinity>,
-    /// Slots of the ring of each family: a prime, at least 20 for each backend. Default 16381.
-    /// Can't change without loss.
-    #[schemars(range(min = 2, max = MAX_RING_SIZE))]
+    /// slots of each family's ring; must be prime, and at least 20 times the number of the family's
+    /// backends
+    #[schemars(range(min = 2, max = MAX_RING_SIZE), extend("default" = DEFAULT_RING_SIZE))]
     ring_size: Option<u32>,
-    /// How long flows may go on at a backend that left the file. Default 15m.
+    /// 0s to 30d: the longest time for which flows may continue at a backend that was removed from
+    /// the file
+    #[schemars(extend("default" = time(DEFAULT_DRAIN)))]
     drain_timeout: Option<Time>,
-    /// DSR modes only: how long a slot that changed owner sends connections it does not know to the
-    /// owner before. Default 15m.
+    /// 1s to 30d: after a slot changes owner, connections that the slot does not know go to the
+    /// previous owner for this long. It has no effect in `nat`, where every connection has an entry
+    #[schemars(extend("default" = time(DEFAULT_SETTLE)))]
     settle_time: Option<Time>,
-    /// What becomes of connections of a backend that is gone or dead. Default next; not drop in
-    /// nat.
+    /// see [A backend that dies](#a-backend-that-dies)
+    #[schemars(extend("default" = "next"))]
     on_dead: Option<OnDead>,
-    /// Left out: no probes, every backend counts as up.
+    /// see [Health checks](#health-checks)
+    #[schemars(extend("x-default" = "no probes"))]
     health: Option<Health>,
+    /// list, may be empty
     backends: Vec<Backend>,
 }
 
@@ -192,56 +238,66 @@ enum Mode {
 #[derive(JsonSchema)]
 #[schemars(rename_all = "lowercase")]
 enum OnDead {
-    /// Their slot's owner resets what it does not know.
+    /// their slot's owner resets connections that it does not know
     Next,
-    /// Weir resets them.
+    /// Weir resets them
     Reset,
-    /// Their packets are dropped.
+    /// their packets are dropped (not in `nat`)
     Drop,
 }
 
 #[derive(JsonSchema)]
 #[schemars(rename_all = "lowercase")]
 enum Source {
+    /// the backend sees an address of the node
     Translate,
+    /// the backend sees the client's address
     Keep,
 }
 
 #[derive(JsonSchema)]
 #[schemars(rename_all = "kebab-case")]
 enum Affinity {
+    /// hash over addresses and ports
     None,
+    /// hash over the client's address only
     ClientIp,
 }
 
-/// One of `http` and `tcp`, and how often.
 #[derive(JsonSchema)]
 #[schemars(rename_all = "camelCase", deny_unknown_fields)]
 struct Health {
+    /// a request over HTTP
+    #[schemars(extend("x-default" = "either `http` or `tcp` is required"))]
     http: Option<Http>,
-    /// Connecting is enough.
+    /// `{}`: a TCP connection is enough
+    #[schemars(extend("x-default" = "either `http` or `tcp` is required"))]
     tcp: Option<Tcp>,
-    /// Default 2s.
+    /// 10ms to 1h, from the start of one probe to the start of the next
+    #[schemars(extend("default" = time(DEFAULT_INTERVAL)))]
     interval: Option<Time>,
-    /// Not longer than the interval. Default 1s.
+    /// 10ms to the interval; for the whole probe
+    #[schemars(extend("default" = time(DEFAULT_TIMEOUT), "x-default" = "or the interval, if that is shorter"))]
     timeout: Option<Time>,
-    /// Failures in a row that take a backend down. Default 3.
-    #[schemars(range(min = 1, max = 100))]
+    /// failures in a row make the backend down
+    #[schemars(range(min = *RESULTS.start(), max = *RESULTS.end()), extend("default" = DEFAULT_FALL))]
     fall: Option<u32>,
-    /// Successes in a row that bring it up again. Default 2.
-    #[schemars(range(min = 1, max = 100))]
+    /// successes in a row make it up again
+    #[schemars(range(min = *RESULTS.start(), max = *RESULTS.end()), extend("default" = DEFAULT_RISE))]
     rise: Option<u32>,
 }
 
 #[derive(JsonSchema)]
 #[schemars(rename_all = "camelCase", deny_unknown_fields)]
 struct Http {
-    /// Default /.
-    #[schemars(regex(pattern = r"^/"))]
+    /// begins with `/`, ASCII without spaces or `#`
+    #[schemars(regex(pattern = r"^/"), extend("default" = DEFAULT_PATH))]
     path: Option<String>,
-    /// The Host header. Default: the backend's address.
+    /// the Host header
+    #[schemars(extend("x-default" = "the backend's address and port"))]
     host: Option<String>,
-    /// Status codes that mean up. Default 200-399.
+    /// a status or a range in 100 to 599 that means up; redirects are not followed
+    #[schemars(extend("default" = json!(format!("{}-{}", DEFAULT_EXPECT.0, DEFAULT_EXPECT.1))))]
     expect: Option<Expect>,
 }
 
@@ -260,15 +316,21 @@ struct Tcp {}
 #[derive(JsonSchema)]
 #[schemars(rename_all = "camelCase", deny_unknown_fields)]
 struct Backend {
+    /// a unicast address, not a VIP; the pair of address and port must be unique in the service
     address: std::net::IpAddr,
+    /// in DSR modes the service's port
     #[schemars(range(min = 1, max = 65535))]
     port: u16,
-    /// Share of new flows among the backends of a family. Default 1.
-    #[schemars(range(max = MAX_WEIGHT))]
+    /// share of new flows; each family of the VIPs needs at least one backend with a weight above 0
+    #[schemars(range(max = MAX_WEIGHT), extend("default" = DEFAULT_WEIGHT))]
     weight: Option<u32>,
-    /// Mode dsr-ipip only: where encapsulated packets go. Default: its own address.
+    /// `dsr-ipip` only: destination of encapsulated packets, an address of either family
+    #[schemars(extend("x-default" = "the backend's own address"))]
     tunnel: Option<std::net::IpAddr>,
+    /// any text; displayed, but not used yet
+    #[schemars(extend("x-default" = "none"))]
     zone: Option<String>,
-    /// Default active.
+    /// see [Drains](#drains-and-weights)
+    #[schemars(extend("default" = "active"))]
     state: Option<AdminState>,
 }

@@ -47,10 +47,11 @@ pub const STATES: [(&str, AdminState); 3] =
     [("active", AdminState::Active), ("draining", AdminState::Draining), ("disabled", AdminState::Disabled)];
 
 const LATER_MODES: [&str; 1] = ["dsr-gue"];
-const DEFAULT_SETTLE: Duration = Duration::from_secs(15 * 60);
+pub const DEFAULT_SETTLE: Duration = Duration::from_secs(15 * 60);
 /// Limited so that a slot's clock can't wrap around: it counts tenths of seconds in 32 bits.
 const SETTLE_TIMES: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(30 * 24 * 3600);
-const DEFAULT_DRAIN: Duration = Duration::from_secs(15 * 60);
+pub const DEFAULT_WEIGHT: u32 = 1;
+pub const DEFAULT_DRAIN: Duration = Duration::from_secs(15 * 60);
 const MAX_NAME: usize = 63;
 const MAX_DRAIN: Duration = Duration::from_secs(30 * 24 * 3600);
 
@@ -231,7 +232,7 @@ fn backend(value: &Value<'_>) -> Option<Backend> {
     let fields = value.fields(&BACKEND_KEYS)?;
     let address = fields.required("address").and_then(|value| address::read(&value));
     let port = fields.required("port").and_then(|value| value.integer(1..=u16::MAX));
-    let weight = fields.or("weight", 1, |value| value.integer(0..=MAX_WEIGHT));
+    let weight = fields.or("weight", DEFAULT_WEIGHT, |value| value.integer(0..=MAX_WEIGHT));
     let tunnel = fields.or("tunnel", None, |value| address::read(value).map(Some));
     let zone = fields.or("zone", None, |value| match value.text()? {
         "" => value.problem("must not be empty; leave it out"),

@@ -9,6 +9,7 @@ use crate::{
 };
 
 mod limits;
+mod manual;
 mod schema;
 mod services;
 

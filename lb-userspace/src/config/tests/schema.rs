@@ -37,6 +37,7 @@ fn fits(root: &Value, of: &Value, value: &Value) -> bool {
             object.iter().all(|(key, value)| with.get(key).is_some_and(|of| fits(root, of, value)))
         }),
         "$schema" | "$defs" | "title" | "description" | "additionalProperties" | "format" | "pattern" => true,
+        "default" | "x-default" => true,
         other => panic!("keyword {other}"),
     })
 }
