@@ -740,12 +740,14 @@ impl Owner {
         loop {
             let Merged { config, refusals } = merged;
             let trial = self.trial(config, seed);
-            let Err(misfit) = self.fits(&trial) else { return Proposal { trial, refusals, misfit: None } };
-            let of_a_source = misfit.service().filter(|name| file.service(name).is_none());
-            match of_a_source.filter(|name| !unfit.contains_key(name)) {
-                Some(name) => drop(unfit.insert(name.clone(), misfit.to_string())),
-                None => return Proposal { trial, refusals, misfit: Some(misfit) },
+            let Err(error) = self.fits(&trial) else { return Proposal { trial, refusals, misfit: None } };
+            let is_refused_anew = |name: &&ServiceName| file.service(name).is_none() && !unfit.contains_key(*name);
+            let refused: Vec<ServiceName> = error.misfits.keys().filter(is_refused_anew).cloned().collect();
+            if refused.is_empty() {
+                return Proposal { trial, refusals, misfit: Some(error) };
             }
+            let reason = |name: &ServiceName| error.misfits.get(name).map(ToString::to_string).unwrap_or_default();
+            unfit.extend(refused.into_iter().map(|name| (name.clone(), reason(&name))));
             merged = self.merge(file, &unfit);
         }
     }

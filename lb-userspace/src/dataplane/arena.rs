@@ -42,6 +42,12 @@ impl Ranges {
         *taken = len.max(*taken);
     }
 
+    /// Gives back a range that was allocated.
+    pub fn give_back(&mut self, offset: u32) {
+        self.from.clear();
+        self.taken.remove(&offset);
+    }
+
     /// No room for any range.
     pub fn none() -> Self {
         Self { taken: BTreeMap::new(), from: BTreeMap::new(), slots: 0 }
@@ -77,6 +83,7 @@ pub fn overlap((a, a_len): (u32, u32), (b, b_len): (u32, u32)) -> bool {
 pub struct Numbers {
     taken: BTreeSet<u32>,
     next: u32,
+    first: u32,
     end: u32,
     /// The limit from which `end` follows, and how many numbers it has for each that it allows.
     limit: (Limit, u32),
@@ -87,7 +94,13 @@ impl Numbers {
     pub fn service_ids(image: &Image) -> Self {
         let services = image.services.values().map(|service| service.id);
         let backends = image.backends.values().filter(|backend| backend.family != 0).map(|backend| backend.service);
-        Self { taken: services.chain(backends).collect(), next: 1, end: u32::MAX, limit: (Limit::Services, 2) }
+        Self {
+            taken: services.chain(backends).collect(),
+            next: 1,
+            first: 1,
+            end: u32::MAX,
+            limit: (Limit::Services, 2),
+        }
     }
 
     /// Indexes of `SERVICE_STATS`, which has `end` entries; `in_use` are the indexes that flows
@@ -95,7 +108,7 @@ impl Numbers {
     pub fn service_stats(image: &Image, in_use: &BTreeSet<u32>, end: u32) -> Self {
         let services = image.services.values().map(|service| service.stats);
         let taken = services.chain(in_use.iter().copied()).collect();
-        Self { taken, next: 0, end, limit: (Limit::Services, 2) }
+        Self { taken, next: 0, first: 0, end, limit: (Limit::Services, 2) }
     }
 
     /// Indexes of `BACKENDS`, which has `end` entries, that are not in use and not named by any
@@ -107,12 +120,22 @@ impl Numbers {
 
     /// Indexes of `BACKENDS`, which has `end` entries, other than these.
     pub fn backends_except(taken: BTreeSet<u32>, end: u32) -> Self {
-        Self { taken, next: REJECT + 1, end, limit: (Limit::Backends, 1) }
+        Self { taken, next: REJECT + 1, first: REJECT + 1, end, limit: (Limit::Backends, 1) }
     }
 
     /// No number at all.
     pub fn none() -> Self {
-        Self { taken: BTreeSet::new(), next: 0, end: 0, limit: (Limit::Services, 2) }
+        Self { taken: BTreeSet::new(), next: 0, first: 0, end: 0, limit: (Limit::Services, 2) }
+    }
+
+    /// Where the search for the next free number begins.
+    pub const fn mark(&self) -> u32 {
+        self.next
+    }
+
+    /// Gives back what was taken since the mark; without one, everything.
+    pub fn back_to(&mut self, mark: Option<u32>) {
+        self.next = mark.unwrap_or(self.first);
     }
 
     /// Takes the next free number; the error says how many would have to be allowed.

@@ -21,7 +21,7 @@ pub use self::{
     entry::address,
     flow_use::FlowUse,
     part::plan_part,
-    planned::{Leaving, Plan, PlanError},
+    planned::{Leaving, Misfit, Plan, PlanError},
     recover::{Recovered, recover},
     services::{Audit, Memo},
     wanted::{TunnelEnds, Wanted, WantedBackend, WantedService},
@@ -68,12 +68,13 @@ pub fn plan_again(
     };
     let blocks = Blocks::of(programmed);
     let (limits, inputs) = (&wanted.limits, (services.as_slice(), programmed));
-    let placed = backends::plan_backends(inputs, limits, numbers, blocks, in_use, now_ns, &mut plan)?;
+    let placed = backends::plan_backends(inputs, limits, numbers, blocks, in_use, now_ns, &mut plan);
     let leaving = services::leaving(services, programmed, in_use, now_ns, &mut plan);
     let inputs = Inputs { services, programmed, slots, placed: &placed, limits, now_ns };
     let mut room = Room::of(services, programmed, in_use, &plan, limits);
     memo.retain(&plan);
-    let mut slots = services::plan_services(&inputs, &mut room, memo, &mut plan)?;
+    let mut slots = services::plan_services(&inputs, &mut room, memo, &mut plan);
+    plan.complete()?;
     slots.extend(services::plan_leaving(leaving, &inputs, room, &mut plan)?);
     plan.target.addresses = common::addresses(wanted, programmed, in_use, &plan.target);
     common::check_addresses(&wanted.limits, &plan.target)?;

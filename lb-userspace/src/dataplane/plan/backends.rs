@@ -10,7 +10,7 @@ use lb_common::{
 use super::{
     entry::{address, nanoseconds},
     flow_use::FlowUse,
-    planned::{Leaving, Plan, PlanError},
+    planned::{Leaving, Misfit, Plan},
     snat::Blocks,
     wanted::{WantedBackend, WantedService},
 };
@@ -34,7 +34,7 @@ pub fn plan_backends(
     in_use: &FlowUse,
     now_ns: u64,
     plan: &mut Plan,
-) -> Result<Placed, PlanError> {
+) -> Placed {
     let mut unclaimed: BTreeMap<u32, &Backend> = programmed
         .backends
         .iter()
@@ -50,8 +50,9 @@ pub fn plan_backends(
     let mut unused: Option<Numbers> = None;
     let mut placed = Vec::new();
     let mut indexes = Placed::new();
-    for service in services {
+    'services: for service in services {
         let Some(id) = plan.services.get(&service.name).copied() else { continue };
+        let (place, mark) = (placed.len(), unused.as_ref().map(Numbers::mark));
         for wanted in &service.backends {
             let name = BackendId { service: service.name.clone(), address: wanted.address };
             let before = by_service.get(&id).into_iter().flatten().find_map(|index| {
@@ -60,10 +61,17 @@ pub fn plan_backends(
             });
             let index = match before {
                 Some((index, _)) => index,
-                None => unused
-                    .get_or_insert_with(&numbers)
-                    .allocate()
-                    .map_err(|full| PlanError::Backends { backend: name.clone(), full })?,
+                None => match unused.get_or_insert_with(&numbers).allocate() {
+                    Ok(index) => index,
+                    Err(full) => {
+                        // Others may have the indexes that it got.
+                        unused.as_mut().into_iter().for_each(|numbers| numbers.back_to(mark));
+                        placed.truncate(place);
+                        indexes.remove(&id);
+                        plan.leave_out(&service.name, Misfit::Backends { backend: name, full });
+                        continue 'services;
+                    }
+                },
             };
             unclaimed.remove(&index);
             plan.backends.insert(name, index);
@@ -85,9 +93,11 @@ pub fn plan_backends(
         plan.target.backends.insert(index, entry);
     }
     for (index, id, service, wanted, before) in placed {
-        let (snat_first, snat_count) = blocks.assign(&wanted.snat, before.as_ref()).ok_or_else(|| PlanError::Snat {
-            backend: BackendId { service: service.name.clone(), address: wanted.address },
-        })?;
+        let Some((snat_first, snat_count)) = blocks.assign(&wanted.snat, before.as_ref()) else {
+            let backend = BackendId { service: service.name.clone(), address: wanted.address };
+            plan.leave_out(&service.name, Misfit::Snat { backend });
+            continue;
+        };
         let generation = match &before {
             Some(before) => before.generation,
             None => programmed.backends.get(&index).map_or(0, |free| free.generation).wrapping_add(1).max(1),
@@ -103,7 +113,7 @@ pub fn plan_backends(
         }
     }
     plan.target.snat_addresses = blocks.into_addresses();
-    Ok(indexes)
+    indexes
 }
 
 /// Whether the entry is that of the wanted backend. Another mode, or another rule for the source

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use lb_common::{backend::Backend, service, settings};
 
-use super::{entry::address, flow_use::FlowUse, planned::PlanError, wanted::Wanted};
+use super::{entry::address, flow_use::FlowUse, planned::Misfit, wanted::Wanted};
 use crate::{
     dataplane::image::Image,
     model::{Limits, need::Need},
@@ -66,8 +66,8 @@ pub fn addresses(wanted: &Wanted, programmed: &Image, in_use: &FlowUse, target: 
     addresses
 }
 
-pub fn check_addresses(limits: &Limits, target: &Image) -> Result<(), PlanError> {
+pub fn check_addresses(limits: &Limits, target: &Image) -> Result<(), Misfit> {
     let mut need = Need::default();
     need.add_addresses(target.addresses.keys().copied());
-    need.exceeds(limits).first().map_or(Ok(()), |exceeded| Err(PlanError::Addresses(*exceeded)))
+    need.exceeds(limits).first().map_or(Ok(()), |exceeded| Err(Misfit::Addresses(*exceeded)))
 }

@@ -49,9 +49,10 @@ pub fn plan_part(
         Numbers::backends_except(used.chain(in_use.backends.iter().copied()).collect(), limits.backends)
     };
     let blocks = Blocks::beside(&cut);
-    let placed = backends::plan_backends((changed, &cut), limits, numbers, blocks, in_use, now_ns, &mut plan)?;
+    let placed = backends::plan_backends((changed, &cut), limits, numbers, blocks, in_use, now_ns, &mut plan);
     let inputs = Inputs { services: changed, programmed: &cut, slots, placed: &placed, limits, now_ns };
-    let slots = services::plan_services(&inputs, &mut room, memo, &mut plan)?;
+    let slots = services::plan_services(&inputs, &mut room, memo, &mut plan);
+    plan.complete()?;
     add_addresses(wanted, programmed, &mut cut, &mut plan.target);
     let flags = settings_flags(&plan.target);
     plan.target.settings = cut.settings.map(|settings| Settings { flags: settings.flags | flags, ..settings });

@@ -2,6 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
+    fmt,
     net::SocketAddr,
     sync::Arc,
 };
@@ -32,6 +33,9 @@ pub struct Plan {
     /// When the next drain of each service ends, whether or not its flows have; CLOCK_BOOTTIME, by
     /// the id of the service.
     pub ends: BTreeMap<u32, u64>,
+    /// Services for which there is no room. They are left out of a plan that has any, so that it
+    /// shows which others have none; such a plan is not carried out.
+    pub misfits: BTreeMap<ServiceName, Misfit>,
 }
 
 impl Plan {
@@ -52,6 +56,19 @@ impl Plan {
         self.target.services = held.map(|(vip, service)| (*vip, *service)).collect();
     }
 
+    /// Notes that there is no room for a service.
+    pub fn leave_out(&mut self, service: &ServiceName, misfit: Misfit) {
+        self.misfits.entry(service.clone()).or_insert(misfit);
+    }
+
+    /// The error for the services that were left out, if there are any.
+    pub fn complete(&mut self) -> Result<(), PlanError> {
+        if self.misfits.is_empty() {
+            return Ok(());
+        }
+        Err(PlanError { misfits: std::mem::take(&mut self.misfits), common: None })
+    }
+
     /// Notes that something of a service ends at `at_ns`.
     pub fn ends(&mut self, service: u32, at_ns: u64) {
         let next = self.ends.entry(service).or_insert(at_ns);
@@ -70,8 +87,18 @@ pub struct Leaving {
 }
 
 /// Why there is no plan; in that case nothing is written.
+#[derive(Clone, PartialEq, Eq, Debug)]
+pub struct PlanError {
+    /// For which services there is no room, and why; each would have room if the others were left
+    /// out, or has none even then.
+    pub misfits: BTreeMap<ServiceName, Misfit>,
+    /// What is missing for all services together.
+    pub common: Option<Misfit>,
+}
+
+/// For what there is no room.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-pub enum PlanError {
+pub enum Misfit {
     #[error("no room for the ring of service {service} ({len} slots): {full}; that takes a restart of the agent")]
     Rings { service: ServiceName, len: u32, full: Exceeded },
     #[error(
@@ -89,13 +116,38 @@ pub enum PlanError {
     Snat { backend: BackendId },
 }
 
-impl PlanError {
+impl Misfit {
     /// The service for which there is no room; `None` if it is not one service's alone.
     pub const fn service(&self) -> Option<&ServiceName> {
         match self {
-            PlanError::Rings { service, .. } | PlanError::Stats { service, .. } => Some(service),
-            PlanError::Backends { backend, .. } | PlanError::Snat { backend } => Some(&backend.service),
-            PlanError::Addresses(_) => None,
+            Misfit::Rings { service, .. } | Misfit::Stats { service, .. } => Some(service),
+            Misfit::Backends { backend, .. } | Misfit::Snat { backend } => Some(&backend.service),
+            Misfit::Addresses(_) => None,
+        }
+    }
+}
+
+impl From<Misfit> for PlanError {
+    fn from(misfit: Misfit) -> Self {
+        match misfit.service() {
+            Some(service) => Self { misfits: BTreeMap::from([(service.clone(), misfit)]), common: None },
+            None => Self { misfits: BTreeMap::new(), common: Some(misfit) },
+        }
+    }
+}
+
+impl std::error::Error for PlanError {}
+
+impl fmt::Display for PlanError {
+    /// The first misfit, and how many there are besides.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let mut all = self.misfits.values().chain(&self.common);
+        if let Some(first) = all.next() {
+            write!(f, "{first}")?;
+        }
+        match all.count() {
+            0 => Ok(()),
+            more => write!(f, " (and {more} more without room)"),
         }
     }
 }

@@ -17,7 +17,7 @@ use super::{
     backends::Placed,
     entry::{mode_number, nanoseconds},
     flow_use::FlowUse,
-    planned::{Plan, PlanError},
+    planned::{Misfit, Plan, PlanError},
     wanted::WantedService,
 };
 use crate::dataplane::image::{Image, Slots, Write};
@@ -79,12 +79,7 @@ pub struct Inputs<'a> {
 }
 
 /// Plans the entries and rings of these services, and returns the writes of the slots.
-pub fn plan_services(
-    inputs: &Inputs<'_>,
-    room: &mut Room,
-    memo: &mut Memo,
-    plan: &mut Plan,
-) -> Result<Vec<Write>, PlanError> {
+pub fn plan_services(inputs: &Inputs<'_>, room: &mut Room, memo: &mut Memo, plan: &mut Plan) -> Vec<Write> {
     let Inputs { programmed, placed, .. } = inputs;
     let Room { ranges, kept, stats } = room;
     let mut writes = Vec::new();
@@ -92,17 +87,20 @@ pub fn plan_services(
     let flows = with_flows(plan);
     for service in inputs.services {
         let Some(id) = plan.services.get(&service.name).copied() else { continue };
+        if plan.misfits.contains_key(&service.name) {
+            continue;
+        }
         let of_service = placed.get(&id).map(Vec::as_slice).unwrap_or_default();
+        let places = match Places::of(service, id, programmed, ranges, kept, stats) {
+            Ok(places) => places,
+            Err(misfit) => {
+                plan.leave_out(&service.name, misfit);
+                continue;
+            }
+        };
         for (family, ring) in &service.rings {
+            let Some(offset) = places.offsets.get(family).copied() else { continue };
             let len = ring.declared().ring_size;
-            let offset = match kept.remove(&(id, *family)) {
-                Some(offset) => offset,
-                None => ranges.allocate(len).map_err(|full| PlanError::Rings {
-                    service: service.name.clone(),
-                    len,
-                    full,
-                })?,
-            };
             let decided = Decided {
                 ring: ring.clone(),
                 offset,
@@ -111,18 +109,12 @@ pub fn plan_services(
             };
             let is_running = running.contains(&(offset, len));
             writes.extend(memo.decide((id, *family), decided, inputs.slots, is_running, inputs.now_ns));
-            for vip in service.vips.iter().filter(|vip| Family::of(vip) == *family) {
-                let vip = SocketAddr::new(*vip, service.port);
-                let stats = stats.assign(vip, programmed).map_err(|full| PlanError::Stats {
-                    service: service.name.clone(),
-                    vip,
-                    full,
-                })?;
+            for (vip, stats) in places.stats.iter().filter(|(vip, _)| Family::of(&vip.ip()) == *family) {
                 let entry = Service {
                     ring_offset: offset,
                     ring_len: len,
                     id,
-                    stats,
+                    stats: *stats,
                     flags: match service.affinity {
                         Affinity::None => 0,
                         Affinity::ClientIp => Service::FLAG_CLIENT_AFFINITY,
@@ -131,11 +123,69 @@ pub fn plan_services(
                     reserved: [0; 3],
                     draining_since_ns: 0,
                 };
-                plan.target.services.insert(vip, entry);
+                plan.target.services.insert(*vip, entry);
             }
         }
     }
-    Ok(writes)
+    writes
+}
+
+/// Where a service's rings and counters are.
+struct Places {
+    offsets: BTreeMap<Family, u32>,
+    stats: Vec<(SocketAddr, u32)>,
+}
+
+impl Places {
+    /// Those that it has, or free ones. A service for which there is no room gives back what it got.
+    fn of(
+        service: &WantedService,
+        id: u32,
+        programmed: &Image,
+        ranges: &mut Ranges,
+        kept: &mut BTreeMap<(u32, Family), u32>,
+        stats: &mut Stats,
+    ) -> Result<Self, Misfit> {
+        let mut places = Self { offsets: BTreeMap::new(), stats: Vec::new() };
+        let (mut allocated, mark) = (Vec::new(), stats.numbers.mark());
+        let found = places.find(service, id, programmed, (&mut *ranges, kept, &mut *stats), &mut allocated);
+        if let Err(misfit) = found {
+            allocated.into_iter().for_each(|offset| ranges.give_back(offset));
+            places.stats.iter().for_each(|(_, index)| stats.give_back(*index));
+            stats.numbers.back_to(Some(mark));
+            return Err(misfit);
+        }
+        Ok(places)
+    }
+
+    fn find(
+        &mut self,
+        service: &WantedService,
+        id: u32,
+        programmed: &Image,
+        (ranges, kept, stats): (&mut Ranges, &mut BTreeMap<(u32, Family), u32>, &mut Stats),
+        allocated: &mut Vec<u32>,
+    ) -> Result<(), Misfit> {
+        for (family, ring) in &service.rings {
+            let len = ring.declared().ring_size;
+            let offset = match kept.remove(&(id, *family)) {
+                Some(offset) => offset,
+                None => {
+                    let full = |full| Misfit::Rings { service: service.name.clone(), len, full };
+                    let offset = ranges.allocate(len).map_err(full)?;
+                    allocated.push(offset);
+                    offset
+                }
+            };
+            self.offsets.insert(*family, offset);
+            for vip in service.vips.iter().filter(|vip| Family::of(vip) == *family) {
+                let vip = SocketAddr::new(*vip, service.port);
+                let full = |full| Misfit::Stats { service: service.name.clone(), vip, full };
+                self.stats.push((vip, stats.assign(vip, programmed).map_err(full)?));
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Plans the entries of VIPs that are no longer wanted, each with its entry and since when that is
@@ -155,7 +205,7 @@ pub fn plan_leaving(
         Some(offset) => (offset, slots.range(offset, REJECTING)),
         None => {
             let service = ServiceName::of_file("(those that left)");
-            let full = |full| PlanError::Rings { service, len: REJECTING, full };
+            let full = |full| Misfit::Rings { service, len: REJECTING, full };
             (ranges.allocate(REJECTING).map_err(full)?, Vec::new())
         }
     };
@@ -526,6 +576,10 @@ struct Stats {
 impl Stats {
     fn new(numbers: Numbers, limits: &Limits) -> Self {
         Self { numbers, len: limits.service_stats(), given: BTreeSet::new() }
+    }
+
+    fn give_back(&mut self, index: u32) {
+        self.given.remove(&index);
     }
 
     fn assign(&mut self, vip: SocketAddr, programmed: &Image) -> Result<u32, Exceeded> {

@@ -537,6 +537,33 @@ fn too_large_rings_are_refused_by_name_and_nothing_is_planned() {
     assert!(error.to_string().contains("service web"), "{error}");
 }
 
+#[test]
+fn all_services_without_room_are_found_at_once_and_take_no_room_from_others() {
+    let limits = Limits { ring_slots: 100, backends: 5, ..Limits::default() };
+    let backends = |count: u8| (1..=count).map(|last| up(&format!("10.2.0.{last}:80"))).collect::<Vec<_>>();
+    let fits = || vec![service("a", &["192.0.2.1"], backends(1), 31), service("d", &["192.0.2.4"], backends(3), 31)];
+    let fit = plan(&Wanted { limits, ..wanted(fits()) }, &Image::default(), &Fake::default(), &FlowUse::default(), NOW);
+    assert_eq!(fit.map(|plan| plan.target.backends.len()), Ok(4));
+
+    let large = service("b", &["192.0.2.2"], backends(0), 127);
+    let many = service("c", &["192.0.2.3"], backends(4), 31);
+    let both_families = service("e", &["192.0.2.5", "2001:db8::5"], backends(0), 31);
+    let all = wanted(fits().into_iter().chain([large, many, both_families]).collect());
+    let error =
+        plan(&Wanted { limits, ..all }, &Image::default(), &Fake::default(), &FlowUse::default(), NOW).unwrap_err();
+    let misfits: Vec<(String, &Misfit)> =
+        error.misfits.iter().map(|(name, misfit)| (name.to_string(), misfit)).collect();
+    assert!(
+        matches!(
+            misfits.as_slice(),
+            [(b, Misfit::Rings { .. }), (c, Misfit::Backends { .. }), (e, Misfit::Rings { .. })]
+                if (b.as_str(), c.as_str(), e.as_str()) == ("b", "c", "e")
+        ),
+        "{misfits:?}"
+    );
+    assert!(error.common.is_none() && error.to_string().ends_with("(and 2 more without room)"), "{error}");
+}
+
 const VIPS: [&str; 6] = ["192.0.2.1", "192.0.2.2", "192.0.2.3", "2001:db8::1", "2001:db8::2", "2001:db8::3"];
 const BACKENDS: [&str; 6] =
     ["10.2.0.1:80", "10.2.0.2:80", "10.2.0.3:80", "[fd02::1]:80", "[fd02::2]:80", "[fd02::3]:80"];
