@@ -37,8 +37,14 @@ pub struct Reckoning {
 }
 
 impl Reckoning {
-    /// `excuse` says whether a connection of this backend may be lost although the backend lived.
-    pub fn of(stories: &[Story], bed: &Bed, truth: &Truth, excuse: impl Fn(&Story, SocketAddr) -> bool) -> Self {
+    /// `excuse` says whether a connection of this backend may be lost although the backend lived;
+    /// if not, the error says why not.
+    pub fn of(
+        stories: &[Story],
+        bed: &Bed,
+        truth: &Truth,
+        excuse: impl Fn(&Story, SocketAddr) -> Result<(), String>,
+    ) -> Self {
         let mut reckoning = Self { counts: BTreeMap::new(), broken: Vec::new() };
         let mut by_end: Vec<(Instant, &Story)> =
             stories.iter().map(|story| (story.record.ended.unwrap_or_else(Instant::now), story)).collect();
@@ -54,14 +60,22 @@ impl Reckoning {
             let backend = backend_of(story, bed);
             // A wrong answer is never right, whoever has died.
             let is_wrong = matches!(story.record.outcome, Outcome::Other(_));
-            match backend {
-                Some(backend) if !is_wrong && truth.died(backend, story.record.began, ended) => count.with_backend += 1,
-                Some(backend) if !is_wrong && excuse(story, backend) => count.excused += 1,
-                _ => {
-                    count.broken += 1;
-                    reckoning.broken.push(told(story, backend, ended, truth));
+            let lived = match backend.filter(|_| !is_wrong) {
+                None => String::new(),
+                Some(backend) if truth.died(backend, story.record.began, ended) => {
+                    count.with_backend += 1;
+                    continue;
                 }
-            }
+                Some(backend) => match excuse(story, backend) {
+                    Ok(()) => {
+                        count.excused += 1;
+                        continue;
+                    }
+                    Err(why) => format!("; {why}"),
+                },
+            };
+            count.broken += 1;
+            reckoning.broken.push(told(story, backend, ended, truth) + &lived);
         }
         reckoning
     }

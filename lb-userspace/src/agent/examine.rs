@@ -1,6 +1,6 @@
 //! Checks periodically whether the machine still meets the agent's needs, as `weir doctor` does.
 
-use std::{path::PathBuf, sync::Arc, time::Duration};
+use std::{collections::HashSet, path::PathBuf, sync::Arc, time::Duration};
 
 use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
@@ -63,6 +63,7 @@ async fn run(
 
 /// Logs the new findings.
 fn say(before: &[Finding], after: &[Finding]) {
+    let before: HashSet<&Finding> = before.iter().collect();
     for finding in after.iter().filter(|finding| !before.contains(finding)) {
         let Finding { severity, check, message, remedy } = finding;
         match severity {

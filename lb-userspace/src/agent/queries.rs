@@ -1,7 +1,7 @@
 //! Queries about single flows: listing them, and looking up where a flow goes. There may be a
 //! million flows, so these functions take their time.
 
-use std::{collections::BTreeSet, net::SocketAddr, path::Path};
+use std::{collections::{BTreeSet, HashSet}, net::SocketAddr, path::Path};
 
 use lb_common::{backend::Backend, exception::Exception};
 
@@ -33,7 +33,7 @@ pub fn list_flows(
     chosen: Option<Vec<BackendId>>,
 ) -> Result<Vec<FlowView>, MapsError> {
     let flows = Flows { image: programmed.image(), programmed, now_ns: boottime_ns() };
-    let backends = chosen.map(|chosen| flows.indexes(&chosen));
+    let backends = chosen.map(|chosen| flows.indexes(chosen));
     let limit = filter.limit.unwrap_or(DEFAULT_FLOWS);
     let query = FlowQuery { client: filter.client, vip: filter.vip, backends, limit };
     let (nat, _) = NatTables::open(pin_dir)?.list(&query, flows.now_ns)?;
@@ -78,10 +78,11 @@ struct Flows<'a> {
 
 impl Flows<'_> {
     /// The indexes of these backends.
-    fn indexes(&self, chosen: &[BackendId]) -> BTreeSet<u32> {
+    fn indexes(&self, chosen: Vec<BackendId>) -> BTreeSet<u32> {
+        let chosen: HashSet<BackendId> = chosen.into_iter().collect();
         let is_chosen = |backend: &Backend| {
-            let name = self.programmed.name(backend.service);
-            address(backend).is_some_and(|at| chosen.iter().any(|id| id.address == at && id.service == name))
+            let service = self.programmed.name(backend.service);
+            address(backend).is_some_and(|address| chosen.contains(&BackendId { service, address }))
         };
         self.image.backends.iter().filter(|(_, backend)| is_chosen(backend)).map(|(index, _)| *index).collect()
     }

@@ -3,7 +3,7 @@
 //! a change of health wait.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeSet, HashSet},
     path::{Path, PathBuf},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
@@ -180,6 +180,7 @@ impl Queries for Reader {
 
     fn backends(&self, chosen: &[BackendId]) -> Vec<BackendView> {
         let services: BTreeSet<&ServiceName> = chosen.iter().map(|id| &id.service).collect();
+        let chosen: HashSet<&BackendId> = chosen.iter().collect();
         let mut views = self.moment(Asked::Services(&services)).backend_views(|service| services.contains(service));
         views.retain(|view| chosen.contains(&view.id()));
         views

@@ -1,12 +1,13 @@
 //! Waits until backends are drained, or get new connections again.
 
 use std::{
+    collections::HashSet,
     io::{self, IsTerminal},
     time::{Duration, Instant},
 };
 
 use super::{client::Client, text};
-use crate::{state::AdminState, view::types::BackendView};
+use crate::{state::{AdminState, BackendId}, view::types::BackendView};
 
 const PACE: Duration = Duration::from_millis(500);
 /// After a drain's deadline, the time for the remaining connections to end.
@@ -34,13 +35,13 @@ pub async fn until(
     chosen: &[BackendView],
     timeout: Option<Duration>,
 ) -> anyhow::Result<Waited> {
+    let ids: HashSet<BackendId> = chosen.iter().map(BackendView::id).collect();
     let begun = Instant::now();
     let mut progress = Progress::default();
     let mut run_out_since: Option<Instant> = None;
     loop {
         let all: Vec<BackendView> = client.get("/v1/backends").await?;
-        let backends: Vec<BackendView> =
-            all.into_iter().filter(|now| chosen.iter().any(|then| now.is_of_same(then))).collect();
+        let backends: Vec<BackendView> = all.into_iter().filter(|now| ids.contains(&now.id())).collect();
         let took = text::duration(begun.elapsed().as_secs_f64());
         let ended = |done, message| Ok(Waited { done, message, backends: backends.clone() });
         let remaining = match outcome(goal, &backends) {

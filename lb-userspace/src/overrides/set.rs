@@ -1,6 +1,6 @@
 //! What was set for each backend.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use crate::{model::Config, state::BackendId};
 
@@ -54,9 +54,10 @@ impl Overrides {
     ///
     /// A backend that returns to the file while it drains is the same backend, and keeps its
     /// overrides.
-    pub fn forget_gone(&mut self, config: &Config, is_draining: impl Fn(&BackendId) -> bool) -> Vec<BackendId> {
+    pub fn forget_gone(&mut self, config: &Config, is_draining: impl Fn(&BackendId) -> bool) -> BTreeSet<BackendId> {
         let is_declared = |id: &BackendId| config.backend(id).is_some();
-        let gone: Vec<BackendId> = self.0.keys().filter(|id| !is_declared(id) && !is_draining(id)).cloned().collect();
+        let gone: BTreeSet<BackendId> =
+            self.0.keys().filter(|id| !is_declared(id) && !is_draining(id)).cloned().collect();
         self.0.retain(|id, _| !gone.contains(id));
         gone
     }

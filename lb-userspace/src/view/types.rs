@@ -163,7 +163,7 @@ pub struct SyncStatus {
 }
 
 /// What a check found on this machine, and how to fix it.
-#[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
+#[derive(Clone, PartialEq, Eq, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Finding {
     pub severity: Severity,
@@ -174,7 +174,7 @@ pub struct Finding {
     pub remedy: String,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Serialize, Deserialize)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     Ok,
@@ -305,12 +305,6 @@ impl BackendView {
 
     pub fn id(&self) -> BackendId {
         BackendId { service: self.service_name(), address: self.address }
-    }
-
-    /// Whether both have the same [`BackendView::id`]. Most comparisons end with the address.
-    pub fn is_of_same(&self, other: &Self) -> bool {
-        (self.address, &self.service, &self.namespace, &self.port_name)
-            == (other.address, &other.service, &other.namespace, &other.port_name)
     }
 }
 

@@ -132,11 +132,17 @@ fn connections_survive_random_changes(layout: Layout, settle_time: Option<Durati
 }
 
 /// The documented limit: a flow that was silent while its slot left its backend and settled.
-fn may_be_forgotten(slots: &SlotHistory, story: &Story, backend: SocketAddr) -> bool {
+fn may_be_forgotten(slots: &SlotHistory, story: &Story, backend: SocketAddr) -> Result<(), String> {
     let Story { kind, record, .. } = story;
+    if *kind != Kind::Silent {
+        return Err("it was not silent".to_owned());
+    }
     let client = client_of(record);
     let until = record.ended.unwrap_or_else(Instant::now);
-    *kind == Kind::Silent && slots.settled_elsewhere(client, record.target, backend, record.began, until)
+    if slots.settled_elsewhere(client, record.target, backend, record.began, until) {
+        return Ok(());
+    }
+    Err(slots.told(client, record.target, record.began))
 }
 
 /// The socket is bound to any address; this is the client's.
@@ -185,12 +191,12 @@ fn crowd_and_reckoning_tell_a_loss_from_an_end() -> Result<()> {
     let stories = crowd.finish()?;
 
     let mut truth = Truth::new(Duration::from_secs(10));
-    let unknowing = Reckoning::of(&stories, &bed, &truth, |_, _| false);
+    let unknowing = Reckoning::of(&stories, &bed, &truth, |_, _| Err("no loss is excused here".to_owned()));
     let said = format!("{:#}", unknowing.expect_kept().expect_err("a server was killed"));
     assert!(said.contains("s2 = 10.2.0.12:8080 lived: never changed") && !said.contains("s1 ="), "{said}");
 
     VIPS.iter().for_each(|vip| truth.dies(bed.backend(2, *vip), died_at));
-    let knowing = Reckoning::of(&stories, &bed, &truth, |_, _| false);
+    let knowing = Reckoning::of(&stories, &bed, &truth, |_, _| Err("no loss is excused here".to_owned()));
     let talkers = knowing.count(Kind::Talker);
     assert_eq!((talkers.with_backend, knowing.count(Kind::Silent).with_backend), (30, 10), "{knowing}");
     // What is left are those that came when nobody listened.

@@ -1,5 +1,7 @@
 //! The views of the backends: first the declared ones, then the removed ones that still drain.
 
+use std::collections::HashMap;
+
 use lb_common::{
     backend::{Backend, WAY_NAT},
     flow::Family,
@@ -52,12 +54,20 @@ impl Moment {
                 });
             }
         }
-        let leaving = programmed.parts().filter(|part| is_asked(&part.name));
-        for (part, one) in leaving.flat_map(|part| part.leaving.iter().map(move |one| (part, one))) {
+        let parts = programmed.parts().filter(|part| is_asked(&part.name));
+        let leaving: Vec<(&Part, &Leaving)> =
+            parts.flat_map(|part| part.leaving.iter().map(move |one| (&**part, one))).collect();
+        if leaving.is_empty() {
+            return views;
+        }
+        let mut places: HashMap<BackendId, usize> =
+            views.iter().enumerate().map(|(place, view)| (view.id(), place)).collect();
+        for (part, one) in leaving {
             let left = self.leaving_view(part, one);
             // A leaving backend may have the name of a declared one: because the mode changed, or
             // because a new service has the name of a removed one. Both then share one line.
-            match views.iter_mut().find(|view| view.is_of_same(&left)) {
+            let place = *places.entry(left.id()).or_insert(views.len());
+            match views.get_mut(place) {
                 Some(view) => {
                     view.connections_active = match (view.connections_active, left.connections_active) {
                         (Some(here), Some(there)) => Some(here + there),

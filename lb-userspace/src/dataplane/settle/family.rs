@@ -1,6 +1,6 @@
 //! What a pass does with the exceptions of one address family.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap};
 
 use aya::{
     Pod,
@@ -171,7 +171,7 @@ where
 
     /// Removes the SEEN entries that `keep` has read, except those of slots in `refused`. An entry
     /// that the program has rewritten since then is put back.
-    pub fn forget(&mut self, refused: &HashSet<u32>) -> Result<(), MapsError> {
+    pub fn forget(&mut self, refused: &BTreeSet<u32>) -> Result<(), MapsError> {
         for (flow, entry) in std::mem::take(&mut self.scanned) {
             if refused.contains(&entry.slot) {
                 continue;

@@ -3,7 +3,7 @@
 //! to the programs that run at the same time.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::{BTreeSet, HashMap, HashSet},
     path::Path,
     sync::Arc,
 };
@@ -40,7 +40,7 @@ pub struct Settler {
     /// until the next pass.
     settling: HashMap<u32, Former>,
     /// The slots in `settling` whose flows found no room in this pass.
-    refused: HashSet<u32>,
+    refused: BTreeSet<u32>,
     /// Slots that this pass checks for remaining entries, with the `Slot::IN_*` flags of the tables
     /// that still hold some.
     collecting: HashMap<u32, u64>,
@@ -57,7 +57,7 @@ impl Settler {
             v4: FamilyPass::new(DsrTables::open(pin_dir, Family::V4)?),
             v6: FamilyPass::new(DsrTables::open(pin_dir, Family::V6)?),
             settling: HashMap::new(),
-            refused: HashSet::new(),
+            refused: BTreeSet::new(),
             collecting: HashMap::new(),
             census: SettleCensus::default(),
         })
@@ -156,14 +156,13 @@ impl Settler {
         let mut refused = Vec::new();
         self.v4.keep(&shared, &self.settling, &mut refused)?;
         self.v6.keep(&shared, &self.settling, &mut refused)?;
-        let is_refused: HashSet<u32> = refused.into_iter().collect();
+        let is_refused: BTreeSet<u32> = refused.into_iter().collect();
         for at in self.settling.keys().filter(|at| !is_refused.contains(at)) {
             update(&self.rings, *at, |slot| slot.clear(Slot::SETTLING).with(Slot::IN_ESTABLISHED));
             self.census.settled += 1;
         }
         for ring in &scope.rings {
-            let of_ring = is_refused.iter().filter(|at| at.checked_sub(ring.offset).is_some_and(|at| at < ring.len));
-            let count = of_ring.count() as u64;
+            let count = is_refused.range(ring.offset..ring.offset.saturating_add(ring.len)).count() as u64;
             if count > 0 {
                 self.census.rings.entry(ring.offset).or_default().without_room += count;
             }
