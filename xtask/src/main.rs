@@ -1,5 +1,5 @@
-//! `cargo xtask`: everything that a checkout needs, from the eBPF toolchain to the tests. Messages
-//! go to stderr, so that stdout is free for the output of `demo --json`.
+//! `cargo xtask`: sets up the tools, then builds, tests, lints and measures Weir. Messages go to
+//! stderr, so that stdout has only results, such as the document of `demo --json`.
 
 mod demo;
 mod ebpf;
@@ -41,10 +41,10 @@ struct Xtask {
 #[derive(Subcommand)]
 enum Command {
     /// Find or install the eBPF toolchain, the programs that the demo and the tests run, and a
-    /// kernel for guests.
+    /// kernel for guests (the virtual machines of tests).
     ///
-    /// The other commands call it for what they need. As root on Debian it installs what is
-    /// missing; elsewhere it says the command.
+    /// The other commands do the same for what they need. As root on Debian, this installs what is
+    /// missing; otherwise it fails and prints the command that installs it.
     Setup,
     /// Build the eBPF object, target/ebpf/weir.bpf.o.
     BuildEbpf,
@@ -53,51 +53,53 @@ enum Command {
         #[arg(long)]
         release: bool,
     },
-    /// Show Weir at work: a client, a balancer and three servers in network namespaces, real HTTP.
-    /// Needs root.
+    /// Demonstrate Weir with a client, a load balancer and three HTTP servers in network
+    /// namespaces. Needs root.
     Demo(demo::Arguments),
-    /// Measure; prints ratios, judges nothing. Needs root.
+    /// Run a benchmark; a slow result is never a failure. Needs root.
     #[command(subcommand)]
     Bench(Bench),
     /// Run the tests; all suites if none is named. All but `unit` need root.
     Test(suites::Arguments),
-    /// Leave out one rule of the ring after the other, and look whether the tests notice: minutes
-    /// for each. Needs root.
+    /// Remove the rules of the ring from a copy of the sources, one at a time, and check that the
+    /// tests fail without the rule. Takes minutes for each rule. Needs root.
     Mutate(mutate::Arguments),
-    /// Check the format, and lint for the host and for the BPF target.
+    /// Check formatting, dependencies between modules and licences, and run clippy for the host and
+    /// for the BPF target.
     Lint,
 }
 
 #[derive(Subcommand)]
 enum Bench {
-    /// Nanoseconds a packet by BPF_PROG_TEST_RUN, beside a floor that only encapsulates. The table,
-    /// or `--json`, goes to stdout.
+    /// Nanoseconds per packet, measured with BPF_PROG_TEST_RUN and compared with the floor: a
+    /// program that only encapsulates. The table, or the document of `--json`, goes to stdout.
     Packet {
-        /// Handed on: `--json`, `--markdown`, `--quick`, `--rounds N`, `--packets N`,
-        /// `--only TEXT`.
+        /// Options of the benchmark: `--json`, `--markdown`, `--quick`, `--rounds N`,
+        /// `--packets N`, `--only TEXT`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// Live frames through veth: Weir in each DSR mode against a program that only redirects, in
-    /// turns.
+    /// Frames per second through veth pairs: Weir in each DSR mode, compared with a program that
+    /// only redirects. The programs take turns.
     Forward {
-        /// Handed on: `--markdown`, `--rounds N`, `--packets N`.
+        /// Options of the benchmark: `--markdown`, `--rounds N`, `--packets N`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// The agent, built for release, with 1,000 services of 16 backends: from a change to the last
-    /// slot, processor time at rest and with probes, memory, start; each beside its target. Some
-    /// minutes.
+    /// Cost of the agent (release build) with 1,000 services of 16 backends: the time from a change
+    /// until the last slot is written, CPU time when idle and with probes, memory, and start time,
+    /// each beside its target. Takes some minutes.
     Control {
-        /// Handed on: `--json`, `--services N`, `--backends N`, `--ring N`, `--default-limits`,
-        /// `--mode nat|dsr-ipip|mixed`, `--no-probes`, `--probes-only`, `--changes N`,
-        /// `--seconds N`, `--interval MS`, `--flips N`.
+        /// Options of the benchmark: `--json`, `--services N`, `--backends N`, `--ring N`,
+        /// `--default-limits`, `--mode nat|dsr-ipip|mixed`, `--no-probes`, `--probes-only`,
+        /// `--changes N`, `--seconds N`, `--interval MS`, `--flips N`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
-    /// wrk through `nat` against wrk through a plain router, on beds alike that take turns.
+    /// HTTP requests by wrk through Weir in mode `nat`, compared with a plain router. The two run
+    /// in identical test beds and take turns.
     Http {
-        /// Handed on: `--rounds N`, `--seconds N`, `--connections N`.
+        /// Options of the benchmark: `--rounds N`, `--seconds N`, `--connections N`.
         #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
         arguments: Vec<String>,
     },
@@ -126,7 +128,7 @@ fn bench(what: &str, arguments: Vec<String>) -> Result<()> {
     demo::hand_over("bench", std::iter::once(what.to_owned()).chain(arguments))
 }
 
-/// It measures the agent as it is shipped.
+/// Measures the release build, which is the one that users run.
 fn bench_control(arguments: Vec<String>) -> Result<()> {
     demo::hand_over_with("bench", "release", std::iter::once("control".to_owned()).chain(arguments))
 }
