@@ -16,10 +16,10 @@ pub struct Arguments {
     /// Print one JSON document on stdout instead of the table.
     #[arg(long)]
     json: bool,
-    /// Leave everything running at the end, and say how to look around.
+    /// Leave everything running at the end, and print how to explore it.
     #[arg(long, conflicts_with = "clean")]
     keep: bool,
-    /// Remove what `--keep` has left, and end.
+    /// Remove what `--keep` left running, and exit.
     #[arg(long)]
     clean: bool,
 }
@@ -35,8 +35,8 @@ pub fn hand_over(program: &str, arguments: impl IntoIterator<Item = String>) -> 
     hand_over_with(program, "debug", arguments)
 }
 
-/// The same with the `weir` of a profile, `debug` or `release`. The program itself is always
-/// `debug`.
+/// Like [`hand_over`], with the `weir` of a build profile, `debug` or `release`. The program itself
+/// is always the `debug` one.
 pub fn hand_over_with(program: &str, profile: &str, arguments: impl IntoIterator<Item = String>) -> Result<()> {
     if !exec::is_root() {
         bail!("{program} makes network namespaces and loads BPF programs: run it as root");
@@ -51,7 +51,8 @@ pub fn hand_over_with(program: &str, profile: &str, arguments: impl IntoIterator
     say(program, path.display());
     let mut command = std::process::Command::new(&path);
     command.args(arguments).env("PATH", exec::path_with_sbin()?);
-    // exec replaces this process, so that the exit status and signals are the program's own.
+    // exec replaces this process, so that signals reach the program, and its exit status is
+    // xtask's.
     Err(command.env("WEIR_BIN", exec::target().join(profile).join("weir")).exec())
         .with_context(|| format!("can't start {}", path.display()))
 }

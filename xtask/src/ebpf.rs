@@ -16,8 +16,8 @@ pub fn build() -> Result<PathBuf> {
     build_in(exec::root())
 }
 
-/// Builds the object of Weir from the sources in `tree`, the repository's own or a copy of them
-/// ([`crate::tree`]), and puts it where that tree's lb-userspace looks for it.
+/// Builds Weir's object from the sources in `tree`, which is the repository or a copy of it
+/// ([`crate::tree`]), and puts it where the lb-userspace of `tree` looks for it.
 pub fn build_in(tree: &Path) -> Result<PathBuf> {
     build_bin(tree, "weir-ebpf", "weir.bpf.o")
 }
@@ -28,7 +28,7 @@ pub fn build_bench() -> Result<PathBuf> {
 }
 
 fn build_bin(tree: &Path, bin: &str, name: &str) -> Result<PathBuf> {
-    // A copy has a directory of its own, as `tree::host_cargo` has.
+    // A copy has its own target directory, for the reason given at `tree::host_cargo`.
     let directory = if tree == exec::root() { build_dir() } else { tree.join("target/ebpf-build") };
     run(setup::toolchain()?.cargo_into("build", &directory)?.current_dir(tree).args(["--bin", bin]))?;
 
@@ -39,8 +39,8 @@ fn build_bin(tree: &Path, bin: &str, name: &str) -> Result<PathBuf> {
     // Unchanged bytes keep their time stamp, so that lb-userspace isn't rebuilt.
     if std::fs::read(&object).ok().as_ref() != Some(&bytes) {
         std::fs::create_dir_all(&dir).with_context(|| format!("can't make {}", dir.display()))?;
-        // Replace the file by rename: a build that reads it at this moment sees either the old or
-        // the new one.
+        // Replace the file by rename, so that a concurrent build reads either the old or the new
+        // object.
         let new = dir.join(format!("{name}.new"));
         std::fs::write(&new, &bytes).with_context(|| format!("can't write {}", new.display()))?;
         std::fs::rename(&new, &object).with_context(|| format!("can't write {}", object.display()))?;

@@ -30,11 +30,11 @@ pub fn is_root() -> bool {
     nix::unistd::geteuid().is_root()
 }
 
-/// PATH with the directories of root's programs on Debian, which `su` leaves out.
+/// PATH with Debian's `sbin` directories, which `su` leaves out.
 pub fn path_with_sbin() -> Result<OsString> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let sbin = ["/usr/sbin", "/sbin"].map(PathBuf::from);
-    std::env::join_paths(std::env::split_paths(&path).chain(sbin)).context("PATH can't be extended")
+    std::env::join_paths(std::env::split_paths(&path).chain(sbin)).context("can't add /usr/sbin and /sbin to PATH")
 }
 
 /// Prints one line about what was done or found.
@@ -45,12 +45,12 @@ pub fn say(what: &str, line: impl fmt::Display) {
 /// The cargo that runs xtask, for the host part of the workspace.
 pub fn host_cargo(arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
     let mut cargo = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
-    // Use the object that xtask builds, even if the shell sets another one.
+    // Use the object that xtask builds, even if the environment names another one.
     cargo.current_dir(root()).args(arguments).env_remove("WEIR_BPF_OBJECT");
     cargo
 }
 
-/// Runs the command on our own terminal; fails if the command fails.
+/// Runs the command with its output on the terminal; fails if the command fails.
 pub fn run(command: &mut Command) -> Result<()> {
     let status = command.stdin(Stdio::null()).status().with_context(|| format!("can't start {}", shown(command)))?;
     if !status.success() {
@@ -59,8 +59,9 @@ pub fn run(command: &mut Command) -> Result<()> {
     Ok(())
 }
 
-/// Runs the command silently behind a progress line with `what`, the elapsed time and the command's
-/// latest line. If the command fails, its output is shown.
+/// Runs the command and writes its output to `log`. The terminal shows a progress line with `what`,
+/// the elapsed time and the latest line of output. If the command fails, the end of its output is
+/// shown.
 pub fn run_quietly(what: &str, log: &Path, command: &mut Command) -> Result<()> {
     let (reader, writer) = nix::unistd::pipe().context("can't make a pipe")?;
     let mut child = command
@@ -69,8 +70,8 @@ pub fn run_quietly(what: &str, log: &Path, command: &mut Command) -> Result<()> 
         .stderr(writer)
         .spawn()
         .with_context(|| format!("can't start {}", shown(command)))?;
-    // The command's builder keeps copies of the pipe's write end, which would keep the reader
-    // waiting.
+    // `command` keeps copies of the pipe's write end. Unless they are closed, the reader never sees
+    // the end of the output.
     command.stdout(Stdio::null()).stderr(Stdio::null());
 
     let (lines, newest) = mpsc::channel();
@@ -111,14 +112,14 @@ pub fn run_quietly(what: &str, log: &Path, command: &mut Command) -> Result<()> 
     Ok(())
 }
 
-/// A command as a person would type it.
+/// The command line, for messages.
 pub fn shown(command: &Command) -> String {
     let words = std::iter::once(command.get_program()).chain(command.get_args());
     words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
 }
 
-/// Makes xtask survive Ctrl-C: the terminal sends it to the child too, which cleans up by itself,
-/// so xtask waits for the child instead of dying first.
+/// Makes xtask survive Ctrl-C. The terminal also sends the signal to the child process, which
+/// cleans up and ends; xtask waits for that instead of ending first.
 pub fn outlive_interrupts() {
     extern "C" fn ignore(_: nix::libc::c_int) {}
     use nix::sys::signal::{SigHandler, Signal, signal};
@@ -126,17 +127,19 @@ pub fn outlive_interrupts() {
     // by children, a handler is not.)
     let set = unsafe { signal(Signal::SIGINT, SigHandler::Handler(ignore)) };
     if let Err(error) = set {
-        say("warning", format_args!("Ctrl-C will not wait for children: {error}"));
+        say("warning", format_args!("Ctrl-C will end xtask before its child processes have cleaned up: {error}"));
     }
 }
 
-/// The interval between progress lines where there is no terminal.
+/// The interval between progress lines if stderr is not a terminal.
 const PLAIN_EVERY: Duration = Duration::from_secs(5);
 
 struct Progress {
     what: String,
     started: Instant,
+    /// `None` if stderr is not a terminal.
     bar: Option<ProgressBar>,
+    /// Without a bar: when the last progress line was printed, and the command's latest line.
     plain: std::cell::RefCell<(Instant, String)>,
 }
 

@@ -1,6 +1,7 @@
-//! The `weir` of another time, for the tests of upgrades: members of the shared types lie in other
-//! places, some are wider, and some are new. It is built from a copy of the sources in which the
-//! types are edited, so that the sources themselves know nothing of it.
+//! Builds a second `weir`, whose maps have another layout, for the tests of upgrades: in the types
+//! of lb-common, some members have other offsets, some are wider, and some are new. It is built
+//! from a copy of the sources in which these types are edited, so that the real sources contain
+//! nothing for this purpose.
 
 use std::time::Instant;
 
@@ -88,7 +89,7 @@ const EDITS: &[Edit] = &[
     edit(SERVICE, "size_of::<Stats>() == 48", "size_of::<Stats>() == 56"),
 ];
 
-/// Builds it, and keeps it as `weir-other-layout` beside the usual `weir`.
+/// Builds this second `weir` as `weir-other-layout`, beside the usual `weir`.
 pub fn build() -> Result<()> {
     let began = Instant::now();
     let tree = tree::copy("other-layout", EDITS)?;

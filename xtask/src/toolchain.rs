@@ -37,9 +37,10 @@ pub enum Origin {
     Debian,
 }
 
-/// The version of bpf-linker that the README and CI use.
+/// The version of bpf-linker that `setup` installs.
 pub const LINKER_VERSION: &str = "0.13.0";
-/// Where cargo installs the tools that setup builds, so that the user's own are not changed.
+
+/// The directory for the tools that `setup` builds, so that it does not change the user's own.
 pub fn tools() -> PathBuf {
     exec::root().join("target/tools")
 }
@@ -154,6 +155,7 @@ pub fn build_dir() -> PathBuf {
 /// jumps.
 const RUSTFLAGS: [&str; 3] = ["-Cdebuginfo=2", "-Clink-arg=--btf", "-Ctarget-cpu=v3"];
 
+/// Variables that the cargo and the rustup shim that run xtask may have set.
 const FOREIGN: [&str; 12] = [
     "CARGO",
     "CARGO_BUILD_RUSTC",
@@ -169,8 +171,8 @@ const FOREIGN: [&str; 12] = [
     "LD_LIBRARY_PATH",
 ];
 
-/// Finds bpf-linker, ours before any other. A linker that can't start (because its LLVM is gone) is
-/// skipped.
+/// Finds bpf-linker, first the one that `setup` built. A linker that can't start (because its LLVM
+/// is gone) is skipped.
 fn find_linker(versions: &mut Versions) -> Option<PathBuf> {
     let own = tools().join("bin/bpf-linker");
     let others = which("bpf-linker").into_iter().chain(home().map(|home| home.join(".cargo/bin/bpf-linker")));
@@ -190,10 +192,12 @@ fn home() -> Option<PathBuf> {
     std::env::var_os("HOME").map(PathBuf::from)
 }
 
-/// The `--version` output of programs, remembered as long as the file stays the same: asking a
-/// compiler takes longer than everything else.
+/// The `--version` output of programs, cached until the program's file changes: to start a compiler
+/// takes longer than the rest of a `setup` that finds everything.
 pub struct Versions {
+    /// The file of the cache.
     stamp: PathBuf,
+    /// Versions by path, size and time of the program's file.
     known: BTreeMap<String, String>,
     changed: bool,
 }
@@ -201,13 +205,13 @@ pub struct Versions {
 impl Versions {
     pub fn load() -> Self {
         let stamp = tools().join("versions");
-        // Without the file, every program is asked again.
+        // If the cache can't be read, every program is run again.
         let text = std::fs::read_to_string(&stamp).unwrap_or_default();
         let known = text.lines().filter_map(|line| line.split_once('\t')).map(|(k, v)| (k.to_owned(), v.to_owned()));
         Self { stamp, known: known.collect(), changed: false }
     }
 
-    /// `None`: the file does not exist, or does not run.
+    /// The version of `program`; `None` if there is no such file, or if it can't be run.
     fn of(&mut self, program: &Path) -> Option<String> {
         let metadata = std::fs::metadata(program).ok()?;
         let modified = metadata.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
