@@ -1,4 +1,4 @@
-//! Installs Debian packages without starting their services.
+//! Installs or downloads Debian packages, without starting their services.
 
 use std::{
     path::{Path, PathBuf},
@@ -13,14 +13,15 @@ use crate::{
     toolchain::tools,
 };
 
-/// Installs `packages` if running as root on Debian; otherwise fails and shows the command.
-pub fn install(packages: &[&str], why: &str) -> Result<()> {
+/// Installs `packages` if running as root on Debian; otherwise fails with an error that shows the
+/// command and says that `what` is missing.
+pub fn install(packages: &[&str], what: &str) -> Result<()> {
     let command = format!("apt-get install --no-install-recommends {}", packages.join(" "));
     if !is_debian() {
-        bail!("{why} is missing: install what Debian calls {} (there: `{command}`)", packages.join(", "));
+        bail!("missing: {what}; install the counterparts of Debian's {} (there: `{command}`)", packages.join(", "));
     }
     if !exec::is_root() {
-        bail!("{why} is missing; run as root: `apt-get update && {command}`, or `cargo xtask setup` as root");
+        bail!("missing: {what}; run `apt-get update && {command}` or `cargo xtask setup` as root");
     }
     let _quiet = NoServices::new()?;
     update_once();
@@ -35,7 +36,7 @@ pub fn install(packages: &[&str], why: &str) -> Result<()> {
     Ok(())
 }
 
-/// The package on which the first metapackage known to apt depends; installs neither.
+/// The package that `metas`' first metapackage known to apt depends on. Installs neither.
 pub fn dependency_of(metas: &[&str]) -> Result<String> {
     if exec::is_root() {
         update_once();
@@ -48,12 +49,12 @@ pub fn dependency_of(metas: &[&str]) -> Result<String> {
             return Ok(package.to_owned());
         }
     }
-    bail!("apt knows none of {}: `apt-get update`, and enable Debian's security archive", metas.join(", "))
+    bail!("apt knows none of {}: enable Debian's security archive and run `apt-get update`", metas.join(", "))
 }
 
-/// Downloads the archive of a package into `dir`; returns its path.
+/// Downloads the .deb file of a package into `dir`; returns the file's path.
 pub fn download(package: &str, dir: &Path) -> Result<PathBuf> {
-    // root's apt would download as the user `_apt`, which can't write there.
+    // By default, root's apt downloads as the user `_apt`, who can't write into `dir`.
     let mut download = apt("download");
     download.args(["-o", "APT::Sandbox::User=root", package]).current_dir(dir);
     run_quietly(&format!("download {package}"), &tools().join("apt-download.log"), &mut download)?;
@@ -62,9 +63,9 @@ pub fn download(package: &str, dir: &Path) -> Result<PathBuf> {
     archive.with_context(|| format!("apt-get downloaded {package}, but there is no .deb in {}", dir.display()))
 }
 
-/// Updates apt's lists, once, even if they are recent: with the lists of an installation medium apt
-/// would install old versions. A failure is only a warning, because the existing lists may be
-/// enough.
+/// Updates apt's package lists, once per run of xtask. Even recent lists are updated, because those
+/// of an installation medium name old versions. A failure is only a warning, because the existing
+/// lists may be enough.
 fn update_once() {
     static UPDATED: Once = Once::new();
     UPDATED.call_once(|| {
@@ -81,12 +82,13 @@ pub fn is_debian() -> bool {
 
 fn apt(subcommand: &str) -> Command {
     let mut apt = Command::new("apt-get");
-    // On a machine that was just started, another apt may be running.
+    // Wait for another apt, which may be running if the machine has just started.
     apt.arg(subcommand).args(["-q", "-o", "DPkg::Lock::Timeout=120"]).env("DEBIAN_FRONTEND", "noninteractive");
     apt
 }
 
-/// While it lives, package scripts start no services: `policy-rc.d` is Debian's way to forbid that.
+/// A guard: while it lives, package scripts start no services, because `policy-rc.d` (Debian's
+/// mechanism for this) forbids it. `None` if the machine has its own `policy-rc.d`.
 struct NoServices(Option<PathBuf>);
 
 impl NoServices {
@@ -109,7 +111,10 @@ impl Drop for NoServices {
         if let Some(policy) = &self.0
             && let Err(error) = std::fs::remove_file(policy)
         {
-            exec::say("warning", format_args!("{} stays and keeps services from starting: {error}", policy.display()));
+            exec::say(
+                "warning",
+                format_args!("can't remove {}, which keeps services from starting: {error}", policy.display()),
+            );
         }
     }
 }

@@ -1,4 +1,4 @@
-//! Finds or installs what the other commands need, and reports what it chose.
+//! Finds or installs the programs that the other commands need, and reports which it uses.
 
 use std::{path::Path, process::Command};
 
@@ -15,7 +15,7 @@ pub fn everything() -> Result<()> {
     clippy(&toolchain()?)?;
     programs()?;
     guest::setup()?;
-    say("ready", "cargo xtask build, demo, test and lint have what they need");
+    say("ready", "cargo xtask build, demo, test and lint have all that they need");
     Ok(())
 }
 
@@ -32,7 +32,7 @@ pub fn toolchain() -> Result<Toolchain> {
     Ok(toolchain)
 }
 
-/// Ensures clippy for the BPF target, from the same compiler.
+/// Ensures that the toolchain has clippy, of the same version as its compiler.
 pub fn clippy(toolchain: &Toolchain) -> Result<()> {
     if toolchain.compiler.clippy.exists() {
         return Ok(());
@@ -45,7 +45,7 @@ pub fn clippy(toolchain: &Toolchain) -> Result<()> {
     }
 }
 
-/// Ensures the programs that the demo and the tests run.
+/// Ensures that the programs that the demo and the tests run are installed.
 pub fn programs() -> Result<()> {
     const PROGRAMS: [(&str, &str); 10] = [
         ("bpftool", "bpftool"),
@@ -59,17 +59,18 @@ pub fn programs() -> Result<()> {
         ("tcpdump", "tcpdump"),
         ("wrk", "wrk"),
     ];
-    need(&PROGRAMS, "what the demo and the tests run")?;
+    need(&PROGRAMS, "programs that the demo and the tests run")?;
     let found = PROGRAMS.map(|(program, _)| program).join(", ");
     say("programs", found);
     Ok(())
 }
 
-/// Installs the packages of the programs that are missing.
-pub fn need(programs: &[(&str, &str)], why: &str) -> Result<()> {
+/// Installs the packages of the programs that are missing. Each pair is a program and its package;
+/// `what` describes the programs in errors.
+pub fn need(programs: &[(&str, &str)], what: &str) -> Result<()> {
     let missing: Vec<&str> =
         programs.iter().filter(|(program, _)| which(program).is_none()).map(|(_, package)| *package).collect();
-    if missing.is_empty() { Ok(()) } else { packages::install(&missing, why) }
+    if missing.is_empty() { Ok(()) } else { packages::install(&missing, what) }
 }
 
 fn install_toolchain(versions: &mut Versions) -> Result<Toolchain> {
@@ -113,7 +114,7 @@ fn install_linker(origin: Origin) -> Result<()> {
         if !Path::new("/usr/lib/llvm-22/bin/llvm-config").exists()
             || !Path::new("/usr/lib/llvm-22/lib/libPolly.a").exists()
         {
-            packages::install(&["llvm-22-dev", "libpolly-22-dev"], "LLVM 22, to build bpf-linker with,")?;
+            packages::install(&["llvm-22-dev", "libpolly-22-dev"], "LLVM 22, to build bpf-linker with")?;
         }
         cargo
             .args(["--no-default-features", "--features", "llvm-22"])

@@ -1,6 +1,6 @@
-//! The files of the repository, and copies of them for builds in which something is different.
+//! Lists the files of the repository, and copies them with edits, to build variants of Weir.
 //!
-//! Files are found without git: CI may have the sources without their repository.
+//! Files are found without git, because CI may have the sources without the `.git` directory.
 
 use std::{
     ffi::OsStr,
@@ -13,7 +13,7 @@ use anyhow::{Context, Result, ensure};
 
 use crate::exec;
 
-/// Directories that hold no sources, wherever they are.
+/// Names of directories that hold no sources, at any depth.
 const NO_SOURCES: [&str; 2] = ["target", ".git"];
 
 /// Every file of the repository, relative to its root, in order.
@@ -26,9 +26,9 @@ pub fn files() -> Result<Vec<PathBuf>> {
         for entry in fs::read_dir(&directory).with_context(|| format!("can't read {}", directory.display()))? {
             let entry = entry?;
             let path = entry.path();
-            let kind = entry.file_type().with_context(|| format!("can't look at {}", path.display()))?;
-            let holds_none = NO_SOURCES.iter().any(|name| path.ends_with(name)) || path == built;
-            if kind.is_dir() && !holds_none {
+            let kind = entry.file_type().with_context(|| format!("can't read the file type of {}", path.display()))?;
+            let is_skipped = NO_SOURCES.iter().any(|name| path.ends_with(name)) || path == built;
+            if kind.is_dir() && !is_skipped {
                 directories.push(path);
             } else if kind.is_file() {
                 files.push(path.strip_prefix(root).unwrap_or(&path).to_owned());
@@ -52,13 +52,13 @@ impl Edit {
     pub fn apply(&self, text: &str) -> Result<String> {
         let Self { file, from, to } = self;
         let found = text.matches(from).count();
-        ensure!(found == 1, "{file} has changed: it contains {found} times, and not once, {from:?}");
+        ensure!(found == 1, "{file} has changed: it contains this text {found} times instead of once: {from:?}");
         Ok(text.replace(from, to))
     }
 }
 
-/// Copies every file, with these edits, into `target/NAME`. Files that have not changed since the
-/// last copy keep their times, so that little is built again.
+/// Copies every file of the repository, with these edits, into `target/NAME`. Files that have not
+/// changed since the last copy keep their modification times, so that cargo rebuilds little.
 pub fn copy(name: &str, edits: &[Edit]) -> Result<PathBuf> {
     let tree = exec::root().join("target").join(name);
     let files = files()?;
@@ -69,7 +69,7 @@ pub fn copy(name: &str, edits: &[Edit]) -> Result<PathBuf> {
         let from = exec::root().join(&file);
         let mut bytes = fs::read(&from).with_context(|| format!("can't read {}", from.display()))?;
         for edit in edits.iter().filter(|edit| file == Path::new(edit.file)) {
-            let text = String::from_utf8(bytes).with_context(|| format!("{} is no UTF-8", from.display()))?;
+            let text = String::from_utf8(bytes).with_context(|| format!("{} is not UTF-8", from.display()))?;
             bytes = edit.apply(&text)?.into_bytes();
         }
         write(&tree.join(&file), &bytes)?;
@@ -77,7 +77,7 @@ pub fn copy(name: &str, edits: &[Edit]) -> Result<PathBuf> {
     Ok(tree)
 }
 
-/// Writes the file, unless it has these bytes already.
+/// Writes the file, unless it already contains these bytes.
 fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     if fs::read(path).ok().as_deref() != Some(bytes) {
         fs::create_dir_all(path.parent().context("a file without a directory")?)?;
@@ -86,9 +86,9 @@ fn write(path: &Path, bytes: &[u8]) -> Result<()> {
     Ok(())
 }
 
-/// Cargo for the host's part of a copy, with a target directory of the copy's own: cargo names what
-/// it builds by paths relative to the workspace, so in a shared directory it would take one tree's
-/// crates for the other's.
+/// Cargo for the host crates of a copy, with the copy's own target directory. Cargo names build
+/// outputs by paths relative to the workspace, so in a shared target directory it would confuse the
+/// crates of one tree with those of another.
 pub fn host_cargo(tree: &Path, arguments: impl IntoIterator<Item = impl AsRef<OsStr>>) -> Command {
     let mut cargo = exec::host_cargo(arguments);
     cargo.current_dir(tree).env("CARGO_TARGET_DIR", tree.join("target"));
