@@ -1,6 +1,6 @@
-//! The parts of virtual machines for tests: QEMU, which works without KVM, Debian kernels that are
-//! unpacked but never installed, and a Debian with systemd. They are kept outside target/, so that
-//! `cargo clean` costs no download.
+//! Prepares the virtual machines (guests) of tests: QEMU, which works without KVM, Debian kernels,
+//! which are unpacked but never installed, and a root file system with systemd. Kernels and root
+//! file system are kept outside target/, so that `cargo clean` does not cause another download.
 
 use std::{
     fs::{self, File},
@@ -15,8 +15,8 @@ mod debian;
 mod initrd;
 mod linux;
 
-/// Prepares guests whose only user space is an archive of this machine's programs: a kernel with
-/// the tunnels that end at a backend.
+/// Prepares guests without systemd, whose user space is an archive of this machine's programs:
+/// QEMU, and a kernel with the drivers of tunnels that end at a backend.
 pub fn setup() -> Result<()> {
     setup::need(
         &[
@@ -25,7 +25,7 @@ pub fn setup() -> Result<()> {
             ("depmod", "kmod"),
             ("mke2fs", "e2fsprogs"),
         ],
-        "what guests are made of",
+        "programs that build or run guests",
     )?;
     let _lock = lock()?;
     linux::bring(&linux::NEWEST).map(drop)
@@ -35,7 +35,7 @@ pub fn setup() -> Result<()> {
 /// system.
 pub fn images() -> Result<()> {
     setup()?;
-    setup::need(&[("debootstrap", "debootstrap")], "what makes a guest's root file system")?;
+    setup::need(&[("debootstrap", "debootstrap")], "the program that builds the guests' root file system")?;
     let _lock = lock()?;
     let kernels = [linux::bring(&linux::OLDEST)?, linux::bring(&linux::NEWEST)?];
     debian::bring(&kernels)
@@ -47,7 +47,7 @@ pub fn cache() -> Result<PathBuf> {
     let weir = set("WEIR_CACHE")
         .or_else(|| set("XDG_CACHE_HOME").map(|dir| dir.join("weir")))
         .or_else(|| set("HOME").map(|dir| dir.join(".cache/weir")));
-    Ok(weir.context("neither WEIR_CACHE nor HOME says where to keep what guests are made of")?.join("guest"))
+    Ok(weir.context("no directory for the files of guests: set WEIR_CACHE or HOME")?.join("guest"))
 }
 
 /// Locks the cache: one process at a time works on it.
@@ -60,9 +60,9 @@ fn lock() -> Result<File> {
     Ok(file)
 }
 
-/// Returns the directory `name` of the cache; runs `build` to make it unless it was made by the
-/// same recipe. It is built under another name and renamed at the end, so that an interrupted run
-/// leaves nothing that looks finished.
+/// Returns the directory `name` of the cache. If there is none, or it was built by another recipe,
+/// `build` makes it. It is built under another name and renamed at the end, so that an interrupted
+/// run leaves nothing that looks finished.
 fn part(name: &str, recipe: &str, build: impl FnOnce(&Path) -> Result<()>) -> Result<PathBuf> {
     let dir = cache()?.join(name);
     if fs::read_to_string(dir.join("recipe")).is_ok_and(|built| built == recipe) {
@@ -70,7 +70,8 @@ fn part(name: &str, recipe: &str, build: impl FnOnce(&Path) -> Result<()>) -> Re
     }
     if !packages::is_debian() {
         bail!(
-            "{name} for guests is missing: it is made of Debian's packages; run the suites `e2e` and `guest` on Debian"
+            "{name} for guests is missing: it is built from Debian's packages; run the suites `e2e` and `guest` on \
+            Debian"
         );
     }
     let new = cache()?.join(format!("{name}.new"));

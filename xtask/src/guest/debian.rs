@@ -1,4 +1,5 @@
-//! The root file system of guests with systemd: a small Debian 12 with the modules of every kernel.
+//! The root file system of guests with systemd: a small Debian 12 with the modules of every guest
+//! kernel.
 
 use std::{
     fs,
@@ -17,8 +18,8 @@ const SUITE: &str = "bookworm";
 /// The packages beyond a minimal Debian.
 const PACKAGES: &str = "systemd-sysv,kmod,iproute2,procps";
 
-/// Units that are useless in a test and slow down the boot: there are no logins, devices do not
-/// change, and the disk is thrown away.
+/// Units that tests do not need and that slow down the boot: there are no logins, devices do not
+/// change, and the disk is discarded at the end.
 const MASKED: &str = "
     apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_all.timer e2scrub_reap.service fstrim.timer
     systemd-tmpfiles-clean.timer
@@ -42,7 +43,7 @@ const GENERATORS: &str = "
     systemd-rc-local-generator
     systemd-run-generator systemd-system-update-generator systemd-sysv-generator systemd-veritysetup-generator";
 
-/// Directories that are useless in a guest that lives for minutes.
+/// Directories that are removed, because guests do not need them.
 const LEFT_OUT: [&str; 6] =
     ["usr/share/doc", "usr/share/man", "usr/share/locale", "usr/share/info", "var/cache/apt", "var/lib/apt/lists"];
 
@@ -65,10 +66,12 @@ pub fn bring(kernels: &[Unpacked]) -> Result<()> {
     part("debian-12", &recipe, |new| build(&bare, kernels, new)).map(drop)
 }
 
-/// Increase it when the output of [`build`] changes.
+/// The version of [`build`]'s output. Increase it when that output changes, so that caches are
+/// rebuilt.
 const FORMAT: u32 = 1;
 
-/// The slow part of the build, which does not depend on this repository.
+/// Installs a minimal Debian. This is the slow part of the build, and it does not depend on this
+/// repository, so it is cached by itself.
 fn bootstrap(new: &Path) -> Result<()> {
     let root = new.join("root");
     let mut debootstrap = Command::new("debootstrap");
@@ -85,21 +88,21 @@ fn build(bare: &Path, kernels: &[Unpacked], new: &Path) -> Result<()> {
         fs::create_dir_all(&to).with_context(|| format!("can't make {}", to.display()))?;
         run(Command::new("cp").arg("-a").arg(&from).arg(&to))?;
     }
-    settle(&root)?;
+    configure(&root)?;
     let image = new.join("root.ext4");
     let mut mke2fs = Command::new("mke2fs");
-    // No journal, because the changes of a run are thrown away.
+    // No file system journal, because a guest's changes to the disk are discarded.
     mke2fs.args(["-q", "-t", "ext4", "-O", "^has_journal", "-m", "0", "-d"]).arg(&root).arg(&image).arg("1500M");
     run_quietly("make the guests' disk", &new.join("mke2fs.log"), &mut mke2fs)?;
     remove(&root)
 }
 
-/// Configures the unpacked system.
-fn settle(root: &Path) -> Result<()> {
+/// Configures the Debian in `root` as a guest.
+fn configure(root: &Path) -> Result<()> {
     write(&root.join("etc/hostname"), "balancer\n")?;
     write(&root.join("etc/hosts"), "127.0.0.1 localhost balancer\n::1 localhost\n")?;
     write(&root.join("etc/fstab"), "")?;
-    // Without one, systemd would treat each boot as the first one of a new machine.
+    // Without a machine id, systemd would treat each boot as the first boot of a new machine.
     write(&root.join("etc/machine-id"), "5ca1ab1e0ddba11c0ffee0decade1337\n")?;
     write(&root.join("etc/systemd/journald.conf.d/guest.conf"), "[Journal]\nStorage=volatile\nRateLimitBurst=0\n")?;
     for (path, text) in FILES {

@@ -1,5 +1,5 @@
-//! The initial file system of guests with a disk: it loads the disk's drivers, and hands over to
-//! systemd.
+//! The initial file system (initrd) of guests with systemd: it loads the disk's drivers, mounts the
+//! disk and starts systemd from it.
 
 use std::{fs, path::Path, process::Command};
 
@@ -11,7 +11,8 @@ use crate::{
     toolchain::which,
 };
 
-/// The modules that find and read the disk; some are built into one kernel or the other.
+/// The modules that the kernel needs to find and read the disk. One kernel or the other has some of
+/// them built in.
 const MODULES: [&str; 5] = ["virtio_pci", "virtio_blk", "crc32c_generic", "crc32c_intel", "ext4"];
 const INIT: &str = include_str!("files/init");
 

@@ -1,4 +1,4 @@
-//! Debian kernels, each with its modules and an initial file system that finds a guest's disk.
+//! Debian kernels, each with its modules and an initrd that finds a guest's disk.
 
 use std::{
     collections::BTreeMap,
@@ -29,8 +29,8 @@ pub const OLDEST: Linux = Linux { version: "6.1", metas: &["linux-image-cloud-am
 pub const NEWEST: Linux =
     Linux { version: "6.12", metas: &["linux-image-6.12-cloud-amd64", "linux-image-cloud-amd64"] };
 
-/// The modules that a guest without systemd loads, in this order: a network card, and the tunnels
-/// that end at a backend.
+/// The modules that a guest without systemd loads, in this order: the network card's driver, and
+/// the drivers of tunnels that end at a backend.
 const TUNNELS: [&str; 4] = ["virtio_net", "ipip", "sit", "ip6_tunnel"];
 
 /// A kernel in the cache.
@@ -49,7 +49,8 @@ pub fn bring(linux: &Linux) -> Result<Unpacked> {
     Ok(Unpacked { dir, release })
 }
 
-/// Increase it when the output of [`build`] changes.
+/// The version of [`build`]'s output. Increase it when that output changes, so that caches are
+/// rebuilt.
 const FORMAT: u32 = 1;
 
 fn build(linux: &Linux, new: &Path) -> Result<()> {
@@ -57,7 +58,7 @@ fn build(linux: &Linux, new: &Path) -> Result<()> {
     let release = package.trim_start_matches("linux-image-");
     if !release.starts_with(&format!("{}.", linux.version)) {
         bail!(
-            "apt has no kernel {} here, only {package}: the guest suite needs Debian 12 (bookworm, with \
+            "apt has {package} instead of a kernel {}: the guest suite needs Debian 12 (bookworm, with \
             bookworm-security)",
             linux.version
         );
