@@ -24,26 +24,26 @@ pub struct Arguments {
     /// The suites to run; all if none is named.
     #[arg(value_enum)]
     suites: Vec<Suite>,
-    /// The long runs as well: five million packets of each flood, and what is nearly the same
-    /// again.
+    /// Run the tests at full length, such as floods of five million packets, and also tests that
+    /// are nearly the same as others.
     #[arg(long)]
     long: bool,
-    /// Handed on to the tests: a part of a test's name, `--nocapture`, ...
+    /// Arguments for the test programs: a part of a test's name, `--nocapture`, ...
     #[arg(last = true)]
     rest: Vec<String>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, ValueEnum)]
 enum Suite {
-    /// What needs no root: pure logic, properties, command lines.
+    /// Tests that need no root: pure logic, properties, command lines.
     Unit,
-    /// The programs, one packet at a time, by BPF_PROG_TEST_RUN; hooks and maps on this kernel;
-    /// that the bench runs. Needs root.
+    /// The eBPF programs, one packet at a time by BPF_PROG_TEST_RUN; the model of the ring's rules;
+    /// hooks and maps on this kernel; a short run of the benchmark. Needs root.
     Packet,
     /// Real connections to real servers in network namespaces. Needs root.
     E2e,
-    /// Installed by the documented commands on a Debian with systemd, on each older kernel that is
-    /// supported, in QEMU. Needs root.
+    /// Weir on Debian with systemd in QEMU, installed by the documented commands, on each older
+    /// kernel that Weir supports. Needs root.
     Guest,
 }
 
@@ -63,7 +63,7 @@ pub fn run_suites(arguments: &Arguments) -> Result<()> {
         ebpf::build()?;
         if exec::is_root() && needs_root {
             setup::programs()?;
-            // The bench's wrapper also makes the floods of the end-to-end suite.
+            // The end-to-end suite makes its packet floods with the benchmark's wrapper program.
             ebpf::build_bench()?;
         }
         if exec::is_root() && upgrades {
@@ -80,7 +80,7 @@ pub fn run_suites(arguments: &Arguments) -> Result<()> {
             say("", format_args!("{:>7.1} s  {name}", time.as_secs_f32()));
         }
     }
-    // Last, where somebody who has only the end of a log finds them.
+    // Print the errors last, because often only the end of a log is kept.
     for reason in outcomes.iter().flat_map(|outcome| &outcome.account.reasons) {
         say("why", reason);
     }
@@ -105,7 +105,8 @@ impl Suite {
         self != Suite::Unit
     }
 
-    /// Whether the suite's tests upgrade to another layout of maps; such suites boot guests, too.
+    /// Whether the suite's tests upgrade to a `weir` with another map layout. Such suites also boot
+    /// guests.
     const fn upgrades(self) -> bool {
         matches!(self, Suite::E2e | Suite::Guest)
     }
@@ -122,15 +123,15 @@ impl Suite {
         }
     }
 
-    /// The arguments of each run of the suite's test programs.
+    /// Each test program of the suite is run once with each of these lists of arguments.
     fn runs(self) -> &'static [&'static [&'static str]] {
         match self {
             Suite::Unit => &[&[]],
             // These tests mostly use CPU time, so they run one at a time.
             Suite::Packet => &[&["--test-threads=1"]],
-            // Most tests spend their time waiting, so several test beds run in parallel. Tests
-            // whose load fills the processors, or that judge times (`dead`, `traffic`), then run
-            // one at a time.
+            // Most tests spend their time waiting, so several test beds run in parallel. Tests that
+            // use all processors, or that check durations (`dead`, `traffic`), then run one at a
+            // time.
             Suite::E2e => &[
                 &[
                     "--test-threads=3",
@@ -214,8 +215,8 @@ fn run_suite(suite: Suite, binaries: &[Binary], arguments: &Arguments) -> Result
     Ok(outcome)
 }
 
-/// Sets where the tests find what they run: both builds of `weir`, the guests, and the packet suite
-/// to run in them.
+/// Sets the variables that tell the tests where to find the two builds of `weir`, the guests, and
+/// the packet suite to run in the guests.
 fn set_environment(command: &mut Command, binary: &Binary, binaries: &[Binary]) -> Result<()> {
     let packet = binaries.iter().find(|other| other.is_integration && other.target == "packet");
     command
@@ -225,9 +226,10 @@ fn set_environment(command: &mut Command, binary: &Binary, binaries: &[Binary]) 
         .env("WEIR_GUEST", guest::cache()?)
         .env("WEIR_PACKET_SUITE", &packet.context("cargo built no packet suite")?.path)
         .env("PATH", exec::path_with_sbin()?)
-        // An error's causes say more than where it was made, and stand last without that.
+        // Without a backtrace, a test's output ends with the causes of its error, which are more
+        // useful.
         .env("RUST_LIB_BACKTRACE", "0")
-        // Use the object that xtask builds, even if the shell sets another one.
+        // Use the object that xtask builds, even if the environment names another one.
         .env_remove("WEIR_BPF_OBJECT");
     Ok(())
 }
@@ -239,13 +241,13 @@ mod tests {
     #[test]
     fn every_end_to_end_test_is_run_once() {
         let main = std::fs::read_to_string(exec::root().join("tests/tests/e2e/main.rs")).unwrap();
-        // Modules with code that the tests share.
+        // Modules without tests of their own: code that the tests share.
         let helpers = ["scene", "stage"];
         let modules = main.lines().filter_map(|line| line.strip_prefix("mod ")?.strip_suffix(';'));
         for module in modules.filter(|module| !helpers.contains(module)) {
             let skip = format!("--skip={module}::");
             let runs = Suite::E2e.runs().iter().filter(|run| !run.contains(&skip.as_str())).count();
-            assert_eq!(runs, 1, "{module} is in so many runs of {:?}", Suite::E2e);
+            assert_eq!(runs, 1, "the number of runs of {:?} that include {module}", Suite::E2e);
         }
     }
 }

@@ -1,5 +1,6 @@
-//! Builds the test programs, all with one command. Cargo selects the features of dependencies for
-//! everything that one command builds, so a command per suite would rebuild lb-userspace for each.
+//! Builds all test programs with one cargo command. Cargo selects the features of dependencies for
+//! all packages of a command together, so with one command per suite, lb-userspace would be rebuilt
+//! for each suite.
 
 use std::{
     path::PathBuf,
@@ -36,7 +37,7 @@ pub fn tests() -> Result<Vec<Binary>> {
     let began = Instant::now();
     let binaries = programs(&mut host_cargo(["test", "--workspace", "--no-run"]))?;
     let (count, took) = (binaries.len(), began.elapsed().as_secs_f32());
-    say("build", format_args!("{count} programs of tests in {took:.0} s"));
+    say("build", format_args!("{count} test programs in {took:.0} s"));
     Ok(binaries)
 }
 
@@ -44,22 +45,23 @@ pub fn tests() -> Result<Vec<Binary>> {
 pub fn programs(cargo: &mut Command) -> Result<Vec<Binary>> {
     let binaries = binaries(&output(cargo.arg("--message-format=json-render-diagnostics"))?)?;
     if binaries.is_empty() {
-        bail!("{} names no program of tests", shown(cargo));
+        bail!("{} lists no test program", shown(cargo));
     }
     Ok(binaries)
 }
 
-/// What the command writes to stdout; its progress goes to our own terminal.
+/// Runs the command and returns its stdout. Its stderr, with cargo's progress, goes to the
+/// terminal.
 fn output(command: &mut Command) -> Result<String> {
     let command = command.stdin(Stdio::null()).stderr(Stdio::inherit());
     let output = command.output().with_context(|| format!("can't start {}", shown(command)))?;
     if !output.status.success() {
         bail!("{} failed ({})", shown(command), output.status);
     }
-    String::from_utf8(output.stdout).with_context(|| format!("{} writes no UTF-8", shown(command)))
+    String::from_utf8(output.stdout).with_context(|| format!("the output of {} is not UTF-8", shown(command)))
 }
 
-/// A line of `--message-format=json`; only the fields used here.
+/// A line of `--message-format=json`, with only the fields that are used here.
 #[derive(Deserialize)]
 struct Message {
     reason: String,
@@ -77,7 +79,8 @@ struct Target {
 
 #[derive(Deserialize)]
 struct Profile {
-    /// Whether it is a test program; an integration test makes cargo build plain binaries, too.
+    /// Whether the artifact is a test program. For an integration test, cargo also builds the
+    /// package's ordinary binaries.
     test: bool,
 }
 
@@ -85,7 +88,8 @@ struct Profile {
 fn binaries(messages: &str) -> Result<Vec<Binary>> {
     let mut binaries = Vec::new();
     for line in messages.lines().filter(|line| line.starts_with('{')) {
-        let message: Message = serde_json::from_str(line).with_context(|| format!("cargo says {line}"))?;
+        let message: Message =
+            serde_json::from_str(line).with_context(|| format!("can't parse cargo's message {line}"))?;
         let Message { manifest_path: Some(manifest), target: Some(target), profile: Some(profile), .. } = message
         else {
             continue;

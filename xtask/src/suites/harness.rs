@@ -10,15 +10,16 @@ use anyhow::{Context, Result};
 
 use crate::exec::shown;
 
-/// The results of the tests.
+/// The results of test programs, read from their output.
 #[derive(Debug, Default)]
 pub struct Account {
     pub passed: u64,
     pub failed: u64,
     /// The name and duration of each test.
     pub times: Vec<(String, Duration)>,
-    /// Why tests failed: the end of each error, as the tests have printed it.
+    /// The last lines of each error or panic that the tests printed.
     pub reasons: Vec<String>,
+    /// The lines so far of an error whose end has not been read yet.
     reading: Vec<String>,
 }
 
@@ -41,7 +42,8 @@ impl Account {
         self.read_reason(line);
     }
 
-    /// An error is what a test has returned, up to the harness's next line or a backtrace.
+    /// Collects the lines of an error: from the returned error or the panic message up to the test
+    /// harness's next line or a backtrace.
     fn read_reason(&mut self, line: &str) {
         let is_begin =
             line.starts_with("Error: ") || line.contains("' panicked at ") || line.contains(") panicked at ");
@@ -65,8 +67,9 @@ impl Account {
     }
 }
 
-/// So many lines of an error are repeated: its causes stand last.
+/// The maximum number of lines that are kept of an error: its last ones, which name its causes.
 const REASON_LINES: usize = 8;
+/// The maximum number of errors that are kept.
 const REASONS: usize = 10;
 
 /// Runs the test program; returns whether it succeeded.
@@ -78,20 +81,20 @@ pub fn run(command: &mut Command, account: &mut Account) -> Result<bool> {
     }
     command.stdin(Stdio::null()).stdout(Stdio::piped());
     let mut child = command.spawn().with_context(|| format!("can't start {}", shown(command)))?;
-    let output = child.stdout.take().context("the tests' output is gone")?;
+    let output = child.stdout.take().context("the test program's stdout is not a pipe")?;
     let failed_before = account.failed;
     copy_and_count(output, account)?;
     let status = child.wait().with_context(|| format!("can't wait for {}", shown(command)))?;
     Ok(status.success() && account.failed == failed_before)
 }
 
-/// Shows the output unchanged, as it comes.
+/// Copies the output to stdout unchanged, as it comes, and counts the results in it.
 fn copy_and_count(output: impl std::io::Read, account: &mut Account) -> Result<()> {
     let mut stdout = std::io::stdout().lock();
     let mut output = BufReader::new(output);
     let mut line = Vec::new();
     loop {
-        // In chunks, not lines, so that `test name ... ` is shown before the test's result.
+        // Read in chunks, not in lines, so that `test name ... ` is shown before the test's result.
         let chunk = output.fill_buf().context("can't read the tests' output")?;
         if chunk.is_empty() {
             account.end_reason();
