@@ -1,5 +1,5 @@
-//! Lints: format, comment width, allowed module uses, the licences of dependencies, and clippy for
-//! the host and for the BPF target.
+//! Checks the format, the width of lines, which modules use which, circular dependencies between
+//! files, and the licences of dependencies; then runs clippy for the host and for the BPF target.
 
 mod circles;
 mod comments;
@@ -25,7 +25,7 @@ pub fn run_all() -> Result<()> {
     licences::check()?;
     say("licences", "ok");
 
-    // lb-userspace embeds the object, so even checking it needs one.
+    // lb-userspace embeds the eBPF object, so clippy needs one, too.
     ebpf::build()?;
     run(&mut host_cargo(["clippy", "--workspace", "--all-targets", "--", "-D", "warnings"]))?;
     say("clippy", "host ok");
@@ -33,8 +33,8 @@ pub fn run_all() -> Result<()> {
     let toolchain = setup::toolchain()?;
     setup::clippy(&toolchain)?;
     let mut cargo = toolchain.cargo("check")?;
-    // This is what `cargo clippy` does itself. Debian's subcommand would look up cargo on PATH, and
-    // get rustup's.
+    // `cargo clippy` itself runs `cargo check` with these variables. Debian's `cargo-clippy` would
+    // look for cargo on PATH and find rustup's.
     cargo
         .args(["--lib", "--bins"])
         .env("RUSTC_WORKSPACE_WRAPPER", &toolchain.compiler.clippy)

@@ -1,6 +1,6 @@
-//! Finds circles of files in lb-userspace: files that need each other, directly or by way of
-//! others. A file that uses an item of its parent module needs the parent's file; a parent that
-//! only declares a child with `mod` does not need it.
+//! Finds circles of files in lb-userspace, that is, files that depend on each other, directly or
+//! through other files. A file that uses an item of its parent module depends on the parent's file.
+//! A parent that only declares a child with `mod` does not depend on the child.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -17,7 +17,7 @@ use syn::{
 use super::house::{SOURCES, is_for_tests, sources};
 use crate::exec;
 
-/// The path of a module, from the crate's root on.
+/// The path of a module, one element per segment, without `crate`.
 type Module = Vec<String>;
 
 /// Fails and lists the files of each circle.
@@ -35,7 +35,7 @@ pub fn check() -> Result<()> {
     });
     ensure!(
         circles.is_empty(),
-        "files of {SOURCES} need each other in a circle:\n  {}",
+        "files of {SOURCES} depend on each other in a circle:\n  {}",
         shown.collect::<Vec<_>>().join("\n  ")
     );
     Ok(())
@@ -45,7 +45,8 @@ fn module_of(file: &Path) -> Module {
     file.with_extension("").iter().map(|name| name.to_string_lossy().into_owned()).collect()
 }
 
-/// The modules whose items each module uses, of those that have a file.
+/// For each module, the other modules whose items it uses. Modules without a file of their own do
+/// not count.
 fn needs(texts: &BTreeMap<Module, String>) -> Result<BTreeMap<Module, BTreeSet<Module>>> {
     let mut needs = BTreeMap::new();
     for (module, text) in texts {
@@ -57,7 +58,7 @@ fn needs(texts: &BTreeMap<Module, String>) -> Result<BTreeMap<Module, BTreeSet<M
     Ok(needs)
 }
 
-/// The sets of modules that need each other.
+/// The sets of modules that depend on each other, directly or through others.
 fn circles(needs: &BTreeMap<Module, BTreeSet<Module>>) -> Vec<BTreeSet<Module>> {
     let reached: BTreeMap<&Module, BTreeSet<&Module>> =
         needs.keys().map(|module| (module, reachable(needs, module))).collect();
@@ -84,7 +85,7 @@ fn reachable<'a>(needs: &'a BTreeMap<Module, BTreeSet<Module>>, from: &Module) -
     reached
 }
 
-/// The modules with files that a file's paths lead to.
+/// Collects the modules that the paths in a file name, if these modules have files of their own.
 struct Paths<'a> {
     module: &'a Module,
     files: &'a BTreeMap<Module, String>,
@@ -98,8 +99,8 @@ impl Paths<'_> {
         }
     }
 
-    /// The deepest module with a file on a path; `None` for a path into another crate, or to an
-    /// item of the file itself.
+    /// The innermost module on the path that has a file; `None` if the path leads into another
+    /// crate or to an item of this file.
     fn resolve(&self, path: &[String]) -> Option<Module> {
         let (first, mut rest) = path.split_first()?;
         let mut at = match first.as_str() {
@@ -186,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_child_may_use_its_siblings_but_not_what_a_parent_defines_that_uses_it() {
+    fn a_child_may_use_its_siblings_but_not_items_of_a_parent_that_uses_the_child() {
         let child = "use super::other::X; use super::super::far::Y;";
         let files = [("p", "mod one; mod other; use self::one::Z;"), ("p::one", child), ("p::other", ""), ("far", "")];
         assert_eq!(found(&files), [""; 0]);

@@ -1,4 +1,5 @@
-//! Checks the width of comments, which rustfmt does not, and of code that rustfmt leaves as it is.
+//! Checks the width of comments, which rustfmt does not check, and of code, which rustfmt does not
+//! always break.
 
 use std::fs;
 
@@ -8,10 +9,10 @@ use crate::{exec, tree};
 
 /// The maximum width of a comment in columns, including indentation.
 const WIDTH: usize = 100;
-/// The same for code.
+/// The maximum width of code in columns.
 const CODE_WIDTH: usize = 120;
 
-/// Fails and lists every line that is too wide, in all source files.
+/// Fails and lists every line of any Rust file that is too wide.
 pub fn check() -> Result<()> {
     let mut wide = Vec::new();
     for file in tree::files()?.iter().filter(|file| file.extension().is_some_and(|extension| extension == "rs")) {
@@ -27,8 +28,8 @@ pub fn check() -> Result<()> {
     Ok(())
 }
 
-/// The line numbers of what is too wide. Code without a space at which it could be broken may be
-/// wider.
+/// The numbers of lines that are too wide. A line of code that has no space, at which it could be
+/// broken, may have any width.
 fn too_wide(text: &str) -> impl Iterator<Item = usize> {
     let is_wide = |line: &str| {
         let (text, width) = (line.trim_start(), line.chars().count());

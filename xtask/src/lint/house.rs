@@ -1,5 +1,5 @@
-//! Checks which top-level modules of lb-userspace use which others, against the table in
-//! docs/architecture.md, "Map of the house".
+//! Checks that each top-level module of lb-userspace uses exactly the other modules that the table
+//! in docs/architecture.md, "Map of the house", allows.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,11 +19,11 @@ use crate::{exec, tree};
 const DOCUMENT: &str = "docs/architecture.md";
 pub(super) const SOURCES: &str = "lb-userspace/src";
 const HEADING: &str = "## Map of the house";
-/// Files of the crate root, which may name every module.
+/// The crate roots, which may use every module.
 const ROOTS: [&str; 2] = ["lib", "main"];
 
-/// Fails and lists every use that the table does not allow, and every table entry that is not
-/// needed.
+/// Fails and lists every use that the table does not allow, and every allowed use that does not
+/// occur.
 pub fn check() -> Result<()> {
     let path = exec::root().join(DOCUMENT);
     let document = fs::read_to_string(&path).with_context(|| format!("can't read {}", path.display()))?;
@@ -48,10 +48,14 @@ pub fn check() -> Result<()> {
         let uses = used.remove(module).unwrap_or_default();
         let idle: Vec<&str> = may_use.difference(&uses).map(String::as_str).collect();
         if !idle.is_empty() {
-            wrong.push(format!("{DOCUMENT}: `{module}` does not use {}: take it out of its row", idle.join(", ")));
+            wrong.push(format!("{DOCUMENT}: `{module}` does not use {}: remove that from its row", idle.join(", ")));
         }
     }
-    ensure!(wrong.is_empty(), "modules and {DOCUMENT}, {HEADING:?}, differ:\n  {}", wrong.join("\n  "));
+    ensure!(
+        wrong.is_empty(),
+        "the modules do not use each other as {DOCUMENT}, {HEADING:?}, says:\n  {}",
+        wrong.join("\n  ")
+    );
     Ok(())
 }
 
@@ -62,7 +66,7 @@ fn table(document: &str) -> Result<BTreeMap<String, BTreeSet<String>>> {
     let mut rows = BTreeMap::new();
     for line in section.lines().filter(|line| line.starts_with("| `")) {
         let cells: Vec<&str> = line.trim_matches('|').split('|').collect();
-        let [module, _, uses] = cells[..] else { bail!("{DOCUMENT}: a row has not three cells: {line}") };
+        let [module, _, uses] = cells[..] else { bail!("{DOCUMENT}: a row does not have three cells: {line}") };
         let names =
             |cell: &str| -> BTreeSet<String> { cell.split('`').skip(1).step_by(2).map(str::to_owned).collect() };
         for module in names(module) {

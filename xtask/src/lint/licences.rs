@@ -1,5 +1,5 @@
-//! Checks the licences of all dependencies: each must allow Weir, under Apache-2.0 or MIT, to be
-//! distributed with it.
+//! Checks the licences of all dependencies: each must allow distribution as a part of Weir, which
+//! is under Apache-2.0 or MIT.
 
 use anyhow::{Context, Result, ensure};
 use serde::Deserialize;
@@ -7,7 +7,7 @@ use spdx::{Expression, LicenseReq, ParseMode};
 
 use crate::exec::{host_cargo, shown};
 
-/// Permissive licences; they ask for no more than keeping their text.
+/// Permissive licences: they require no more than that their text is kept.
 const ACCEPTED: [&str; 9] =
     ["Apache-2.0", "BSD-2-Clause", "BSD-3-Clause", "BSL-1.0", "CC0-1.0", "ISC", "MIT", "Unicode-3.0", "Zlib"];
 
@@ -29,7 +29,8 @@ pub fn check() -> Result<()> {
     let mut cargo = host_cargo(["metadata", "--format-version=1", "--locked"]);
     let output = cargo.output().with_context(|| format!("can't start {}", shown(&cargo)))?;
     ensure!(output.status.success(), "{}: {}", shown(&cargo), String::from_utf8_lossy(&output.stderr));
-    let metadata: Metadata = serde_json::from_slice(&output.stdout).context("cargo metadata writes no JSON")?;
+    let metadata: Metadata =
+        serde_json::from_slice(&output.stdout).context("can't parse the output of cargo metadata")?;
     let mut refused = Vec::new();
     for Package { name, version, license } in metadata.packages {
         let license = license.unwrap_or_default();
