@@ -1,5 +1,5 @@
-//! Removes one rule of the ring after the other, in a copy of the sources, and checks whether the
-//! model's suite notices. Not for CI: it rebuilds everything for each rule.
+//! Removes the rules of the ring from a copy of the sources, one at a time, and checks that the
+//! model's suite fails without the rule. Not for CI, because it rebuilds everything for each rule.
 
 mod rules;
 
@@ -24,9 +24,9 @@ use crate::{
 
 #[derive(Args)]
 pub struct Arguments {
-    /// Only rules whose name contains one of these; all if there is none.
+    /// Only rules whose name contains one of these texts; all rules if there is none.
     names: Vec<String>,
-    /// Random sequences of each family, at the most.
+    /// The maximum number of random sequences per address family.
     #[arg(long, default_value_t = 3000)]
     cases: u32,
 }
@@ -60,21 +60,21 @@ pub fn run_all(arguments: &Arguments) -> Result<()> {
         say("mutant", format_args!("{} ({:.0} s)", rule.name, begun.elapsed().as_secs_f32()));
     }
     if !survivors.is_empty() {
-        bail!("the suite does not notice that these are left out: {}", survivors.join("; "));
+        bail!("the suite does not notice that these rules are left out: {}", survivors.join("; "));
     }
     Ok(())
 }
 
 const SUITE: [&str; 5] = ["test", "-p", "weir-tests", "--test", "model"];
 
-/// The model's suite as the sources are, built once.
+/// The model's suite, built from the unchanged sources.
 fn usual_suite() -> Result<PathBuf> {
     suite_of(&mut host_cargo(SUITE))
 }
 
-/// The model's suite of a copy of the sources.
+/// The model's suite, built from a copy of the sources, with `object` embedded.
 fn mutated_suite(tree: &Path, object: &Path) -> Result<PathBuf> {
-    // The build of lb-userspace looks for the object here.
+    // The build script of lb-userspace looks for the object in this directory.
     let objects = tree.join("target/ebpf");
     std::fs::create_dir_all(&objects)?;
     std::fs::copy(object, objects.join("weir.bpf.o"))?;
@@ -84,7 +84,7 @@ fn mutated_suite(tree: &Path, object: &Path) -> Result<PathBuf> {
 fn suite_of(cargo: &mut Command) -> Result<PathBuf> {
     let mut programs = build::programs(cargo.arg("--no-run"))?.into_iter();
     let suite = programs.find(|program| program.is_integration && program.target == "model");
-    Ok(suite.context("cargo names no suite")?.path)
+    Ok(suite.context("cargo lists no model suite")?.path)
 }
 
 fn build_object(tree: &Path) -> Result<PathBuf> {
@@ -104,12 +104,12 @@ fn is_noticed(suite: &Path, object: &Path, cases: u32) -> Result<Option<String>>
     if run.status.success() {
         return Ok(None);
     }
-    // The suite must report a violation; failing to run does not count.
+    // Only a violation that the suite reports counts; other failures are errors.
     let violation =
         text.lines().find(|line| line.starts_with("flow ")).map(|line| line.split(';').next().unwrap_or(line));
     match violation {
         Some(violation) => Ok(Some(violation.to_owned())),
-        None => bail!("the suite failed otherwise:\n{text}"),
+        None => bail!("the suite failed without reporting a violation:\n{text}"),
     }
 }
 

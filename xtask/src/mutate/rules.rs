@@ -1,4 +1,4 @@
-//! The rules, and how each one is removed: by replacing one piece of source with another.
+//! The rules of the ring, and for each the edit that removes it from the sources.
 
 use crate::tree::Edit;
 
@@ -170,7 +170,7 @@ mod tests {
         for Rule { name, edit } in RULES {
             let source = std::fs::read_to_string(crate::exec::root().join(edit.file)).unwrap();
             let mutant = edit.apply(&source).unwrap();
-            assert_ne!(mutant, source, "\"{name}\" is not left out");
+            assert_ne!(mutant, source, "the edit for \"{name}\" changes nothing");
         }
     }
 }
