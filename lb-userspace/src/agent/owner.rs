@@ -1,5 +1,5 @@
-//! The agent's main task: it owns the maps, receives everything that changes what they should hold,
-//! writes them, and publishes what it wrote. Whatever only reads has tasks of its own.
+//! The agent's main task: it owns the maps, receives all events that change their desired contents,
+//! writes them, and publishes what it wrote. Other tasks answer queries.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -55,7 +55,7 @@ use crate::{
 pub struct Links {
     pub commands: mpsc::Receiver<Command>,
     pub health: mpsc::Receiver<HealthEvent>,
-    /// What the sources beside the file say.
+    /// The services from the sources other than the file.
     pub sources: watch::Receiver<Heard>,
     /// The backends to probe.
     pub targets: watch::Sender<Vec<ProbeTarget>>,
@@ -64,41 +64,41 @@ pub struct Links {
     pub census: watch::Receiver<Counted>,
     pub flow_passes: watch::Sender<Option<WantedPasses>>,
     pub settle_scope: watch::Sender<Option<settle::scope::SettleScope>>,
-    /// How often the audit has found that the maps differ from what was written.
+    /// How many times the audit has found that the maps differ from what was written.
     pub audited: watch::Receiver<u64>,
-    /// Free memory is given back to the kernel after each send.
+    /// Each send makes the heap task return free memory to the kernel.
     pub give_back: watch::Sender<()>,
-    /// The configuration that the doctor looks at.
+    /// The configuration that the doctor checks.
     pub examined: watch::Sender<Arc<Config>>,
-    /// Whether anybody traces the decisions of the BPF programs.
+    /// Whether any client traces the decisions of the BPF programs.
     pub is_traced: watch::Receiver<bool>,
-    /// The names for the numbers in their events.
+    /// The names of services, backends and interfaces, which trace events give by number.
     pub trace_names: watch::Sender<Names>,
 }
 
 /// The owner of the maps.
 pub struct Owner {
     desired: Desired,
-    /// The health of the backends as the probes' events tell it.
+    /// The health of the backends, from the probes' events.
     health: HealthOf,
-    /// What the maps should hold by all this.
+    /// The desired contents of the maps, computed from `desired`, `health` and the node.
     wanted: Wanted,
     rings: RingCache,
     warmup: Warmup,
     writer: Writer,
     file: File,
-    /// What the file says; `desired` has the services of all sources.
+    /// The configuration from the file alone; `desired` has the services of all sources.
     file_config: Arc<Config>,
-    /// What was refused of the other sources.
+    /// The refused services of the other sources.
     refusals: Arc<Vec<Refusal>>,
     state_dir: StateDir,
     links: Links,
-    /// Services to plan again with the next tick.
+    /// Services to plan again at the next tick.
     due: BTreeSet<ServiceName>,
     ticked_at: Instant,
     /// When each service became known to this agent.
     seen_since: Arc<BTreeMap<ServiceName, Instant>>,
-    /// Until when backends without a verdict keep the agent from being ready; `None` once it has
+    /// When the agent becomes ready even if some backends still have no verdict; `None` once it has
     /// been ready.
     starting_until: Option<Instant>,
     reloads: u64,
@@ -106,35 +106,36 @@ pub struct Owner {
 }
 
 const TICK: Duration = Duration::from_secs(1);
-/// Until the agent is ready, this often is looked whether it is.
+/// How often a starting agent checks whether it is ready.
 const STARTING_TICK: Duration = Duration::from_millis(100);
-/// From this many writes on, a plan has taken much memory.
+/// A plan of more writes than this has taken much memory, which is returned to the kernel.
 const MANY_WRITES: usize = 16_384;
-/// All services are planned again every this many ticks, whether or not anything has changed.
+/// After this many ticks, all services are planned again, whether or not anything has changed.
 const PLAN_EVERY: u32 = 300;
-/// What was refused of a source is tried again every this many ticks: there may be room by then.
+/// After this many ticks, refused services are tried again, because there may be room by then.
 const RETRY_REFUSED_EVERY: u32 = 60;
 
 /// What the owner begins with.
 pub struct Start {
-    /// What the file says.
+    /// The configuration from the file.
     pub config: Arc<Config>,
     pub seed: Seed,
     pub overrides: Overrides,
     pub state_dir: StateDir,
     pub file: File,
     pub writer: Writer,
-    /// The rings of some or all of its services, if they are built already.
+    /// Rings of the configuration's services that are already built, if any.
     pub rings: RingCache,
 }
 
 impl Owner {
-    /// The owner, and what it publishes.
+    /// The owner, and the receiver of the state that it publishes.
     pub fn new(start: Start, links: Links) -> (Self, watch::Receiver<Arc<Published>>) {
         let Start { config: file_config, seed, overrides, state_dir, file, writer, mut rings } = start;
         let limits = file_config.node.limits;
         let heard = links.sources.borrow().clone();
-        // What the state directory remembers of the other sources was served.
+        // The services of other sources that the state directory remembers were served before this
+        // start, so they count as running.
         let mut remembered: Vec<_> = heard.values().flat_map(|said| said.services.iter().cloned()).collect();
         remembered.sort_by(|a, b| a.name.cmp(&b.name));
         let running = Config { node: file_config.node.clone(), services: remembered };
@@ -247,8 +248,8 @@ impl Owner {
         }
     }
 
-    /// Takes over the state in the maps: the health here, and every index, drain and counter
-    /// through each plan.
+    /// Takes over the state that an earlier agent left in the maps. Health is read here; indexes,
+    /// drains and counters are kept because each plan starts from the contents of the maps.
     fn recover(&mut self) {
         match self.writer.read() {
             Ok(image) => {
@@ -280,7 +281,7 @@ impl Owner {
         }
     }
 
-    /// Works out what the maps should hold, writes it, and publishes the outcome.
+    /// Computes the desired contents of the maps, writes them, and publishes the outcome.
     fn reconcile(&mut self, scope: PlanScope) {
         self.refresh(&scope);
         self.write_and_publish(&scope);
@@ -338,7 +339,7 @@ impl Owner {
             self.links.give_back.send_replace(());
         }
         if written.writes > 0 {
-            // Its slots may have something to settle.
+            // Wakes the settle task, because the written slots may have to settle.
             self.links.settle_scope.send_modify(|_| {});
         }
         if self.desired.is_traced {
@@ -367,7 +368,7 @@ impl Owner {
         });
     }
 
-    /// Notes what has changed in the set of services.
+    /// Updates `seen_since` if the set of services has changed.
     fn note_services(&mut self) {
         let services = &self.desired.config.services;
         let is_same = self.seen_since.keys().eq(services.iter().map(|service| &service.name));
@@ -413,7 +414,8 @@ impl Owner {
             if programmed.is_wanted(part) {
                 self.due.insert(part.name.clone());
             }
-            // Its VIPs may let flows end too.
+            // VIPs that are kept only until their flows end may be due, too; removing them takes a
+            // plan of all services.
             is_whole |= !programmed.is_wanted(part) || programmed.keeps_for_flows();
         }
         if tick.is_multiple_of(RETRY_REFUSED_EVERY) && !self.refusals.is_empty() {
@@ -435,7 +437,7 @@ impl Owner {
         }
     }
 
-    /// Ends the drains whose flows are over, by the census.
+    /// Ends the drains of backends and VIPs that have no flows left, by the latest census.
     fn end_drains(&mut self) {
         let programmed = self.writer.programmed();
         let mut is_whole = programmed.keeps_for_flows();
@@ -460,7 +462,7 @@ impl Owner {
             return;
         }
         if Instant::now() >= until || is_judged(&self.desired, &self.health) {
-            // The last verdicts are on the slots before anybody is told.
+            // Write the last verdicts to the slots before reporting that the agent is ready.
             self.reconcile_due();
             if self.writer.sync().last_error.is_some() && Instant::now() < until {
                 return;
@@ -517,7 +519,8 @@ impl Owner {
             if waits { &mut later } else { &mut now }.insert(service.clone());
         }
         self.due.extend(later);
-        // While verdict follows verdict there is no tick.
+        // While verdicts keep arriving, the `select` in `run` never reaches the tick, so plan here
+        // what is due.
         if self.ticked_at.elapsed() > TICK {
             self.ticked_at = Instant::now();
             now.append(&mut self.due);
@@ -614,7 +617,7 @@ impl Owner {
 
     fn forget_overrides(&mut self) {
         if self.desired.holds {
-            // A backend that nobody has declared yet may be a source's.
+            // A source that has not told its services yet may still declare the backend.
             return;
         }
         let programmed = self.writer.programmed();
@@ -642,8 +645,8 @@ impl Owner {
     /// Reloads the file after SIGHUP.
     async fn reload_by_signal(&mut self) {
         if self.starting_until.is_some() {
-            // READY=1, which ends a reload, would also end the start. The result is in the log and
-            // the status.
+            // Report nothing to systemd: READY=1, which ends a reload, would also end the start.
+            // The result is in the log and the status.
             drop(self.reload(false).await);
             return;
         }
@@ -654,7 +657,7 @@ impl Owner {
         self.publish();
     }
 
-    /// Takes new content from the source, unless an explicit reload has already judged it.
+    /// Applies new content of the file, unless an explicit reload has already judged it.
     fn follow(&mut self, loaded: &Arc<Loaded>) {
         if !self.file.is_judged(loaded) {
             // The result is in the log and the status.
@@ -662,7 +665,7 @@ impl Owner {
         }
     }
 
-    /// Applies the configuration, or returns why not and changes nothing.
+    /// Applies the configuration, or changes nothing and returns the reasons.
     fn take_config(&mut self, loaded: &Arc<Loaded>, accept_loss: bool) -> Reload {
         let before = self.file_config.clone();
         let result = match &loaded.result {
@@ -717,8 +720,9 @@ impl Owner {
         Ok(message)
     }
 
-    /// Takes over what the sources beside the file say. If what is in the way belongs to no service
-    /// of theirs, the writer says so, and tries again.
+    /// Applies the services of the sources other than the file. If the result does not fit into the
+    /// maps, and refusing services of these sources does not help, the writer reports the error and
+    /// tries again.
     fn take_sources(&mut self) {
         self.links.sources.mark_unchanged();
         let (file, seed) = (self.file_config.clone(), self.desired.seed);
@@ -728,13 +732,14 @@ impl Owner {
         self.apply(trial);
     }
 
-    /// What this file and the other sources say together.
+    /// Merges this file with the services of the other sources.
     fn merge(&self, file: &Config, unfit: &Unfit) -> Merged {
         merge(file, &self.links.sources.borrow(), unfit, &self.desired.config, &self.desired.limits)
     }
 
-    /// What would follow from another file; `merged` is what it and the other sources say together.
-    /// A service of another source that does not fit keeps what it had, and holds up no other one.
+    /// The state that would result from `file`; `merged` is the configuration from this file and
+    /// the other sources. A service of another source that does not fit is refused: it stays as it
+    /// was, and does not hold up the other services.
     fn propose(&mut self, file: &Config, mut merged: Merged, seed: Seed) -> Proposal {
         let mut unfit = Unfit::new();
         loop {
@@ -757,7 +762,7 @@ impl Owner {
         self.refusals = Arc::new(refusals);
     }
 
-    /// What would follow from another configuration, with the services of all sources.
+    /// The state that would result from `config`, which has the services of all sources.
     fn trial(&mut self, config: Config, seed: Seed) -> Trial {
         let holds = holds(&self.links.sources.borrow());
         let running = &self.desired.config;
@@ -799,15 +804,15 @@ impl Owner {
     }
 }
 
-/// What would follow from another file, or from other words of the sources.
+/// The result of merging a new file, or new services of the other sources, before it is applied.
 struct Proposal {
     trial: Trial,
     refusals: Vec<Refusal>,
-    /// Why it does not fit into the maps, apart from services of other sources that were refused.
+    /// Why the trial does not fit into the maps, even without the refused services.
     misfit: Option<PlanError>,
 }
 
-/// What would follow from another configuration.
+/// The state that would result from another configuration.
 struct Trial {
     desired: Desired,
     health: HealthOf,
@@ -815,7 +820,7 @@ struct Trial {
     scope: PlanScope,
 }
 
-/// Says what is refused now and was not before.
+/// Logs the services that are refused now and were not before.
 fn note_refusals(before: &[Refusal], refusals: &[Refusal]) {
     for Refusal { source, service, reason, is_kept } in new_refusals(before, refusals) {
         let served = if *is_kept { "as before" } else { "not at all" };
