@@ -69,8 +69,8 @@ pub struct Node {
     pub lost_hooks: u64,
     pub ways_out: BTreeMap<u32, u32>,
     pub routes: BTreeMap<IpAddr, Route>,
-    /// Which parts of the node could not be examined, and why; their fields are then from an
-    /// earlier examination. And which neighbour entries the kernel refuses.
+    /// Parts of the node that could not be examined, and why (their fields are then from an earlier
+    /// examination), and neighbour entries that the kernel refuses.
     pub problems: Vec<String>,
 }
 
@@ -110,16 +110,19 @@ pub fn start(
     Ok((wanted, node))
 }
 
-/// A hook can be lost, and what an interface can do can change, without an announcement.
+/// Interfaces and hooks are examined this often, because a hook can be lost, and the capabilities
+/// of an interface can change, without an announcement by the kernel.
 const INTERFACES_EVERY: Duration = Duration::from_secs(5);
-/// Routes and neighbours are announced. This finds what was not, for example an ICMP redirect.
+/// Routes and neighbours are examined this often. The kernel announces most of their changes; this
+/// finds the others, for example an ICMP redirect.
 const REACH_EVERY: Duration = Duration::from_secs(60);
-/// After a failure.
+/// The delay before the next attempt after a failure.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// One of the things to look at: when that is due, and why the last look failed.
+/// The schedule of one kind of examination, and the problems that it found last.
 struct Look {
     pace: Pace,
+    /// Whether an examination has succeeded.
     is_seen: bool,
     problems: Vec<String>,
 }
@@ -138,7 +141,7 @@ struct Keeper {
     neighbours: Look,
     /// Kept neighbours whose entries were announced as removed, or as no longer managed.
     lost: BTreeSet<NextHop>,
-    /// When they may be made again.
+    /// When the lost entries may be created again.
     restores: Pace,
 }
 
@@ -151,7 +154,7 @@ impl Keeper {
             self.catch_up(&wanted).await;
             let due = self.due();
             tokio::select! {
-                // Shutdown first; then the wishes of the agent, before changes of the machine.
+                // Shutdown first, then requests of the agent, then changes of the machine.
                 biased;
                 () = shutdown.cancelled() => return,
                 changed = self.wanted.changed() => {
@@ -179,7 +182,7 @@ impl Keeper {
 
     fn due(&self) -> Instant {
         let mut due = self.interfaces.pace.due().min(self.routes.pace.due());
-        // Without routes no next hop is known.
+        // Without routes, no next hops are known, so there are no neighbours to examine.
         if self.routes.is_seen {
             due = due.min(self.neighbours.pace.due());
         }
@@ -189,8 +192,8 @@ impl Keeper {
         due
     }
 
-    /// Subscribes to announcements after their socket has failed. Until that succeeds, everything
-    /// is looked at with each attempt.
+    /// Subscribes to the kernel's announcements again, after their socket has failed. Until that
+    /// succeeds, each attempt also schedules an examination of everything.
     fn subscribe(&mut self) -> Option<Changes> {
         self.take(News::everything());
         match Changes::watch() {
@@ -241,16 +244,16 @@ impl Keeper {
             }
         }
         self.publish();
-        // Last, because it matters least: a next hop whose neighbour entry is not kept is resolved
-        // by the first packet, which goes through TC.
+        // Neighbours come last, because they matter least: the first packet to a next hop without a
+        // neighbour entry goes through TC, and makes the kernel resolve the next hop.
         if self.routes.is_seen && self.keep_neighbours().await {
             self.publish();
         }
     }
 
-    /// Looks up the routes to backends that are new in the wish, and to no others.
+    /// Looks up the routes to backends that are new in `wanted`, and no others.
     async fn look_up_new(&mut self, wanted: &NodeWanted) {
-        // All are about to be looked up.
+        // All routes are about to be looked up.
         if !self.routes.is_seen {
             return;
         }
@@ -278,7 +281,8 @@ impl Keeper {
         self.node.unmet = unmet;
         self.node.hooks = hooks;
         self.node.lost_hooks = self.data_path.lost_hooks();
-        // Changes of interfaces are announced, but an announcement can be lost.
+        // If interfaces have changed, routes may have changed, too. The kernel announces that, but
+        // an announcement can be lost.
         if self.node.interfaces != all {
             self.routes.pace.ask(Instant::now());
             self.node.interfaces = all;
@@ -290,8 +294,8 @@ impl Keeper {
         Ok(())
     }
 
-    /// Keeps the neighbour entries of the present next hops: looks at all when that is due, else
-    /// makes those again that were announced as lost. Returns whether it did anything.
+    /// Keeps the neighbour entries of the present next hops: examines all entries when that is due,
+    /// else creates those again that were announced as lost. Returns whether it did anything.
     async fn keep_neighbours(&mut self) -> bool {
         let begun = Instant::now();
         if self.neighbours.pace.is_due(begun) {
@@ -340,7 +344,8 @@ impl Look {
         Self { pace: Pace::new(now), is_seen: false, problems: Vec::new() }
     }
 
-    /// A look that has `begun` then has ended now; the next one is due after `poll`.
+    /// Notes that an examination, which began at `begun`, has just ended. The next one is due after
+    /// `poll`.
     fn looked(&mut self, begun: Instant, poll: Duration, result: anyhow::Result<()>) {
         let poll = if result.is_ok() { poll } else { RETRY };
         self.pace.looked(begun, Instant::now(), poll);
@@ -356,7 +361,8 @@ impl Look {
     }
 }
 
-/// The next news; `None` if there is no subscription any more, and it is time for a new one.
+/// The next announcements; `None` when the subscription ends, and, without a subscription, at
+/// `subscribe_at`.
 async fn next(changes: &mut Option<Changes>, subscribe_at: Instant) -> Option<News> {
     match changes {
         Some(changes) => changes.next().await,
