@@ -25,10 +25,11 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Desired {
     pub config: Arc<Config>,
-    /// The limits with which the agent was started, which its maps have. Those of `config` wait for
-    /// a restart.
+    /// The limits with which the agent was started, from which its maps have their sizes. Other
+    /// limits in `config` take effect at a restart.
     pub limits: Limits,
-    /// Whether a source has not told its services yet, so that those in the maps may be its own.
+    /// Whether some source has not told its services yet. Services in the maps that nobody declares
+    /// are then kept, because they may belong to that source.
     pub holds: bool,
     pub seed: Seed,
     pub overrides: Overrides,
@@ -50,7 +51,8 @@ impl Desired {
     }
 }
 
-/// The known health of each backend, and since when, in nanoseconds since 1970 (0 means never).
+/// The known health of each backend, and since when, in nanoseconds since 1970 (0 if it has never
+/// changed).
 pub type HealthOf = BTreeMap<BackendId, (Health, u64)>;
 
 /// Cache of the built rings: a health event needs no new ring.

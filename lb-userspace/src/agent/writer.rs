@@ -32,8 +32,8 @@ pub enum PlanScope {
 /// Where the current contents of the maps are taken from.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Read {
-    /// The contents written last: a change must not wait until all maps are read. Slots are read in
-    /// any case.
+    /// The contents that were written last, so that a change need not wait until all maps are read.
+    /// Slots are read from their map in any case.
     Cached,
     /// The maps themselves.
     Maps,
@@ -49,9 +49,10 @@ enum WriteError {
 
 const FIRST_RETRY: Duration = Duration::from_millis(100);
 const LAST_RETRY: Duration = Duration::from_secs(30);
-/// How many slots an audit of slots compares at least; it goes on where the last one ended.
+/// The minimum number of slots that one audit compares; each audit continues where the last one
+/// ended.
 const AUDITED_SLOTS: usize = 1 << 17;
-/// After so many audits every slot has been compared, however many there are.
+/// The number of audits in which every slot is compared, however many slots there are.
 const AUDITS_PER_ROUND: usize = 60;
 
 /// The maps, and what was written to them.
@@ -59,7 +60,7 @@ pub struct Writer {
     maps: Maps,
     memo: Memo,
     programmed: Programmed,
-    /// Whether the maps hold `programmed`; if not, they must be read.
+    /// Whether `programmed` is what the maps hold; if not, the maps must be read.
     is_known: bool,
     sync: SyncStatus,
     /// After a failure: when to try again, and the delay until then.
@@ -118,7 +119,7 @@ impl Writer {
         Ok(image)
     }
 
-    /// Why the wanted state would not fit into the maps.
+    /// Whether the wanted state fits into the maps; if not, the error says why.
     pub fn fits(&self, wanted: &Wanted, scope: &PlanScope, in_use: &FlowUse) -> Result<(), PlanError> {
         if !self.is_known {
             return Ok(());
@@ -134,8 +135,9 @@ impl Writer {
         plan_again(wanted, &self.programmed.image(), self.maps.slots(), in_use, now_ns, &mut memo).map(drop)
     }
 
-    /// Plans and applies the writes. `warming_up` gives the services that are warming up, by what
-    /// the maps hold; `None` on failure, which is then in the status, and is tried again.
+    /// Plans and applies the writes. `warming_up` returns the services that are warming up; it gets
+    /// the contents of the maps if all services are planned. Returns `None` on failure; the error
+    /// is then in the status, and the caller tries again at [`Self::retry_at`].
     pub fn write(
         &mut self,
         scope: &PlanScope,
@@ -201,7 +203,7 @@ impl Writer {
 
     fn planned<T>(&mut self, plan: Result<T, PlanError>) -> Result<T, WriteError> {
         if plan.is_err() {
-            // What the memo has decided by now was not written.
+            // The memo holds decisions of this plan, which were not written.
             self.memo.forget();
         }
         Ok(plan?)
@@ -222,8 +224,8 @@ impl Writer {
         Ok(writes.len())
     }
 
-    /// Compares some of the slots with what was decided. Returns whether they differ, so that they
-    /// must be planned again. The other maps are compared by [`super::audit`].
+    /// Compares some of the slots with what was planned for them. Returns whether any differ, so
+    /// that their rings must be planned again. [`super::audit`] compares the other maps.
     pub fn audit_slots(&mut self) -> bool {
         let slots = self.memo.slots().div_ceil(AUDITS_PER_ROUND);
         let audit = self.memo.audit(self.maps.slots(), AUDITED_SLOTS.max(slots));
@@ -231,7 +233,7 @@ impl Writer {
         audit.rings > 0
     }
 
-    /// The contents of the maps, which others may have changed.
+    /// Reads the maps, which other programs may have changed.
     fn read_again(&mut self) -> Result<Image, WriteError> {
         let image = self.read()?;
         if self.is_known {
@@ -274,7 +276,7 @@ fn changed(wanted: &Wanted, names: &BTreeSet<ServiceName>) -> Vec<Arc<WantedServ
     names.iter().filter_map(|name| wanted.services.get(wanted.position(name)?).cloned()).collect()
 }
 
-/// The backends that were draining before, and are no longer there.
+/// The backends that were draining before and have been removed since.
 fn gone(before: &Programmed, after: &Programmed) -> Vec<BackendId> {
     let stay: BTreeSet<u32> = after.leaving().map(|one| one.index).collect();
     let is_back = |service: u32, index: u32| {
@@ -296,7 +298,7 @@ fn differences(known: &Image, found: &Image) -> usize {
         + count(known.peers != found.peers)
 }
 
-/// The map that a write goes to, by name. A function so that these names are in one place.
+/// The name of the map that a write goes to.
 pub const fn map_of(write: &Write) -> &'static str {
     use lb_common::limits::map;
     match write {
