@@ -1,6 +1,7 @@
-//! Sends decisions of the BPF programs to listeners. The programs report decisions only while there
-//! is a listener: then the owner of the maps sets `FLAG_TRACE`, and this module sets the filter. A
-//! listener that is too slow loses events and is told how many; it never delays anything.
+//! Sends the BPF programs' decisions to listeners: the clients that trace. The programs report
+//! decisions only while there is a listener: then the owner of the maps sets `FLAG_TRACE`, and this
+//! module sets the filter. A listener that is too slow loses events and is told how many; it delays
+//! nobody else.
 
 mod filter;
 mod view;
@@ -31,7 +32,7 @@ pub struct Tracer {
     asks: mpsc::Sender<Ask>,
     /// Whether there is any listener.
     pub is_wanted: watch::Receiver<bool>,
-    /// The names for the numbers in events.
+    /// The names of services, backends and interfaces, which events give by number.
     pub names: watch::Sender<Names>,
 }
 
@@ -123,8 +124,8 @@ impl Teller {
         if self.listeners.is_empty() {
             // Discard the events that an earlier trace has left.
             while self.trace.take().is_some() {}
-            // Any number that differs from the previous trace's, which may have belonged to another
-            // agent.
+            // Any number will do that differs from the previous trace's, which may have belonged to
+            // another agent.
             self.number = (boottime_ns() / 1_000_000) as u32;
         }
         let (sender, receiver) = mpsc::channel(BACKLOG);
@@ -192,7 +193,7 @@ impl Listener {
             self.second = Instant::now();
             self.told_in_second = 0;
         }
-        // Each CPU keeps to the rate only by itself, so limit the sum here.
+        // The programs limit the rate on each CPU separately, so limit the total here.
         if self.told_in_second >= self.query.rate() {
             self.missed += 1;
             return;

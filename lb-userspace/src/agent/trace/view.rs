@@ -18,7 +18,7 @@ use crate::{
     view::trace::{Ends, SlotView, TraceView},
 };
 
-/// The names for the numbers in an event.
+/// The names of services, backends and interfaces, which an event gives by number.
 #[derive(Clone, Debug, Default)]
 pub struct Names {
     /// VIPs by the index of their counters.
