@@ -1,4 +1,4 @@
-//! What the owner of the maps publishes after every change, for all that only reads.
+//! The state that the owner of the maps publishes after every change, for all tasks that only read.
 
 use std::{collections::BTreeMap, sync::Arc, time::Instant};
 
@@ -10,21 +10,22 @@ use crate::{
     view::types::{ConfigStatus, SyncStatus},
 };
 
-/// The state of the owner at one moment. A copy takes a moment too: what belongs to a service is
+/// The state of the owner at one moment. It is cheap to copy, because the data of each service is
 /// shared.
 #[derive(Clone, Debug)]
 pub struct Published {
     pub desired: Desired,
-    /// What the maps should hold. Its services are those of the configuration, in the same order,
-    /// and so are the backends of each.
+    /// The desired contents of the maps. The services, and the backends of each service, are in the
+    /// order of the configuration.
     pub wanted: Wanted,
     pub programmed: Programmed,
     /// When each service became known to this agent.
     pub seen_since: Arc<BTreeMap<ServiceName, Instant>>,
     pub sync: SyncStatus,
     pub config: ConfigStatus,
-    /// What the sources beside the file say, and what was refused of it.
+    /// The services from the sources other than the file.
     pub heard: Heard,
+    /// The refused services of these sources.
     pub refusals: Arc<Vec<Refusal>>,
     /// Whether the agent still waits for the first verdicts on its backends.
     pub is_starting: bool,

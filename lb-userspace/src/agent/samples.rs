@@ -1,4 +1,4 @@
-//! Samples of the counters, which are taken only when somebody asks, and the rates between them.
+//! Samples of the counters, which are taken only on request, and the rates between two samples.
 
 use std::{
     sync::Arc,
@@ -9,9 +9,9 @@ use std::{
 use super::handle::Rates;
 use crate::dataplane::stats::Sample;
 
-/// Over at least this time, rates are not too coarse.
+/// Over a shorter time, rates would be too coarse.
 const SHORTEST: Duration = Duration::from_secs(1);
-/// Rates over a longer time are not of now.
+/// Over a longer time, rates would not describe the present.
 const LONGEST: Duration = Duration::from_secs(20);
 /// The time between two samples if there is no earlier one to compare with.
 const PAUSE: Duration = Duration::from_millis(250);
@@ -23,7 +23,7 @@ pub struct Sampled {
     pub before: Option<Arc<Sample>>,
 }
 
-/// The last samples. The older is at least a second older than the newer.
+/// The last samples. Rates are computed from `older` to the newest sample.
 #[derive(Debug, Default)]
 pub struct Samples {
     older: Option<Arc<Sample>>,
@@ -31,7 +31,8 @@ pub struct Samples {
 }
 
 impl Samples {
-    /// Takes a sample by `sample`, which gives none if the counters can't be read.
+    /// Takes a sample with `sample`, which returns `None` if the counters can't be read. For
+    /// [`Rates::Measured`], takes two samples if there is no suitable earlier one.
     pub fn take(&mut self, rates: Rates, sample: impl Fn() -> Option<Sample>) -> Sampled {
         let Some(mut now) = sample().map(Arc::new) else { return Sampled::default() };
         self.move_on(now.at);
@@ -45,8 +46,8 @@ impl Samples {
         Sampled { now: Some(now), before }
     }
 
-    /// A sample of some services beside the last one of all: rates since then, if that is not too
-    /// long ago.
+    /// Pairs `now`, a sample of some services, with the last sample of all services whose age suits
+    /// a rate.
     pub fn beside(&self, now: Option<Sample>) -> Sampled {
         let Some(now) = now else { return Sampled::default() };
         let age = |sample: &Sample| now.at.saturating_duration_since(sample.at);
@@ -55,7 +56,8 @@ impl Samples {
         Sampled { now: Some(now.into()), before }
     }
 
-    /// Moves on to the samples that a rate until `now` is taken from.
+    /// Replaces or drops the older sample, so that a rate from it to `now` is neither too coarse
+    /// nor too old.
     fn move_on(&mut self, now: Instant) {
         let age = |sample: &Sample| now.saturating_duration_since(sample.at);
         if self.newer.as_ref().is_some_and(|newer| age(newer) >= SHORTEST) {

@@ -22,7 +22,7 @@ use crate::{
 };
 
 impl Moment {
-    /// The views of the backends of the services whose names `is_asked` admits.
+    /// The views of the backends of the services whose names `is_asked` accepts.
     pub fn backend_views(&self, is_asked: impl Fn(&ServiceName) -> bool) -> Vec<BackendView> {
         let Published { desired, wanted, programmed, .. } = &*self.published;
         let mut views = Vec::new();

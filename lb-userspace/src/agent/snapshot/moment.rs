@@ -1,4 +1,4 @@
-//! What the documents are made from.
+//! The data for the documents.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -7,7 +7,7 @@ use super::super::{
 };
 use crate::{dataplane::stats::Sample, health::HealthView, state::BackendId, view::types::Finding};
 
-/// Everything that the documents are made from, as it was at one moment.
+/// All data for the documents, as it was at one moment.
 pub struct Moment {
     pub published: Arc<Published>,
     pub node: Arc<Node>,

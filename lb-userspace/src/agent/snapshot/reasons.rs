@@ -21,7 +21,7 @@ impl Moment {
         views
     }
 
-    /// The counts of each VIP, then the packets that no VIP has counted.
+    /// The counts of each VIP, then the counts of packets that were counted for no VIP.
     pub fn reasons_by_service(&self) -> Vec<ReasonView> {
         let Some(sample) = &self.sampled.now else { return Vec::new() };
         let mut entries: Vec<(&SocketAddr, &Service, &ServiceName)> = Vec::new();

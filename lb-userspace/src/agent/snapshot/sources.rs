@@ -1,4 +1,4 @@
-//! The sources beside the file: their state, and what was refused of them.
+//! The sources other than the file: their state, and which of their services were refused.
 
 use std::sync::Arc;
 
@@ -30,7 +30,7 @@ pub fn views(published: &Published) -> Vec<SourceView> {
     published.heard.iter().map(view).collect()
 }
 
-/// Why the state is not `ok`.
+/// The reasons why the overall state is not `ok`, as far as these sources are concerned.
 pub fn reasons(published: &Published) -> Vec<String> {
     let mut reasons = Vec::new();
     for (source, said) in &published.heard {

@@ -1,4 +1,4 @@
-//! The one-page view: whether all is well, and if not, why.
+//! The status document: whether all is well, and if not, why.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -20,7 +20,7 @@ use crate::{
 };
 
 impl Moment {
-    /// The status; the caller knows since when the state is what it is.
+    /// The status, without `state_since`, which the caller fills in.
     pub fn status(
         &self,
         services: &[ServiceView],
@@ -184,8 +184,9 @@ impl Moment {
 /// The share of entries in use above which a table is reported.
 const TIGHT: f64 = 0.9;
 
-/// One sentence for each table of established flows that is nearly full. Tables of half-open flows
-/// make room themselves, and a configuration that would overfill a map is refused.
+/// One sentence for each table of established flows that is nearly full. Other tables are not
+/// reported: tables of half-open flows evict their oldest entries, and a configuration that would
+/// overfill a map is refused.
 pub fn shortages(census: &Counted, settled: &Settled) -> Vec<String> {
     nearly_full(census.census.tables.iter().chain(&settled.census.tables))
 }
