@@ -42,7 +42,8 @@ pub struct Known {
     pub syn: Option<Syn>,
 }
 
-/// `name` returns the name of a service by its id. The caller fills in the view's `entries`.
+/// The view of a flow for `weir lookup`. `name` returns the name of a service by its id. The caller
+/// fills in the view's `entries`.
 pub fn lookup(
     image: &Image,
     slots: &dyn Slots,

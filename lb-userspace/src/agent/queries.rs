@@ -1,5 +1,5 @@
 //! Queries about single flows: listing them, and looking up where a flow goes. There may be a
-//! million flows, so these functions take their time.
+//! million flows, so these functions can be slow.
 
 use std::{collections::{BTreeSet, HashSet}, net::SocketAddr, path::Path};
 
@@ -45,7 +45,7 @@ pub fn list_flows(
     Ok(views)
 }
 
-/// Where a flow goes by `image`, which was just read from the maps.
+/// Where a flow goes according to `image`, which was just read from the maps.
 pub fn lookup_flow(
     pin_dir: &Path,
     programmed: &Programmed,
@@ -71,7 +71,7 @@ pub fn lookup_flow(
 /// Converts table entries to views.
 struct Flows<'a> {
     image: Image,
-    /// For the names of services.
+    /// Gives the names of services.
     programmed: &'a Programmed,
     now_ns: u64,
 }

@@ -1,6 +1,6 @@
-//! Answers all that only reads: documents, scrapes, look-ups, differences. It works from what the
-//! owner of the maps has published and from handles of its own to the maps, so that no query makes
-//! a change of health wait.
+//! Answers all queries that change nothing: documents, scrapes, look-ups, differences. It uses the
+//! state that the owner of the maps has published and its own handles to the maps, so that a change
+//! of health waits for no query.
 
 use std::{
     collections::{BTreeSet, HashSet},
@@ -45,7 +45,7 @@ use crate::{
     },
 };
 
-/// What the documents are made from, besides the maps.
+/// The inputs for the documents, besides the maps.
 pub struct Sources {
     pub published: watch::Receiver<Arc<Published>>,
     pub node: watch::Receiver<Arc<Node>>,
@@ -53,12 +53,12 @@ pub struct Sources {
     pub settled: watch::Receiver<Settled>,
     pub findings: watch::Receiver<Vec<Finding>>,
     pub health: HealthViews,
-    /// When a person looked at counts of connections last.
+    /// When somebody last asked for counts of connections.
     pub looked_at: watch::Sender<Option<tokio::time::Instant>>,
     pub tracer: Tracer,
 }
 
-/// All clones are one reader. Its functions take up to some hundred milliseconds with thousands of
+/// Clones share one reader. Its functions take up to some hundred milliseconds with thousands of
 /// backends: call them on a thread that may block.
 #[derive(Clone)]
 pub struct Reader(Arc<Shared>);
@@ -70,13 +70,13 @@ struct Shared {
     counters: Counters,
     samples: Mutex<Samples>,
     digests: Mutex<Digests>,
-    /// The state that was found last, and since when, in seconds since 1970.
+    /// The last overall state, and since when it has been the same, in seconds since 1970.
     overall: Mutex<(Overall, f64)>,
     started_at: f64,
 }
 
 impl Reader {
-    /// Opens handles of its own to the maps that are pinned in `pin_dir`.
+    /// Opens the reader's own handles to the maps that are pinned in `pin_dir`.
     pub fn open(pin_dir: &Path, slots: Arc<Rings>, sources: Sources) -> Result<Self, MapsError> {
         Ok(Self(Arc::new(Shared {
             sources,
@@ -148,7 +148,7 @@ impl Reader {
         }
     }
 
-    /// What would change the state of the whole, in short.
+    /// A summary of everything that the overall state depends on.
     pub fn pulse(&self) -> Pulse {
         let sources = &self.0.sources;
         Pulse {
@@ -159,7 +159,7 @@ impl Reader {
         }
     }
 
-    /// What the maps hold now, also by other hands.
+    /// The present contents of the maps, including changes by other programs.
     fn image(&self) -> Result<Image, MapsError> {
         Maps::open(&self.0.pin_dir)?.read()
     }
@@ -193,7 +193,8 @@ impl Queries for Reader {
         list_flows(&self.0.pin_dir, programmed, filter, chosen).map_err(failed)
     }
 
-    /// Where the flow goes, by the maps themselves and not by what was written to them.
+    /// Where the flow goes according to the present contents of the maps, which other programs may
+    /// have changed.
     fn lookup(&self, query: &LookupQuery) -> Result<LookupView, ApiError> {
         let image = self.image().map_err(failed)?;
         lookup_flow(&self.0.pin_dir, &self.published().programmed, image, &*self.0.slots, query).map_err(failed)
@@ -213,13 +214,13 @@ impl Queries for Reader {
     }
 }
 
-/// What is asked for, and so what must be read.
+/// What a query asks for, which determines what must be read.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Asked<'a> {
     All(Rates),
     /// The backends of these services.
     Services(&'a BTreeSet<&'a ServiceName>),
-    /// The state of the whole, for which no counter and no slot is read.
+    /// The overall state, for which no counter and no slot is read.
     State,
 }
 
@@ -232,7 +233,8 @@ impl Asked<'_> {
     }
 }
 
-/// What the state of the whole depends on, in short: as long as it is equal, so is the state.
+/// A summary of everything that the overall state depends on: while the summary is equal, so is the
+/// state.
 #[derive(Clone, Debug)]
 pub struct Pulse {
     pub published: Arc<Published>,
