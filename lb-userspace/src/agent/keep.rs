@@ -1,5 +1,6 @@
-//! Keeps what is served of each source in the state directory, so that a start without the source
-//! serves it under its names, and a change that was refused is not taken for the running state.
+//! Saves the services of each source in the state directory as they are served, so that after a
+//! start without the source they are served under their names, and a refused change is not taken
+//! for the running state.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -22,7 +23,7 @@ const PAUSE: Duration = Duration::from_secs(5);
 /// When a failed write is tried again, if nothing changes before.
 const RETRY: Duration = Duration::from_secs(30);
 
-/// Writes what has changed until `shutdown` is cancelled, and once more then.
+/// Writes changes until `shutdown` is cancelled, and then once more.
 pub async fn run(state_dir: StateDir, mut published: watch::Receiver<Arc<Published>>, shutdown: CancellationToken) {
     let mut kept = BTreeMap::new();
     let mut writes = Passes::new(
@@ -61,7 +62,8 @@ pub async fn run(state_dir: StateDir, mut published: watch::Receiver<Arc<Publish
     }
 }
 
-/// What is served of each source that has told all its services, where that is not what was kept.
+/// The served services of each source that has told all its services, if they differ from those
+/// that were saved last.
 fn news(
     config: &Config,
     heard: &Heard,

@@ -1,5 +1,5 @@
-//! New services that are warming up: the verdicts on their backends come one after the other, and
-//! each verdict moves slots.
+//! Keeps track of new services that are warming up: the first verdicts on their backends come one
+//! after another, and each verdict moves slots.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -14,8 +14,8 @@ use crate::{
     state::ServiceName,
 };
 
-/// The services that are warming up, by name, and until when backends without a verdict keep a
-/// service here.
+/// The services that are warming up, by name, each with the time at which it no longer waits for
+/// verdicts on its backends.
 #[derive(Debug, Default)]
 pub struct Warmup(BTreeMap<ServiceName, Instant>);
 
@@ -34,11 +34,11 @@ impl Warmup {
 
     /// Whether a first verdict on one of the service's backends may wait for the next tick: the
     /// service is warming up, serves already in each family, and more first verdicts are to come.
-    /// Otherwise each verdict of a start would be planned and written alone. `wanted` is what was
-    /// written last.
+    /// Otherwise each verdict of a start would be planned and written by itself. `wanted` is the
+    /// service as it was written last.
     ///
-    /// Only in `nat`, where flows have entries of their own: in DSR modes a slot that will still
-    /// move should do so before it has flows.
+    /// Only in `nat`, where every flow has an entry. In DSR modes, a slot that will still move
+    /// should move before it has flows.
     pub fn may_wait(&self, wanted: &WantedService, desired: &Desired, health: &HealthOf) -> bool {
         let Some(service) = desired.service(&wanted.name).filter(|service| !service.mode.is_dsr()) else {
             return false;
