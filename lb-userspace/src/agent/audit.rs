@@ -1,5 +1,5 @@
-//! Repeatedly compares the maps with what the owner wrote, on a blocking thread, so that what
-//! somebody else has changed is put right. The slots are compared by the owner, some at a time.
+//! Repeatedly compares the maps with what the owner wrote, on a blocking thread, so that changes by
+//! other programs are undone. The owner itself compares the slots, some at a time.
 
 use std::{path::Path, sync::Arc, time::Duration};
 
@@ -14,13 +14,15 @@ const PAUSE: Duration = Duration::from_secs(5);
 /// percent of a core.
 const PAUSES_PER_PASS: u32 = 300;
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
-/// The time until a difference is looked at again: if the owner was just writing, it is gone.
+/// The delay before a difference is checked again: if the owner was just writing, the difference is
+/// gone by then.
 const AGAIN: Duration = Duration::from_millis(500);
-/// After so many comparisons in a row during each of which the owner wrote, the owner compares.
+/// After this many inconclusive comparisons in a row, during each of which the owner wrote, the
+/// owner is asked to read and write the maps again.
 const UNDECIDED: u32 = 5;
 
-/// Compares the maps that are pinned in `pin_dir` until `shutdown` is cancelled. Counts in `found`
-/// how often the owner has to write them again.
+/// Compares the maps that are pinned in `pin_dir` until `shutdown` is cancelled. Increments `found`
+/// each time the owner has to write them again.
 pub fn start(
     pin_dir: &Path,
     published: watch::Receiver<Arc<Published>>,
@@ -58,7 +60,7 @@ fn pause_after(took: Duration) -> Duration {
 struct Auditor {
     maps: Maps,
     published: watch::Receiver<Arc<Published>>,
-    /// How many comparisons in a row say nothing, because the owner wrote meanwhile.
+    /// The number of inconclusive comparisons in a row, during which the owner wrote.
     undecided: u32,
 }
 

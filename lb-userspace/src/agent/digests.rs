@@ -1,5 +1,5 @@
-//! Views of whole rings. Their slots are read on request; what follows from their owners is kept
-//! for as long as the owners stay the same.
+//! Views of whole rings. Slots are read at each request. The digest and the shares depend only on
+//! the owners of the slots, so they are cached until an owner changes.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -21,20 +21,21 @@ use crate::{
     },
 };
 
-/// What is told of a ring.
+/// The facts about a ring that documents show.
 #[derive(Clone, PartialEq, Debug, Default)]
 pub struct RingView {
     pub digest: String,
     pub in_transition: u32,
     /// Number of slots whose owners agree, but which have or may have exceptions.
     pub tracked: u32,
-    /// Each owner's share of the slots, by its index of `BACKENDS`.
+    /// Each owner's share of the slots, by the owner's index in `BACKENDS`.
     pub shares: BTreeMap<u32, f64>,
 }
 
 /// The view of each ring, by service id and family.
 pub type RingViews = BTreeMap<(u32, Family), Arc<RingView>>;
 
+/// The cached rings, by service id and family.
 #[derive(Default)]
 pub struct Digests(BTreeMap<(u32, Family), Kept>);
 
@@ -46,7 +47,7 @@ struct Kept {
 }
 
 impl Digests {
-    /// Forgets what is kept of services that have no part in `programmed`.
+    /// Drops the cached rings of services that have no part in `programmed`.
     pub fn forget_gone(&mut self, programmed: &Programmed) {
         self.0.retain(|(id, _), _| programmed.part(*id).is_some());
     }

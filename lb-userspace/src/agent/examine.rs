@@ -23,11 +23,11 @@ pub struct Examination {
 const FIRST: Duration = Duration::from_secs(3);
 const EVERY: Duration = Duration::from_secs(60);
 
-/// Checks once before anything is changed, logs the problems, and then goes on checking in a
-/// separate task.
+/// Checks the machine once before anything is changed, logs the problems, and then continues to
+/// check in a separate task.
 pub async fn start(config: Arc<Config>, pin_dir: PathBuf, shutdown: CancellationToken) -> Examination {
     let mut found = findings(Some(&config), &pin_dir, &Subject::Process).await;
-    // Before the agent starts, nothing has resolved the backends' neighbours.
+    // Drop warnings about backends: before the agent starts, nothing has resolved their neighbours.
     found.retain(|finding| !(finding.check.starts_with("backend") && finding.severity == Severity::Warning));
     say(&[], &found);
     let (publish, findings) = watch::channel(found);

@@ -40,7 +40,7 @@ impl Counted {
     }
 }
 
-/// What the owner of the maps wants of the passes.
+/// What the owner of the maps requires of the passes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct WantedPasses {
     pub timeouts: NatTimeouts,
@@ -51,9 +51,9 @@ pub struct WantedPasses {
 /// The task's results, and how often they are needed.
 pub struct Flows {
     pub census: watch::Receiver<Counted>,
-    /// The passes begin once there is something here.
+    /// The passes begin once this channel has a value.
     pub passes: watch::Sender<Option<WantedPasses>>,
-    /// When a person looked at counts of connections last.
+    /// When somebody last asked for counts of connections.
     pub looked_at: watch::Sender<Option<Instant>>,
 }
 
@@ -99,9 +99,10 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// somebody waits for the result, else a fifth of a percent.
 const PAUSES_PER_URGENT_PASS: u32 = 10;
 const PAUSES_PER_PASS: u32 = 500;
-/// Every entry is looked at this often, however long a pass takes.
+/// The maximum pause, however long a pass takes, so that every entry is checked about once a
+/// minute.
 const LONGEST_PAUSE: Duration = Duration::from_secs(50);
-/// For how long after a look the counts are kept fresh.
+/// How long passes stay frequent after somebody has asked for counts.
 const ATTENTION: Duration = Duration::from_secs(10);
 
 fn pause(took: Duration, is_urgent: bool) -> Duration {

@@ -1,5 +1,5 @@
-//! Gives memory back to the kernel after work that took much of it for a moment: a plan of all
-//! services needs a multiple of what is kept of it.
+//! Returns free memory to the kernel after work that needed much memory for a short time: a plan of
+//! all services needs several times the memory of its result.
 
 use std::time::Duration;
 
@@ -8,11 +8,12 @@ use tokio_util::sync::CancellationToken;
 
 use crate::heap;
 
-/// The shortest time from one time to the next.
+/// The minimum time between two returns of memory.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Starts the task on the current runtime. It gives memory back after each send. Not in the
-/// background, because it locks the heaps: a thread of low priority would hold the locks for long.
+/// Starts the task on the current runtime. Each send makes it return free memory to the kernel. The
+/// work is not done in the background, because it locks the heaps, and a thread of low priority
+/// would hold these locks for long.
 pub fn start(shutdown: CancellationToken) -> watch::Sender<()> {
     let (ask, asked) = watch::channel(());
     tokio::spawn(shutdown.run_until_cancelled_owned(run(asked)));

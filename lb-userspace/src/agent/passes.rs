@@ -1,4 +1,4 @@
-//! Passes that take their time, one after the other, each on a blocking thread.
+//! Runs slow passes one after another, each on a blocking thread.
 
 use std::{fmt::Display, time::Duration};
 
@@ -7,15 +7,16 @@ use tracing::error;
 
 use crate::clock::thread_time;
 
-/// What works in the passes, and what is said when they fail.
+/// Runs the passes of a worker, and logs when they fail.
 pub struct Passes<T> {
     /// `None` while a pass runs, and after one that has panicked.
     worker: Option<T>,
     is_failing: bool,
-    /// How much processor time the last pass took.
+    /// The CPU time of the last pass.
     took: Duration,
-    /// Said of the first failure in a row, and if a pass panics.
+    /// Logged at the first of several failures in a row.
     failed: &'static str,
+    /// Logged if a pass panics.
     ended: &'static str,
 }
 
@@ -28,13 +29,12 @@ impl<T: Send + 'static> Passes<T> {
         Self { worker: Some(worker), is_failing: false, took: Duration::ZERO, failed, ended }
     }
 
-    /// How much processor time the last pass took. On a busy machine it may have lasted much
-    /// longer.
+    /// The CPU time of the last pass. On a busy machine, the pass may have lasted much longer.
     pub const fn took(&self) -> Duration {
         self.took
     }
 
-    /// The result of a pass; `None` if it failed, which is logged.
+    /// Runs a pass and returns its result; `None` if it failed, which is logged.
     pub async fn pass<R: Send + 'static, E: Display + Send + 'static>(
         &mut self,
         work: impl FnOnce(&mut T) -> Result<R, E> + Send + 'static,

@@ -49,10 +49,11 @@ const PAUSE: Duration = Duration::from_millis(500);
 /// Pause this many times as long as the last pass took, to cap CPU use at 5 % of a core if a pass
 /// takes less than a tenth of a second.
 const PAUSES_PER_PASS: u32 = 20;
-/// However long a pass takes: until a slot settles, its old connections cost more.
+/// The maximum pause, however long a pass takes: until a slot settles, packets of its old
+/// connections cost more.
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// Every slot that was settled stays so until the owner of the maps writes it, so there is nothing
-/// to do until then. This is for whatever somebody else has changed.
+/// The pause when no slot is left to settle. Slots stay settled until the owner of the maps writes
+/// them, which wakes this task; the pass after this pause finds changes by other programs.
 const REST: Duration = Duration::from_secs(30);
 
 async fn run(
