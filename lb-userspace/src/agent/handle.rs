@@ -20,12 +20,11 @@ use crate::{
     },
 };
 
-/// What answers the queries. The functions may block for up to some hundred milliseconds.
+/// Answers queries. The functions may block for up to some hundred milliseconds.
 pub trait Queries: Send + Sync {
     /// The complete state at one moment.
     fn snapshot(&self, rates: Rates) -> Snapshot;
-    /// The state of the whole as in a snapshot, in which everything that takes counters or slots is
-    /// missing.
+    /// A snapshot that has the overall state but lacks everything that needs counters or slots.
     fn state(&self) -> Snapshot;
     /// The views of these backends.
     fn backends(&self, chosen: &[BackendId]) -> Vec<BackendView>;
@@ -38,12 +37,13 @@ pub trait Queries: Send + Sync {
     fn trace(&self, query: TraceQuery, answer: Answer<mpsc::Receiver<TraceView>>);
 }
 
-/// How the rates in a snapshot come about.
+/// How the rates in a snapshot are obtained.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Rates {
-    /// From two samples of the counters: if nobody has asked lately, that takes a moment.
+    /// From two samples of the counters. If there is no recent sample, the query waits a moment
+    /// between two new ones.
     Measured,
-    /// From two samples if there is an earlier one, else zero.
+    /// From a recent earlier sample and a new one; zero if there is no earlier one.
     Known,
 }
 
@@ -88,12 +88,14 @@ impl AgentHandle {
         self.read(|reader| Ok(reader.snapshot(Rates::Measured))).await
     }
 
-    /// Like `snapshot`, but with the rates that happen to be known: takes no time to measure them.
+    /// Like `snapshot`, but never waits to measure rates: they are zero if there is no recent
+    /// sample.
     pub async fn scrape(&self) -> Result<Snapshot, ApiError> {
         self.read(|reader| Ok(reader.snapshot(Rates::Known))).await
     }
 
-    /// See [`Queries::state`]. Not in the background: other machines judge this node by it.
+    /// See [`Queries::state`]. It does not run in the background, because other machines judge this
+    /// node by the answer.
     pub async fn state(&self) -> Result<Snapshot, ApiError> {
         let reader = self.reader.clone();
         spawn_blocking(move || reader.state()).await.map_err(|_| stopping())
@@ -154,8 +156,8 @@ impl AgentHandle {
         answered.await.map_err(|_| stopping())?
     }
 
-    /// Answers a query in the background: there may be thousands of backends and a million
-    /// flows.
+    /// Answers a query on a background thread, because there may be thousands of backends and a
+    /// million flows.
     async fn read<T: Send + 'static>(
         &self,
         query: impl FnOnce(&dyn Queries) -> Result<T, ApiError> + Send + 'static,

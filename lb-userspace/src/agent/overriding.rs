@@ -1,4 +1,4 @@
-//! What people set by the CLI: drains and weights, which override the file.
+//! Drains and weights that are set with the CLI, and override the file.
 
 use std::collections::BTreeSet;
 
@@ -11,16 +11,16 @@ use crate::{
     view::types::{ApiError, BackendSelector, ErrorCode},
 };
 
-/// The overrides after a change, and what to say of it.
+/// The overrides after a change, and the messages about it.
 #[derive(Debug)]
 pub struct Change {
     pub overrides: Overrides,
-    /// One for each chosen backend.
+    /// One message for each chosen backend.
     pub messages: Vec<String>,
     pub chosen: Vec<BackendId>,
 }
 
-/// All backends that match the selector: declared ones, and those that left and drain.
+/// All backends that match the selector: declared backends, and removed ones that still drain.
 pub fn choose(
     selector: &BackendSelector,
     desired: &Desired,

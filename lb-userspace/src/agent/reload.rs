@@ -20,7 +20,7 @@ use crate::{
 struct Judged {
     content: Arc<Loaded>,
     at: SystemTime,
-    /// Empty if it was accepted.
+    /// Empty if the content was accepted.
     errors: Vec<String>,
 }
 
@@ -35,10 +35,10 @@ impl Judged {
     }
 }
 
-/// What came of a reload: what was done, or every reason why it was refused.
+/// The outcome of a reload: what was done, or every reason why it was refused.
 pub type Reload = Result<String, Vec<String>>;
 
-/// The configuration file, and what came of its contents.
+/// The configuration file, and the outcome of its latest content.
 pub struct File {
     pub source: FileSource,
     pub loaded: watch::Receiver<Arc<Loaded>>,
@@ -47,7 +47,7 @@ pub struct File {
 }
 
 impl File {
-    /// `first` is what the running configuration was read from.
+    /// `first` is the content from which the running configuration was read.
     pub fn new(source: FileSource, path: &Path, first: Arc<Loaded>) -> Self {
         Self {
             loaded: source.loaded(),
@@ -62,7 +62,7 @@ impl File {
         }
     }
 
-    /// Whether this content was judged already.
+    /// Whether this content has already been accepted or refused.
     pub fn is_judged(&self, loaded: &Loaded) -> bool {
         self.judged.content.is_same(loaded)
     }
@@ -72,7 +72,7 @@ impl File {
         self.status.loaded_at = unix_now();
     }
 
-    /// Notes what came of this content. Each result is logged in full only once.
+    /// Records the outcome for this content. Each outcome is logged in full only once.
     pub fn note(&mut self, loaded: &Arc<Loaded>, result: &Reload, is_taken_over: bool) {
         let errors = result.as_ref().err().cloned().unwrap_or_default();
         let is_said = !is_taken_over && self.judged.has_said(loaded, &errors);
@@ -99,8 +99,8 @@ impl File {
     }
 }
 
-/// The services that differ, by name; `None` if anything else does: the node's settings, or which
-/// services there are.
+/// The names of the services that differ; `None` if anything else differs: the node's settings, or
+/// the set of services.
 pub fn changed_services(running: &Config, config: &Config) -> Option<BTreeSet<ServiceName>> {
     let names = |config: &Config| config.services.iter().map(|service| service.name.clone()).collect::<Vec<_>>();
     if running.node != config.node || names(running) != names(config) {
@@ -111,7 +111,7 @@ pub fn changed_services(running: &Config, config: &Config) -> Option<BTreeSet<Se
 }
 
 /// Backends keep their health. A backend that was served without probes counts as up until its
-/// first verdict; otherwise its service would reject until then.
+/// first verdict; otherwise its service would reject connections until then.
 pub fn carry_health(running: &Config, config: &Config, health: &mut HealthOf) {
     for service in config.services.iter().filter(|service| service.health.is_some()) {
         let Some(before) = running.service(&service.name) else { continue };
@@ -128,8 +128,8 @@ pub fn carry_health(running: &Config, config: &Config, health: &mut HealthOf) {
     health.retain(|id, _| config.backend(id).is_some());
 }
 
-/// Why a configuration does not fit into the maps that this agent has, though its own limits may
-/// suffice.
+/// Why a configuration does not fit into this agent's maps, even if the limits in the configuration
+/// itself would suffice.
 pub fn needs_larger_maps(exceeded: &Exceeded, config: &Config) -> String {
     if u64::from(config.node.limits.of(exceeded.limit)) < exceeded.needed {
         return exceeded.to_string();
@@ -165,7 +165,8 @@ pub fn summary(running: &Config, config: &Config) -> String {
     )
 }
 
-/// The keys that have changed and take a restart; `limits` are those that the maps have.
+/// The changed keys that take effect only at a restart; `limits` are the limits of the present
+/// maps.
 pub fn needs_restart(running: &Config, config: &Config, limits: &Limits) -> Vec<&'static str> {
     let mut what = Vec::new();
     if running.node.admin.socket != config.node.admin.socket {
@@ -213,7 +214,7 @@ mod tests {
         ] {
             assert_eq!(needs_restart(&running, &parse(more), &running.node.limits), expected, "{more}");
         }
-        // The file may have been taken over before; the maps are as they were.
+        // Even if the running configuration already has the new limits, the maps have the old ones.
         let raised = parse("limits: { ringSlots: 8388608 }");
         assert_eq!(needs_restart(&raised, &raised, &running.node.limits), ["limits"]);
         let exceeded = Exceeded { limit: Limit::RingSlots, allows: 4_194_304, needed: 5_000_000, family: None };

@@ -1,4 +1,4 @@
-//! When the agent's state is reported to the supervisor, and in which words.
+//! Reports the agent's state to the supervisor: when, and in which words.
 
 use std::{collections::BTreeSet, convert::Infallible, sync::Arc, time::Duration};
 
@@ -19,17 +19,17 @@ use crate::{
     },
 };
 
-/// How much longer systemd is asked to wait, at each request, while backends have no first verdict.
-/// The request is repeated every few seconds.
+/// The extra time that each request asks of systemd while backends have no first verdict. The
+/// request is repeated every few seconds.
 const MORE_TIME: Duration = Duration::from_secs(30);
 
-/// The state is looked at this often at least.
+/// The maximum time between two looks at the state.
 const LOOK_EVERY: Duration = Duration::from_secs(5);
-/// The time between two looks while one change follows the other.
+/// The minimum time between two looks, however often the state changes.
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// Reports the agent's state to the supervisor whenever it has changed, and notes since when the
-/// state is what it is. Ends when `shutdown` is cancelled.
+/// Reports the agent's state to the supervisor whenever it has changed, and records since when the
+/// overall state has been the same. Ends when `shutdown` is cancelled.
 pub async fn run(reader: Reader, mut published: watch::Receiver<Arc<Published>>, shutdown: CancellationToken) {
     let reporter = Reporter { reader, told: Report::default(), seen: None };
     let ended = "the task that reports the state has failed: the supervisor learns of no change any more";
@@ -53,7 +53,7 @@ pub async fn run(reader: Reader, mut published: watch::Receiver<Arc<Published>>,
         tokio::select! {
             biased;
             () = shutdown.cancelled() => return,
-            // Told at once: people and systemd wait for it.
+            // Report at once that the agent is ready: people and systemd wait for it.
             true = started => continue,
             () = sleep(PAUSE) => {}
         }
@@ -94,7 +94,7 @@ impl Reporter {
     }
 }
 
-/// What the supervisor is told of a reload.
+/// The report of a reload to the supervisor.
 pub fn outcome_of_reload(outcome: &Result<String, Vec<String>>) -> Report {
     match outcome {
         Ok(message) => Report::new(&format!("reload: {message}"), false),
