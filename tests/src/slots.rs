@@ -223,15 +223,16 @@ impl SlotHistory {
 fn watch(pin_dir: &Path, stopped: &mpsc::Receiver<()>) -> Result<SlotHistory> {
     let maps = Maps::open(pin_dir).with_context(|| format!("can't open the maps in {}", pin_dir.display()))?;
     let mut history = SlotHistory::default();
+    let mut is_last = false;
     loop {
         let begun = Instant::now();
         let (image, rings) = look(&maps).context("can't read the maps")?;
         history.take(&image, &rings, [begun, Instant::now()]);
-        match stopped.recv_timeout(SAMPLE) {
-            Err(mpsc::RecvTimeoutError::Timeout) => {}
-            // One look more than needed.
-            Ok(()) | Err(mpsc::RecvTimeoutError::Disconnected) => return Ok(history),
+        if is_last {
+            return Ok(history);
         }
+        // After the stop, the last look finds the slots that have settled since the one before.
+        is_last = !matches!(stopped.recv_timeout(SAMPLE), Err(mpsc::RecvTimeoutError::Timeout));
     }
 }
 
