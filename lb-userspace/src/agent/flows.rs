@@ -9,14 +9,11 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::passes::{Ended, Passes};
-use crate::{
-    clock::boottime_ns,
-    dataplane::{
-        maps::MapsError,
-        plan::FlowUse,
-        tables::nat::{FlowCensus, NatTables},
-    },
+use super::passes::{Passes, Schedule, Share, pause, run};
+use crate::dataplane::{
+    maps::MapsError,
+    plan::FlowUse,
+    tables::nat::{FlowCensus, NatTables},
 };
 
 /// The result of the last complete pass.
@@ -63,7 +60,13 @@ pub fn start(pin_dir: &Path, shutdown: CancellationToken) -> Result<Flows, MapsE
     let (publish, census) = watch::channel(Counted::default());
     let (passes, told) = watch::channel(None);
     let (looked_at, looks) = watch::channel(None);
-    tokio::spawn(run(tables, publish, PassesNeeded { told, looks }, shutdown));
+    let passes_over_flows = Passes::new(
+        tables,
+        "cannot count the flows; it is tried again",
+        "the pass over the flow tables has failed; drains end by their time-outs alone",
+    );
+    let schedule = FlowSchedule { need: PassesNeeded { told, looks }, publish };
+    tokio::spawn(run(passes_over_flows, schedule, shutdown));
     Ok(Flows { census, passes, looked_at })
 }
 
@@ -84,7 +87,8 @@ impl PassesNeeded {
     async fn wait(&mut self, took: Duration) {
         let ended = Instant::now();
         loop {
-            let pause = pause(took, self.is_urgent() || self.told.borrow().is_none());
+            let is_urgent = self.is_urgent() || self.told.borrow().is_none();
+            let pause = pause(took, if is_urgent { Share::Percent } else { Share::FifthOfAPercent });
             tokio::select! {
                 () = sleep_until(ended + pause) => return,
                 Ok(()) = self.told.changed() => {}
@@ -94,58 +98,40 @@ impl PassesNeeded {
     }
 }
 
-const PAUSE: Duration = Duration::from_millis(500);
-/// Pause this many times as long as the last pass took, to cap CPU use: below 10 % of a core while
-/// somebody waits for the result, else a fifth of a percent.
-const PAUSES_PER_URGENT_PASS: u32 = 10;
-const PAUSES_PER_PASS: u32 = 500;
-/// The maximum pause, however long a pass takes, so that every entry is checked about once a
-/// minute.
-const LONGEST_PAUSE: Duration = Duration::from_secs(50);
 /// How long passes stay frequent after somebody has asked for counts.
 const ATTENTION: Duration = Duration::from_secs(10);
 
-fn pause(took: Duration, is_urgent: bool) -> Duration {
-    let pauses = if is_urgent { PAUSES_PER_URGENT_PASS } else { PAUSES_PER_PASS };
-    (took * pauses).clamp(PAUSE, LONGEST_PAUSE)
+/// Publishes the census of each pass.
+struct FlowSchedule {
+    need: PassesNeeded,
+    publish: watch::Sender<Counted>,
 }
 
-async fn run(tables: NatTables, publish: watch::Sender<Counted>, mut need: PassesNeeded, shutdown: CancellationToken) {
-    let mut passes = Passes::new(
-        tables,
-        "cannot count the flows; it is tried again",
-        "the pass over the flow tables has failed; drains end by their time-outs alone",
-    );
-    loop {
-        let wanted = *need.told.borrow();
-        if let Some(WantedPasses { timeouts, .. }) = wanted {
-            let began_ns = boottime_ns();
-            match passes.pass(move |tables| tables.collect(began_ns, &timeouts)).await {
-                Ok(Some(census)) => drop(publish.send_replace(Counted { began_ns, census })),
-                Ok(None) => {}
-                Err(Ended) => return,
-            }
+impl Schedule<NatTables> for FlowSchedule {
+    type Found = FlowCensus;
+
+    fn work(
+        &mut self,
+        began_ns: u64,
+    ) -> Option<impl FnOnce(&mut NatTables) -> Result<FlowCensus, MapsError> + Send + 'static> {
+        let timeouts = self.need.told.borrow().as_ref()?.timeouts;
+        Some(move |tables: &mut NatTables| tables.collect(began_ns, &timeouts))
+    }
+
+    fn take(&mut self, began_ns: u64, census: Option<FlowCensus>) {
+        if let Some(census) = census {
+            self.publish.send_replace(Counted { began_ns, census });
         }
-        tokio::select! {
-            biased;
-            () = shutdown.cancelled() => return,
-            () = need.wait(passes.took()) => {}
-        }
+    }
+
+    async fn wait(&mut self, took: Duration) {
+        self.need.wait(took).await;
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn passes_take_a_fifth_of_a_percent_of_a_core_unless_somebody_waits_for_them() {
-        let took = Duration::from_millis(20);
-        assert_eq!(pause(took, false), Duration::from_secs(10));
-        assert_eq!(pause(took, true), PAUSE);
-        assert_eq!(pause(Duration::from_millis(1), false), PAUSE, "never without a pause");
-        assert_eq!(pause(Duration::from_secs(2), false), LONGEST_PAUSE, "every entry is looked at within a minute");
-    }
 
     #[tokio::test(start_paused = true)]
     async fn look_of_a_person_or_a_drain_brings_the_next_pass_forward() {
@@ -163,11 +149,11 @@ mod tests {
             tokio::time::sleep(Duration::from_secs(3)).await;
             look.send_replace(Some(Instant::now()));
         });
-        assert_eq!(begun.elapsed().as_secs(), 3);
+        assert_eq!(begun.elapsed().as_secs(), 4, "a pass of 40 ms, at a percent of a core");
         tokio::time::sleep(ATTENTION).await;
         passes.send_replace(Some(WantedPasses { timeouts, is_awaited: true }));
         let begun = Instant::now();
         need.wait(took).await;
-        assert_eq!(begun.elapsed(), PAUSE);
+        assert_eq!(begun.elapsed().as_secs(), 4);
     }
 }

@@ -1,23 +1,85 @@
-//! Runs slow passes one after another, each on a blocking thread.
+//! The loop of the tasks that go over whole tables again and again: each pass runs on a blocking
+//! thread, and the pauses between passes cap their CPU use.
 
 use std::{fmt::Display, time::Duration};
 
 use tokio::task::spawn_blocking;
+use tokio_util::sync::CancellationToken;
 use tracing::error;
 
-use crate::clock::thread_time;
+use crate::{
+    clock::{boottime_ns, thread_time},
+    dataplane::maps::MapsError,
+};
 
 /// Runs the passes of a worker, and logs when they fail.
 pub struct Passes<T> {
     /// `None` while a pass runs, and after one that has panicked.
     worker: Option<T>,
     is_failing: bool,
-    /// The CPU time of the last pass.
+    /// The CPU time of the last pass. On a busy machine, the pass may have lasted much longer.
     took: Duration,
     /// Logged at the first of several failures in a row.
     failed: &'static str,
     /// Logged if a pass panics.
     ended: &'static str,
+}
+
+/// What the passes of a worker do, and when.
+pub trait Schedule<T>: Send {
+    type Found: Send + 'static;
+
+    /// The work of a pass that begins now, in CLOCK_BOOTTIME; `None` if there is none yet.
+    fn work(&mut self, began_ns: u64)
+    -> Option<impl FnOnce(&mut T) -> Result<Self::Found, MapsError> + Send + 'static>;
+
+    /// Takes the result of that pass; `None` if it failed.
+    fn take(&mut self, began_ns: u64, found: Option<Self::Found>);
+
+    /// Waits until the next pass is due, after one that took this much CPU time.
+    fn wait(&mut self, took: Duration) -> impl Future<Output = ()> + Send;
+}
+
+/// Runs passes until `shutdown` is cancelled, or until a pass panics.
+pub async fn run<T: Send + 'static>(
+    mut passes: Passes<T>,
+    mut schedule: impl Schedule<T>,
+    shutdown: CancellationToken,
+) {
+    loop {
+        let began_ns = boottime_ns();
+        if let Some(work) = schedule.work(began_ns) {
+            match passes.pass(work).await {
+                Ok(found) => schedule.take(began_ns, found),
+                Err(Ended) => return,
+            }
+        }
+        tokio::select! {
+            biased;
+            () = shutdown.cancelled() => return,
+            () = schedule.wait(passes.took) => {}
+        }
+    }
+}
+
+/// How much of a core passes may use.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Share {
+    Percent,
+    FifthOfAPercent,
+}
+
+const SHORTEST_PAUSE: Duration = Duration::from_millis(500);
+/// However long a pass takes, so that every entry is checked about once a minute.
+const LONGEST_PAUSE: Duration = Duration::from_secs(50);
+
+/// The pause after a pass that took this much CPU time.
+pub fn pause(took: Duration, share: Share) -> Duration {
+    let pauses = match share {
+        Share::Percent => 100,
+        Share::FifthOfAPercent => 500,
+    };
+    (took * pauses).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
 }
 
 /// A pass has panicked, which is logged: there will be no more passes.
@@ -29,7 +91,7 @@ impl<T: Send + 'static> Passes<T> {
         Self { worker: Some(worker), is_failing: false, took: Duration::ZERO, failed, ended }
     }
 
-    /// The CPU time of the last pass. On a busy machine, the pass may have lasted much longer.
+    /// The CPU time of the last pass.
     pub const fn took(&self) -> Duration {
         self.took
     }
@@ -63,6 +125,16 @@ impl<T: Send + 'static> Passes<T> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn passes_take_a_percent_of_a_core_at_the_most() {
+        let took = Duration::from_millis(20);
+        assert_eq!(pause(took, Share::FifthOfAPercent), Duration::from_secs(10));
+        assert_eq!(pause(took, Share::Percent), Duration::from_secs(2));
+        assert_eq!(pause(Duration::from_micros(9), Share::Percent), SHORTEST_PAUSE, "never without a pause");
+        let long = pause(Duration::from_secs(2), Share::Percent);
+        assert_eq!(long, LONGEST_PAUSE, "every entry is looked at within a minute");
+    }
 
     #[tokio::test]
     async fn worker_comes_back_from_each_pass_but_not_from_a_panic() {

@@ -6,14 +6,11 @@ use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::passes::{Ended, Passes};
-use crate::{
-    clock::boottime_ns,
-    dataplane::{
-        maps::MapsError,
-        rings::Rings,
-        settle::{census::SettleCensus, scope::SettleScope, settler::Settler},
-    },
+use super::passes::{Passes, Schedule, Share, pause, run};
+use crate::dataplane::{
+    maps::MapsError,
+    rings::Rings,
+    settle::{census::SettleCensus, scope::SettleScope, settler::Settler},
 };
 
 /// What the last pass has found.
@@ -41,54 +38,52 @@ pub fn start(
     let settler = Settler::open(pin_dir, rings)?;
     let (publish, settled) = watch::channel(Settled::default());
     let (scope, told) = watch::channel(None);
-    tokio::spawn(run(settler, publish, told, shutdown));
-    Ok((settled, scope))
-}
-
-const PAUSE: Duration = Duration::from_millis(500);
-/// Pause this many times as long as the last pass took, to cap CPU use at 5 % of a core if a pass
-/// takes less than a tenth of a second.
-const PAUSES_PER_PASS: u32 = 20;
-/// The maximum pause, however long a pass takes: until a slot settles, packets of its old
-/// connections cost more.
-const LONGEST_PAUSE: Duration = Duration::from_secs(2);
-/// The pause when no slot is left to settle. Slots stay settled until the owner of the maps writes
-/// them, which wakes this task; the pass after this pause finds changes by other programs.
-const REST: Duration = Duration::from_secs(30);
-
-async fn run(
-    settler: Settler,
-    publish: watch::Sender<Settled>,
-    mut told: watch::Receiver<Option<SettleScope>>,
-    shutdown: CancellationToken,
-) {
-    let mut passes = Passes::new(
+    let passes = Passes::new(
         settler,
         "slots cannot settle: their old connections go on as exceptions; it is tried again",
         "the task that settles slots has failed: slots stay in transition until the agent is restarted",
     );
-    let mut rests = false;
-    let mut is_full = false;
-    loop {
-        let scope = told.borrow_and_update().clone();
-        if let Some(scope) = scope {
-            let began_ns = boottime_ns();
-            match passes.pass(move |settler| settler.pass(&scope, began_ns)).await {
-                Ok(Some(census)) => {
-                    rests = census.has_nothing_left();
-                    let settled = Settled { began_ns, census };
-                    tell(&settled, &mut is_full);
-                    publish.send_replace(settled);
-                }
-                Ok(None) => rests = false,
-                Err(Ended) => return,
-            }
+    tokio::spawn(run(passes, SettleSchedule { told, publish, rests: false, is_full: false }, shutdown));
+    Ok((settled, scope))
+}
+
+/// The pause when no slot is left to settle. Slots stay settled until the owner of the maps writes
+/// them, which wakes this task; the pass after this pause finds changes by other programs.
+const REST: Duration = Duration::from_secs(30);
+
+/// Publishes what each pass has found.
+struct SettleSchedule {
+    told: watch::Receiver<Option<SettleScope>>,
+    publish: watch::Sender<Settled>,
+    /// Whether no slot is left to settle.
+    rests: bool,
+    is_full: bool,
+}
+
+impl Schedule<Settler> for SettleSchedule {
+    type Found = SettleCensus;
+
+    fn work(
+        &mut self,
+        began_ns: u64,
+    ) -> Option<impl FnOnce(&mut Settler) -> Result<SettleCensus, MapsError> + Send + 'static> {
+        let scope = self.told.borrow_and_update().clone()?;
+        Some(move |settler: &mut Settler| settler.pass(&scope, began_ns))
+    }
+
+    fn take(&mut self, began_ns: u64, census: Option<SettleCensus>) {
+        self.rests = census.as_ref().is_some_and(SettleCensus::has_nothing_left);
+        if let Some(census) = census {
+            let settled = Settled { began_ns, census };
+            tell(&settled, &mut self.is_full);
+            self.publish.send_replace(settled);
         }
+    }
+
+    async fn wait(&mut self, took: Duration) {
         tokio::select! {
-            biased;
-            () = shutdown.cancelled() => return,
-            () = sleep(if rests { REST } else { (passes.took() * PAUSES_PER_PASS).clamp(PAUSE, LONGEST_PAUSE) }) => {}
-            Ok(()) = told.changed(), if rests => {}
+            () = sleep(if self.rests { REST } else { pause(took, Share::Percent) }) => {}
+            Ok(()) = self.told.changed(), if self.rests => {}
         }
     }
 }
