@@ -20,9 +20,10 @@ use crate::{
         examine,
         flows::{self, Flows},
         handle::AgentHandle,
-        heap, keep, node,
+        heap, keep,
+        node::{self, NodeWanted},
         owner::{Links, Owner, Start},
-        reader::{Reader, Sources},
+        read::{Reader, Sources},
         reload::File,
         report, settle, trace,
         writer::Writer,
@@ -125,7 +126,7 @@ async fn prepare(
     let examination = examine::start(config.clone(), pin_dir.clone(), shutdown.clone()).await;
     let metrics = Metrics::new();
     let (targets, health, views) = start_probes(&metrics, tasks, shutdown);
-    let (node_wanted, node) = node::start(data_path, config, shutdown.clone())?;
+    let (node_wanted, node) = node::start(data_path, node_wanted(config, &board), shutdown.clone())?;
     let Flows { census, passes, looked_at } = flows::start(pin_dir, shutdown.clone())?;
     let slots = maps.shared_slots();
     let (settled, settle_scope) = settle::start(pin_dir, slots.clone(), shutdown.clone())?;
@@ -192,6 +193,14 @@ fn sources(state_dir: &StateDir) -> anyhow::Result<Board> {
 
 /// Maximum number of commands that wait for the owner of the maps.
 const COMMANDS: usize = 64;
+
+/// What the services of the file need of the node, and those that the other sources have said.
+fn node_wanted(config: &Config, board: &Board) -> NodeWanted {
+    let heard = board.heard();
+    let heard = heard.borrow();
+    let said = heard.values().flat_map(|said| said.services.iter());
+    NodeWanted::of(&config.node, config.services.iter().chain(said), false)
+}
 
 /// The state directory, and what it holds.
 fn open_state(dir: &Path, config: &Config) -> anyhow::Result<(StateDir, Seed, Overrides)> {

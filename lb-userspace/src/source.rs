@@ -24,7 +24,7 @@ pub struct Said {
 /// What is known of a source's services.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Knowledge {
-    /// Nothing: whatever the maps hold for services of nobody else may be its own, and stays.
+    /// Nothing: entries in the maps that belong to no other source may be its own, and stay.
     #[default]
     Nothing,
     /// What it said before this start; the maps may hold later ones as well, which stay.

@@ -20,7 +20,7 @@ use tracing::{error, info, warn};
 
 use crate::{
     dataplane::{data_path::DataPath, hooks::Hook},
-    model::{Config, XdpMode},
+    model::{NodeSettings, Service, XdpMode},
     node::{
         changes::{Changes, News},
         genl::Genl,
@@ -46,11 +46,12 @@ pub struct NodeWanted {
 }
 
 impl NodeWanted {
-    pub fn of(config: &Config, attach: bool) -> Self {
-        let backends = config.services.iter().flat_map(|service| &service.backends);
+    /// What these services need of the node.
+    pub fn of<'a>(node: &NodeSettings, services: impl IntoIterator<Item = &'a Service>, attach: bool) -> Self {
+        let backends = services.into_iter().flat_map(|service| &service.backends);
         Self {
-            interfaces: config.node.interfaces.clone(),
-            xdp_mode: config.node.xdp_mode,
+            interfaces: node.interfaces.clone(),
+            xdp_mode: node.xdp_mode,
             backends: backends.flat_map(|backend| [Some(backend.address.ip()), backend.tunnel]).flatten().collect(),
             attach,
         }
@@ -83,10 +84,10 @@ impl Node {
 /// Starts the task on the current runtime.
 pub fn start(
     data_path: DataPath,
-    config: &Config,
+    wanted: NodeWanted,
     shutdown: CancellationToken,
 ) -> anyhow::Result<(watch::Sender<NodeWanted>, watch::Receiver<Arc<Node>>)> {
-    let (wanted, asked) = watch::channel(NodeWanted::of(config, false));
+    let (wanted, asked) = watch::channel(wanted);
     let (publish, node) = watch::channel(Arc::default());
     let netlink = Netlink::connect()?;
     let genl = Genl::connect().context("cannot open a generic netlink socket")?;
@@ -350,7 +351,7 @@ impl Look {
         let poll = if result.is_ok() { poll } else { RETRY };
         self.pace.looked(begun, Instant::now(), poll);
         self.is_seen |= result.is_ok();
-        self.tell(result.err().map(|error| format!("{error:#}; what was known before holds")).into_iter().collect());
+        self.tell(result.err().map(|error| format!("{error:#}; the state known before is used")).into_iter().collect());
     }
 
     fn tell(&mut self, problems: Vec<String>) {

@@ -44,7 +44,7 @@ use crate::{
         Heard,
         file::Loaded,
         holds,
-        merge::{Merged, Refusal, Unfit, merge, new_refusals},
+        merge::{Merged, Refusal, Unfit, merge, new_refusals, without_room},
     },
     state::{BackendId, Health, ServiceName},
     supervisor,
@@ -192,6 +192,8 @@ impl Owner {
     /// Runs until `shutdown` is cancelled. Leaves the maps as they are.
     pub async fn run(mut self, mut hangup: Signal, shutdown: CancellationToken) {
         self.recover();
+        // Which includes the services of the other sources.
+        self.links.examined.send_replace(self.desired.config.clone());
         self.publish_targets();
         let mut ticks = interval(TICK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -609,7 +611,8 @@ impl Owner {
             }
         }
         if let Some(error) = &self.writer.sync().last_error {
-            let message = format!("it is noted, but the maps could not be written: {error}; it is tried again");
+            let message =
+                format!("the change is saved, but the maps could not be written: {error}; the agent tries again");
             return Err(ApiError { code: ErrorCode::Failed, message });
         }
         Ok(Applied { messages, chosen })
@@ -746,13 +749,12 @@ impl Owner {
             let Merged { config, refusals } = merged;
             let trial = self.trial(config, seed);
             let Err(error) = self.fits(&trial) else { return Proposal { trial, refusals, misfit: None } };
-            let is_refused_anew = |name: &&ServiceName| file.service(name).is_none() && !unfit.contains_key(*name);
-            let refused: Vec<ServiceName> = error.misfits.keys().filter(is_refused_anew).cloned().collect();
+            let misfits = error.misfits.iter().map(|(name, misfit)| (name.clone(), misfit.to_string())).collect();
+            let refused = without_room(misfits, &error, &trial.desired.config, (file, &self.desired.config), &unfit);
             if refused.is_empty() {
                 return Proposal { trial, refusals, misfit: Some(error) };
             }
-            let reason = |name: &ServiceName| error.misfits.get(name).map(ToString::to_string).unwrap_or_default();
-            unfit.extend(refused.into_iter().map(|name| (name.clone(), reason(&name))));
+            unfit.extend(refused);
             merged = self.merge(file, &unfit);
         }
     }
@@ -780,8 +782,23 @@ impl Owner {
             since_ns: boottime_ns(),
             is_traced: self.desired.is_traced,
         };
-        let wanted = wanted(&desired, &health, &self.links.node.borrow(), &mut self.rings);
+        let mut wanted = wanted(&desired, &health, &self.links.node.borrow(), &mut self.rings);
+        if self.desired.holds {
+            let found = self.health_in_the_maps(&wanted, &health);
+            if !found.is_empty() {
+                health.extend(found);
+                wanted = self::wanted(&desired, &health, &self.links.node.borrow(), &mut self.rings);
+            }
+        }
         Trial { desired, health, wanted, scope }
+    }
+
+    /// The health in the maps of backends that `health` lacks. While a source had not told all its
+    /// services, these were in the maps without a name.
+    fn health_in_the_maps(&self, wanted: &Wanted, health: &HealthOf) -> HealthOf {
+        let Ok(image) = self.writer.maps().read() else { return HealthOf::new() };
+        let found = recover(wanted, &image, self.writer.maps().slots()).health;
+        found.into_iter().filter(|(id, (verdict, _))| *verdict != Health::Unknown && !health.contains_key(id)).collect()
     }
 
     fn fits(&self, trial: &Trial) -> Result<(), PlanError> {
@@ -792,7 +809,7 @@ impl Owner {
         let Trial { desired, health, wanted, scope } = trial;
         self.links.examined.send_replace(desired.config.clone());
         self.links.node_wanted.send_if_modified(|wanted| {
-            let next = NodeWanted::of(&desired.config, wanted.attach);
+            let next = NodeWanted::of(&desired.config.node, &desired.config.services, wanted.attach);
             let differs = *wanted != next;
             *wanted = next;
             differs

@@ -73,7 +73,7 @@ pub struct LimitedMap {
     pub index: Option<IndexOf>,
     /// The number of its entries, from the limit.
     entries: fn(u32) -> u32,
-    /// The least limit with which it has so many entries.
+    /// The least limit with which the map has this many entries.
     limit_for: fn(u32) -> u32,
 }
 
@@ -98,7 +98,7 @@ impl LimitedMap {
         LIMITED_MAPS.iter().find(|map| map.name == name)
     }
 
-    /// The least value of its limit with which the map has room for so many entries.
+    /// The least value of its limit with which the map has room for this many entries.
     pub fn limit_for(&self, entries: u32) -> u32 {
         (self.limit_for)(entries)
     }

@@ -1,12 +1,39 @@
 //! What a service must be in itself: the same rules for every source. Each gives the reason why a
 //! value is none.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use super::{
     prime::{is_prime, next_prime},
     service::{Backend, MAX_RING_SIZE, MAX_WEIGHT, Mode, OnDead, SLOTS_PER_BACKEND, Service, SourceAddress},
 };
+
+/// Whether an address can be a VIP, a backend, a tunnel endpoint or a SNAT address.
+pub fn address(address: IpAddr) -> Result<(), String> {
+    unusable(address).map_or(Ok(()), |why| Err(format!("{address} can't be used: {why}")))
+}
+
+fn unusable(address: IpAddr) -> Option<&'static str> {
+    if address.is_unspecified() {
+        return Some("it is the unspecified address");
+    }
+    if address.is_loopback() {
+        return Some("a loopback address never crosses an interface; name an address of the node itself");
+    }
+    if address.is_multicast() {
+        return Some("it is a multicast address");
+    }
+    match address {
+        IpAddr::V4(v4) if v4.is_broadcast() => Some("it is the broadcast address"),
+        IpAddr::V4(v4) if v4.octets()[0] == 0 => Some("0.0.0.0/8 means this network"),
+        IpAddr::V4(v4) if v4.is_link_local() => Some("link-local addresses are not routed"),
+        IpAddr::V6(v6) if v6.is_unicast_link_local() => Some("link-local addresses are not routed"),
+        IpAddr::V6(v6) if v6.to_ipv4_mapped().is_some() => {
+            Some("an IPv4-mapped address never is on the wire; write the IPv4 address")
+        }
+        IpAddr::V4(_) | IpAddr::V6(_) => None,
+    }
+}
 
 /// Whether a backend's port fits; `port` is the service's.
 pub fn port(mode: Mode, port: u16, backend: SocketAddr) -> Result<(), String> {
@@ -91,13 +118,16 @@ pub fn broken(service: &Service) -> Vec<String> {
     let Service { mode, port: number, .. } = *service;
     let named = |backend: &Backend, reason: String| format!("backend {}: {reason}", backend.address);
     let mut reasons = shape(service);
+    reasons.extend(service.vips.iter().filter_map(|vip| address(*vip).err()));
     if service.source != SourceAddress::default() {
         reasons.extend(source(mode).err().map(|reason| format!("source {reason}")));
     }
     reasons.extend(on_dead(mode, service.on_dead).err().map(|reason| format!("onDead {reason}")));
     reasons.extend(ring_size(service.ring_size, &service.backends).err());
     for backend in &service.backends {
-        let of_backend = [port(mode, number, backend.address), tunnel(mode, backend)];
+        let end = backend.tunnel.map_or(Ok(()), address);
+        let of_backend =
+            [address(backend.address.ip()), port(mode, number, backend.address), tunnel(mode, backend), end];
         reasons.extend(of_backend.into_iter().filter_map(Result::err).map(|reason| named(backend, reason)));
     }
     reasons
@@ -124,6 +154,7 @@ mod tests {
             (vips, backends)
         };
         let (vips, backends) = reversed(&good);
+        let local = vec![Backend { address: "127.0.0.1:80".parse().unwrap(), ..good.backends[0].clone() }];
         let heavy = vec![Backend { weight: MAX_WEIGHT + 1, ..good.backends[0].clone() }];
         for (service, reason) in [
             (Service { ring_size: 0, ..good.clone() }, "ringSize must be a prime"),
@@ -133,6 +164,8 @@ mod tests {
             (Service { vips, ..good.clone() }, "vips must be"),
             (Service { backends, ..good.clone() }, "backends must be sorted"),
             (Service { port: 0, ..good.clone() }, "port must not be 0"),
+            (Service { backends: local, ..good.clone() }, "127.0.0.1 can't be used: a loopback address"),
+            (Service { vips: vec!["224.0.0.1".parse().unwrap()], ..good.clone() }, "it is a multicast address"),
             (Service { backends: heavy, ..good.clone() }, "weight of a backend"),
             (Service { on_dead: OnDead::Drop, ..good.clone() }, "onDead drop is for"),
             (Service { mode: Mode::DsrL2, source: SourceAddress::Keep, ..good.clone() }, "source is for mode nat"),

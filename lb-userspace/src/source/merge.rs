@@ -66,6 +66,27 @@ pub fn merge(file: &Config, heard: &Heard, unfit: &Unfit, running: &Config, limi
     merger.finish()
 }
 
+/// The services to refuse besides those in `unfit`, and why, because the maps have no room for
+/// `merged`: the services of `misfits` that are not the file's. If there are none, the services
+/// that differ from those in `running`; `whole` then says what there is no room for.
+pub fn without_room(
+    misfits: Unfit,
+    whole: &impl ToString,
+    merged: &Config,
+    (file, running): (&Config, &Config),
+    unfit: &Unfit,
+) -> Unfit {
+    let is_of_file = |name: &ServiceName| file.service(name).is_some();
+    let named: Unfit = misfits.into_iter().filter(|(name, _)| !is_of_file(name) && !unfit.contains_key(name)).collect();
+    // A name that no service has stands for VIPs that have left.
+    if named.keys().any(|name| merged.service(name).is_some()) {
+        return named;
+    }
+    let differs = |service: &&Service| !is_of_file(&service.name) && running.service(&service.name) != Some(service);
+    let changed = merged.services.iter().filter(differs).filter(|service| !unfit.contains_key(&service.name));
+    changed.map(|service| (service.name.clone(), whole.to_string())).collect()
+}
+
 struct Merger<'a> {
     together: Together<()>,
     need: Need,
@@ -193,6 +214,27 @@ mod tests {
         let mut services = [file.services.clone(), services.to_vec()].concat();
         services.sort_by(|a, b| a.name.cmp(&b.name));
         Config { services, ..file.clone() }
+    }
+
+    #[test]
+    fn services_without_room_are_refused_and_otherwise_those_that_are_new_or_have_changed() {
+        let file = file(WEB);
+        let (same, before, new) = (service("same", "192.0.2.2"), service("b", "192.0.2.3"), service("c", "192.0.2.4"));
+        let changed = Service { ring_size: 31, ..before.clone() };
+        let running = running(&file, &[same.clone(), before]);
+        let merged = self::running(&file, &[same, changed.clone(), new.clone()]);
+        let refused = |misfits: &[&ServiceName], unfit: &[&ServiceName]| {
+            let of =
+                |names: &[&ServiceName]| names.iter().map(|name| ((*name).clone(), "its own".to_owned())).collect();
+            let refused = without_room(of(misfits), &"of all", &merged, (&file, &running), &of(unfit));
+            refused.into_iter().map(|(name, why)| format!("{}: {why}", name.name())).collect::<Vec<_>>()
+        };
+        assert_eq!(refused(&[&new.name], &[]), ["c: its own"]);
+        assert_eq!(refused(&[], &[]), ["b: of all", "c: of all"], "what is missing is missing for all");
+        let of_file = &file.services[0].name;
+        assert_eq!(refused(&[of_file], &[]), ["b: of all", "c: of all"], "they are in the way of the file's");
+        assert_eq!(refused(&[&ServiceName::of_file("(those that left)")], &[]), ["b: of all", "c: of all"]);
+        assert_eq!(refused(&[of_file], &[&changed.name, &new.name]), [""; 0], "there is nothing left to refuse");
     }
 
     #[test]

@@ -204,6 +204,7 @@ fn scope() -> SettleScope {
         rings: Family::BOTH.into_iter().zip(RINGS).map(ring).collect(),
         vips: vips.into_iter().zip(RINGS.into_iter().enumerate().map(vip)).collect(),
         timeouts: TIMEOUTS,
+        holds: false,
     }
 }
 
@@ -435,6 +436,20 @@ fn slot_that_changes_while_it_is_collected_keeps_its_entries_and_its_mark_goes()
             (bed.find(Established, 1), bed.find(Established, 2)),
             (Some((B, EXCEPTION_OPENED)), Some((A, EXCEPTION_KEPT)))
         );
+    });
+}
+
+#[test]
+fn entries_of_vips_that_a_source_may_still_want_stay_until_it_has_said_so() {
+    sandbox(async |sandbox| {
+        let mut bed = Bed::new(sandbox, &[]);
+        bed.put(Established, 1, 0, Exception { last_seen_ns: NOW - 600 * SECOND, ..entry(A, 0) });
+        let unknown = SettleScope { vips: BTreeMap::new(), rings: Vec::new(), ..scope() };
+        let pass = |bed: &mut Bed, scope: &SettleScope| bed.settler.pass(scope, NOW).unwrap();
+        assert_eq!(pass(&mut bed, &SettleScope { holds: true, ..unknown.clone() }).removed, 0);
+        assert_eq!(bed.find(Established, 1), Some((A, 0)), "no source has said that it is over");
+        assert_eq!(pass(&mut bed, &unknown).removed, 2, "one of each family");
+        assert_eq!(bed.find(Established, 1), None);
     });
 }
 

@@ -204,7 +204,11 @@ where
                 let vip = SocketKey::of(self.tables.family, flow);
                 let place = position(shared, left, &vip, entry.slot);
                 let backend = shared.backend_once(&mut known, entry.backend)?;
-                let why = over(kind, entry, place, backend.as_ref(), shared.now_ns, shared.timeouts());
+                let is_held = shared.scope.holds && !shared.scope.vips.contains_key(&vip.0);
+                let why = match is_held {
+                    true => None,
+                    false => over(kind, entry, place, backend.as_ref(), shared.now_ns, shared.timeouts()),
+                };
                 let is_gone = match why {
                     None => false,
                     Some(why) => self.remove(kind, shared, flow, entry, why)?,

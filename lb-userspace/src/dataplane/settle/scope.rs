@@ -18,6 +18,9 @@ pub struct SettleScope {
     pub rings: Vec<RingScope>,
     /// The VIPs of DSR services; only these have exceptions.
     pub vips: BTreeMap<SocketAddr, VipScope>,
+    /// Whether the VIPs of other services may still be wanted: see [`Wanted::holds`]. Their entries
+    /// stay.
+    pub holds: bool,
     pub timeouts: NatTimeouts,
 }
 
@@ -73,6 +76,6 @@ impl SettleScope {
                 rings.insert(offset, ring);
             }
         }
-        Self { rings: rings.into_values().collect(), vips, timeouts: wanted.settings.nat_timeouts }
+        Self { rings: rings.into_values().collect(), vips, holds: wanted.holds, timeouts: wanted.settings.nat_timeouts }
     }
 }
