@@ -4,27 +4,21 @@
 
 pub(crate) mod audit;
 pub(crate) mod desired;
-mod diff;
-mod digests;
 pub(crate) mod examine;
 pub(crate) mod flows;
 pub mod handle;
 pub(crate) mod heap;
 pub(crate) mod keep;
-mod lookup;
 pub(crate) mod node;
 mod overriding;
 pub(crate) mod owner;
 mod passes;
 mod published;
-mod queries;
-pub(crate) mod reader;
+pub(crate) mod read;
 pub(crate) mod reload;
 pub(crate) mod report;
-mod samples;
 mod select;
 pub(crate) mod settle;
-mod snapshot;
 pub(crate) mod trace;
 mod warmup;
 pub(crate) mod writer;

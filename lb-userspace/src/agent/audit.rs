@@ -35,7 +35,7 @@ pub fn start(
 }
 
 async fn run(auditor: Auditor, found: watch::Sender<u64>) {
-    let ended = "the task that compares the maps with what was written has failed: other hands' changes stay";
+    let ended = "the task that compares the maps with what was written has failed: changes by other programs stay";
     let mut passes = Passes::new(auditor, "the maps cannot be compared with what was written", ended);
     let mut pause = PAUSE;
     loop {

@@ -83,7 +83,7 @@ impl File {
             Err(errors) if is_said => {
                 let at = humantime::format_rfc3339_seconds(self.judged.at);
                 let mistakes = counted(errors.len(), "mistake");
-                error!(file, "the file is still refused, as was said at {at}: {mistakes}");
+                error!(file, "the file is still refused, as logged at {at}: {mistakes}");
             }
             Err(errors) => {
                 for error in errors {

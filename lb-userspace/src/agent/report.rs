@@ -9,7 +9,7 @@ use super::{
     handle::Queries,
     passes::Passes,
     published::Published,
-    reader::{Pulse, Reader},
+    read::{Pulse, Reader},
 };
 use crate::{
     supervisor::{self, Report},

@@ -51,7 +51,11 @@ fn near(text: &str, known: &[BackendId]) -> String {
     let mut names: Vec<(f64, String)> = known.iter().map(|id| (likeness(id), id.to_string())).collect();
     names.sort_by(|(a, a_name), (b, b_name)| b.total_cmp(a).then_with(|| a_name.cmp(b_name)));
     let names: Vec<String> = names.into_iter().take(NEAR).map(|(_, name)| name).collect();
-    if names.is_empty() { "; there are no backends".to_owned() } else { format!("; near it are {}", names.join(", ")) }
+    if names.is_empty() {
+        "; there are no backends".to_owned()
+    } else {
+        format!("; similar names: {}", names.join(", "))
+    }
 }
 
 #[cfg(test)]
@@ -92,7 +96,7 @@ mod tests {
     fn what_is_not_found_is_said_with_near_names() {
         let error = chosen("web/10.2.0.1:8080").unwrap_err();
         assert_eq!(error.code, ErrorCode::NotFound);
-        assert!(error.message.contains("near it are web/10.2.0.1"), "{error}");
+        assert!(error.message.contains("similar names: web/10.2.0.1"), "{error}");
         assert_eq!(chosen("web").unwrap_err().code, ErrorCode::Invalid);
     }
 }

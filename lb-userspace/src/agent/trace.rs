@@ -59,7 +59,7 @@ impl Tracer {
     pub fn ask(&self, query: TraceQuery, answer: Answer<mpsc::Receiver<TraceView>>) {
         if let Err(refused) = self.asks.try_send(Ask { query, answer }) {
             let answer = refused.into_inner().answer;
-            drop(answer.send(Err(unavailable("traces are not to be had now; try again"))));
+            drop(answer.send(Err(unavailable("no trace can be started now; try again"))));
         }
     }
 }

@@ -152,7 +152,7 @@ impl Writer {
         match result {
             Ok((writes, is_whole)) => {
                 if self.sync.last_error.take().is_some() {
-                    info!("the maps are in step again");
+                    info!("the maps are in sync again");
                 }
                 if writes > 0 || self.sync.last_success_at == 0.0 {
                     self.durations.observe(begun.elapsed());
@@ -247,9 +247,9 @@ impl Writer {
         let text = error.to_string();
         let wait = self.retry.map_or(FIRST_RETRY, |(_, waited)| (waited * 2).min(LAST_RETRY));
         if self.sync.last_error.as_ref() == Some(&text) {
-            debug!(error = text, retry_in = ?wait, "the maps still cannot be brought in step");
+            debug!(error = text, retry_in = ?wait, "the maps still cannot be brought in sync");
         } else {
-            error!(error = text, retry_in = ?wait, "the maps cannot be brought in step with what is wanted");
+            error!(error = text, retry_in = ?wait, "the maps cannot be brought in sync with what is wanted");
         }
         self.sync.last_error = Some(text);
         self.retry = Some((Instant::now() + wait, wait));
@@ -268,7 +268,7 @@ impl Writer {
 
 fn tell_of_changes(differences: usize) {
     if differences > 0 {
-        warn!(differences, "somebody else has changed the maps: putting them right");
+        warn!(differences, "another program has changed the maps; writing them again");
     }
 }
 

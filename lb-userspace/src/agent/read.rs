@@ -2,6 +2,13 @@
 //! state that the owner of the maps has published and its own handles to the maps, so that a change
 //! of health waits for no query.
 
+mod diff;
+mod digests;
+mod lookup;
+mod queries;
+mod samples;
+mod snapshot;
+
 use std::{
     collections::{BTreeSet, HashSet},
     path::{Path, PathBuf},
@@ -11,18 +18,20 @@ use std::{
 use tokio::sync::{mpsc, watch};
 use tracing::warn;
 
-use super::{
+use self::{
     diff::diff,
     digests::{Digests, RingViews},
+    queries::{list_flows, lookup_flow},
+    samples::{Sampled, Samples},
+    snapshot::{Moment, shortages},
+};
+use super::{
     flows::Counted,
     handle::{Answer, Queries, Rates},
     node::Node,
     overriding::choose,
     published::Published,
-    queries::{list_flows, lookup_flow},
-    samples::{Sampled, Samples},
     settle::Settled,
-    snapshot::{Moment, shortages},
     trace::Tracer,
 };
 use crate::{

@@ -14,7 +14,7 @@ use lb_common::{
 };
 
 pub use self::{moment::Moment, status::shortages};
-use super::published::Published;
+use crate::agent::published::Published;
 use crate::{
     dataplane::hooks::Hook,
     model::{Affinity, Mode, Service},

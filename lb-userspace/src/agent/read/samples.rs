@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::handle::Rates;
+use crate::agent::handle::Rates;
 use crate::dataplane::stats::Sample;
 
 /// Over a shorter time, rates would be too coarse.

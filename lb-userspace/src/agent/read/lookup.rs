@@ -16,7 +16,7 @@ use lb_common::{
 };
 
 use self::rules::{Outcome, Rules};
-use super::trace::slot_state;
+use crate::agent::trace::slot_state;
 use crate::{
     dataplane::{
         image::{Image, Slots},

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{backend::Backend, limits::map, service::Service, slot::Slot};
 
-use super::writer::map_of;
+use crate::agent::writer::map_of;
 use crate::{
     dataplane::{
         image::{Image, Write},

@@ -8,11 +8,8 @@ use lb_common::{
     verdict::{EVENT_ESTABLISHED_FULL, EVENT_EXCEPTIONS_FULL, EVENT_HALF_OPEN_FULL, EVENT_SEEN_FULL, Reason},
 };
 
-use super::{
-    super::{flows::Counted, published::Published, settle::Settled},
-    moment::Moment,
-    sources,
-};
+use super::{moment::Moment, sources};
+use crate::agent::{flows::Counted, published::Published, settle::Settled};
 use crate::{
     dataplane::{stats::Sample, tables::TableFill},
     state::{AdminState, Health},
@@ -107,7 +104,7 @@ impl Moment {
         }
         degraded.extend(sources::reasons(&self.published));
         if let Some(error) = &sync.last_error {
-            degraded.push(format!("the maps are not in step: {error}"));
+            degraded.push(format!("the maps are not in sync: {error}"));
         }
         let state = match (down.is_empty(), degraded.is_empty()) {
             (false, _) => Overall::Down,

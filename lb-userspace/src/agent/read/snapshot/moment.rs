@@ -2,10 +2,14 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use super::super::{
-    digests::RingViews, flows::Counted, node::Node, published::Published, samples::Sampled, settle::Settled,
+use super::super::{digests::RingViews, samples::Sampled};
+use crate::{
+    agent::{flows::Counted, node::Node, published::Published, settle::Settled},
+    dataplane::stats::Sample,
+    health::HealthView,
+    state::BackendId,
+    view::types::Finding,
 };
-use crate::{dataplane::stats::Sample, health::HealthView, state::BackendId, view::types::Finding};
 
 /// All data for the documents, as it was at one moment.
 pub struct Moment {

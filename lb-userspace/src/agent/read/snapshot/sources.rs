@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::super::published::Published;
+use crate::agent::published::Published;
 use crate::{
     clock::unix,
     source::{Knowledge, Said},
@@ -45,7 +45,7 @@ pub fn reasons(published: &Published) -> Vec<String> {
         reasons.extend(said.failing.as_ref().map(|failing| format!("{source} can't be reached: {}", failing.error)));
     }
     for refusal in &*published.refusals {
-        let served = if refusal.is_kept { "what it had is still served" } else { "it is not served" };
+        let served = if refusal.is_kept { "its previous version is still served" } else { "it is not served" };
         reasons.push(format!(
             "service {} of {} is refused, {served}: {}",
             refusal.service, refusal.source, refusal.reason

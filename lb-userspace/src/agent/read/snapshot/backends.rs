@@ -7,7 +7,8 @@ use lb_common::{
     flow::Family,
 };
 
-use super::{super::published::Published, moment::Moment};
+use super::moment::Moment;
+use crate::agent::published::Published;
 use crate::{
     clock::{boottime_ns, unix},
     dataplane::{

@@ -1,7 +1,11 @@
 //! Queries about single flows: listing them, and looking up where a flow goes. There may be a
 //! million flows, so these functions can be slow.
 
-use std::{collections::{BTreeSet, HashSet}, net::SocketAddr, path::Path};
+use std::{
+    collections::{BTreeSet, HashSet},
+    net::SocketAddr,
+    path::Path,
+};
 
 use lb_common::{backend::Backend, exception::Exception};
 
