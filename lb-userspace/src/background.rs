@@ -12,7 +12,7 @@ use tracing::warn;
 
 /// How nice the threads are, from 0 (as all others) to 19.
 const NICE: i32 = 10;
-/// So many pieces of work at a time; more wait.
+/// The number of jobs that run at the same time; more jobs wait.
 const THREADS: usize = 8;
 
 /// Runs `work` on one of the threads.

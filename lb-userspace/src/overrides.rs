@@ -115,7 +115,10 @@ mod tests {
             .map(|id| (id.clone(), Override { drain: true, weight: None }))
             .into_iter()
             .collect();
-        assert_eq!(overrides.forget_gone(&both_families(), |id| *id == drains), std::collections::BTreeSet::from([gone]));
+        assert_eq!(
+            overrides.forget_gone(&both_families(), |id| *id == drains),
+            std::collections::BTreeSet::from([gone])
+        );
         assert_eq!(overrides.iter().map(|(id, _)| id).collect::<Vec<_>>(), [&stays, &drains]);
     }
 

@@ -20,7 +20,7 @@ use crate::view::types::DiffView;
 #[command(after_help = "\
 Examples:
   weir diff
-  weir diff -o json && echo in step")]
+  weir diff -o json && echo in sync")]
 pub struct Diff {
     #[command(flatten)]
     view: View,

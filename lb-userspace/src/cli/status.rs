@@ -16,9 +16,9 @@ use crate::{
 
 /// Summarise the state of the agent and its data path
 ///
-/// Exits with 0 when all is well, 1 when degraded (traffic flows, but something needs attention), and
-/// 2 when down: a service has no backend, the data path is not attached, or the agent isn't
-/// running.
+/// Exits with 0 when all is well, 1 when degraded (traffic flows, but something needs attention),
+/// and 2 when down: none of a service's backends can serve, the data path is not attached, or the
+/// agent isn't running.
 #[derive(Args, Debug)]
 #[command(after_help = "\
 Examples:

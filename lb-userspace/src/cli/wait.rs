@@ -7,7 +7,10 @@ use std::{
 };
 
 use super::{client::Client, text};
-use crate::{state::{AdminState, BackendId}, view::types::BackendView};
+use crate::{
+    state::{AdminState, BackendId},
+    view::types::BackendView,
+};
 
 const PACE: Duration = Duration::from_millis(500);
 /// After a drain's deadline, the time for the remaining connections to end.
@@ -90,7 +93,10 @@ fn outcome(goal: Goal, backends: &[BackendView]) -> Outcome {
 
 fn drained(backends: &[BackendView]) -> Outcome {
     if let Some(back) = backends.iter().find(|backend| backend.admin == AdminState::Active && !backend.removed) {
-        return Outcome::Hopeless(format!("{} drains no longer: somebody took it back", name(back)));
+        return Outcome::Hopeless(format!(
+            "{} drains no longer: the drain was ended by another command or by the file",
+            name(back)
+        ));
     }
     let left = |backend: &BackendView| backend.drain_remaining_seconds.is_none_or(|seconds| seconds > 0.0);
     // In DSR modes connections are not counted: such a backend is drained when its time is over.

@@ -5,7 +5,7 @@ use crate::model::{Limits, Snat, limits::Limit, need::Need};
 
 pub const KEYS: [&str; 4] = ["backends", "ringSlots", "services", "addresses"];
 
-/// The limits, and where the file has those that it has.
+/// The limits, and the places in the file of those that it sets.
 #[derive(Default)]
 pub struct Read<'a> {
     pub limits: Limits,

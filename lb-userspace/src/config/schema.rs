@@ -143,7 +143,8 @@ struct FlowTables {
     /// flows of each family that were seen going to the previous owner of their slot; must not
     /// exceed `established`
     #[schemars(range(min = *FLOW_TABLE_SIZES.start(), max = *FLOW_TABLE_SIZES.end()))]
-    #[schemars(extend("default" = model::FlowTables::default().seen, "x-default" = "or `established`, if that is less"))]
+    #[schemars(extend("default" = model::FlowTables::default().seen))]
+    #[schemars(extend("x-default" = "or `established`, if that is less"))]
     seen: Option<u32>,
 }
 

@@ -177,7 +177,7 @@ impl Migration {
         self.settle()?;
         for name in &self.plan.unknown {
             leftovers::remove(self.pin_dir.join(name))?;
-            tracing::info!(map = name, "map removed: this build does not know it, and would not keep it in step");
+            tracing::info!(map = name, "map removed: this build does not know it, and would not keep it in sync");
         }
         let (hooks, maps) = (hooks.len(), self.plan.changes.len());
         let (took_ms, handover_ms) = (milliseconds(begun.elapsed()), milliseconds(handover));

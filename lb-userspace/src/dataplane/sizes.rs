@@ -56,7 +56,7 @@ impl MapSizes {
         sizes
     }
 
-    /// Makes a map at most as large as `entries`; what it holds is of no use.
+    /// Makes a map at most as large as `entries`; no service needs its contents.
     fn leave_unused(&mut self, name: &'static str, entries: u32) {
         let size = self.entries.entry(name).or_insert(entries);
         *size = (*size).min(entries);
@@ -67,7 +67,7 @@ impl MapSizes {
         self.entries.get(name).copied()
     }
 
-    /// Whether what the map holds is of no use to any service.
+    /// Whether no service needs the contents of the map.
     pub fn is_unused(&self, name: &str) -> bool {
         self.unused.contains(name)
     }

@@ -54,11 +54,11 @@ fn agent(encoder: &mut DescriptorEncoder, snapshot: &Snapshot) -> fmt::Result {
     let refused = "Services that can't be served as their source says; weir status has the reasons.";
     let samples = sources().map(|source| (of_source(source), source.refused.len() as u64));
     gauges(encoder, "source_services_refused", refused, samples)?;
-    let success = "When the BPF maps were last brought in step, in seconds since 1970; 0 is never.";
+    let success = "When the BPF maps were last brought in sync, in seconds since 1970; 0 is never.";
     gauges(encoder, "sync_last_success_timestamp_seconds", success, alone(status.sync.last_success_at))?;
     // Currently, a sync can fail only because a map can't be read or written.
     let reason = vec![("reason", "maps".to_owned())];
-    let failures = "Attempts to bring the BPF maps in step that failed.";
+    let failures = "Attempts to bring the BPF maps in sync that failed.";
     counters(encoder, "sync_errors", failures, [(reason, status.sync.errors)])
 }
 

@@ -83,7 +83,7 @@ impl Default for SyncDurations {
 
 impl Collector for SyncDurations {
     fn encode(&self, mut encoder: DescriptorEncoder) -> fmt::Result {
-        let help = "How long it took to bring the BPF maps in step with the desired state.";
+        let help = "How long it took to bring the BPF maps in sync with the desired state.";
         self.0.encode(encoder.encode_descriptor("sync_duration_seconds", help, None, MetricType::Histogram)?)
     }
 }

@@ -44,7 +44,7 @@ impl Reach {
         &self.routes
     }
 
-    /// Looks up the routes to all these addresses. After an error, what was known before holds.
+    /// Looks up the routes to all these addresses. After an error, the routes found before stay.
     pub async fn look_up(&mut self, addresses: &BTreeSet<IpAddr>) -> Result<(), NetlinkError> {
         let routes = self.netlink.routes_to(addresses).await?;
         let had_route = |address: &IpAddr| !self.known.contains(address) || self.routes.contains_key(address);

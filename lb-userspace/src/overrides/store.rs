@@ -7,7 +7,7 @@ use std::{
     net::SocketAddr,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
-    time::{SystemTime, UNIX_EPOCH},
+    time::SystemTime,
 };
 
 use serde::{Deserialize, Serialize};
@@ -15,6 +15,7 @@ use tempfile::NamedTempFile;
 
 use super::set::{Override, Overrides};
 use crate::{
+    clock::unix_ns,
     model::{
         MAX_WEIGHT, Service,
         seed::{self, Seed},
@@ -167,7 +168,7 @@ impl StateDir {
     }
 
     fn keep_aside(&self, name: &str) -> Result<PathBuf, StateError> {
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_nanos();
+        let now = unix_ns(SystemTime::now());
         let kept = self.0.join(format!("{name}.damaged-{now}"));
         fs::rename(self.0.join(name), &kept).map_err(|source| StateError::Write { path: kept.clone(), source })?;
         Ok(kept)

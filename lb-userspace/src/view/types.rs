@@ -27,7 +27,7 @@ pub struct Snapshot {
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Overall {
-    /// Every service has all its wanted backends, the data path is attached and in step with the
+    /// Every service has all its wanted backends, the data path is attached and in sync with the
     /// configuration.
     #[default]
     Ok,

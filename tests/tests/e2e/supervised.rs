@@ -59,7 +59,7 @@ fn each_reload_is_logged_once_whoever_sees_the_change_first() -> Result<()> {
         let bad = good.replace("port: 80\n", &format!("port: 0\n    colour: red{number}\n"));
         let log = edit_and_ask(agent, &bad, is_asked_at_once)?;
         assert_eq!(count(&log, "is refused; the running one stays"), 2, "one line a mistake:\n{log}");
-        let again = count(&log, "the file is still refused, as was said at");
+        let again = count(&log, "the file is still refused, as logged at");
         assert_eq!(again, 2, "one line for SIGHUP and one for `weir reload`:\n{log}");
         let cli = agent.try_cli(&["reload"])?;
         let said = String::from_utf8_lossy(&cli.stderr).into_owned();

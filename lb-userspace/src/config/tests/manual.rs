@@ -181,7 +181,8 @@ fn file(section: &str, path: &str, value: Option<&str>) -> String {
     };
     let node = if section == "### Node" { set.as_str() } else { "" };
     format!(
-        "version: 1\ninterfaces: [eth0]\n{node}\nservices: [{{ name: a, vips: [192.0.2.1], port: 80{service}, {backends} }}]\n"
+        "version: 1\ninterfaces: [eth0]\n{node}\nservices: [{{ name: a, vips: [192.0.2.1], port: 80{service}, \
+        {backends} }}]\n"
     )
 }
 

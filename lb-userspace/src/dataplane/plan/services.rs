@@ -137,7 +137,8 @@ struct Places {
 }
 
 impl Places {
-    /// Those that it has, or free ones. A service for which there is no room gives back what it got.
+    /// The service's present places, or free ones. A service for which there is no room gives back
+    /// what it got.
     fn of(
         service: &WantedService,
         id: u32,

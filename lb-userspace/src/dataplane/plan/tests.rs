@@ -111,7 +111,7 @@ fn converge(fake: &mut Fake, wanted: &Wanted, in_use: &FlowUse, now_ns: u64, rou
         }
     }
     let plan = plan(wanted, &fake.image(), fake, in_use, now_ns).unwrap();
-    assert_eq!(plan.writes, [], "not in step after {rounds} rounds");
+    assert_eq!(plan.writes, [], "not in sync after {rounds} rounds");
     assert_eq!(plan.target, fake.image());
     plan
 }

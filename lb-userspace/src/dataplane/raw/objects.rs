@@ -44,7 +44,7 @@ pub fn map_types(map: &MapData) -> io::Result<Option<MapTypes>> {
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     let mut btf = Vec::new();
     loop {
-        // SAFETY: integers only; the pointer is what follows.
+        // SAFETY: the structure has integers only; the next lines set the pointer.
         let mut info: bpf_btf_info = unsafe { std::mem::zeroed() };
         (info.btf, info.btf_size) = (btf.as_mut_ptr() as u64, btf.len() as u32);
         // SAFETY: `info` is what the kernel writes for BTF, and `btf` has the room that it says.
