@@ -304,6 +304,12 @@ mod tests {
         };
         assert_eq!(snat("mode: nat", 0), (vec!["10.0.0.9".to_owned()], false));
         assert_eq!(snat("mode: nat", 1), (vec![], true));
+        let mut desired = desired("mode: nat");
+        let config = Arc::make_mut(&mut desired.config);
+        config.services[0].backends[0].is_here = true;
+        let told = wanted(&desired, &HealthOf::new(), &node, &mut RingCache::default());
+        let first = &told.services[0].backends[0];
+        assert_eq!((first.snat.len(), first.is_local), (0, true), "the source says that it is on this node");
         assert_eq!(snat("mode: nat, source: keep", 0), (vec![], false));
         assert_eq!(snat("mode: dsr-l2", 0), (vec![], false));
     }

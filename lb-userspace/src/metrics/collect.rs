@@ -51,9 +51,13 @@ fn agent(encoder: &mut DescriptorEncoder, snapshot: &Snapshot) -> fmt::Result {
     let failing = "1 if the source beside the file can't be reached: what it said last stays in force.";
     let samples = sources().map(|source| (of_source(source), u32::from(source.error.is_some())));
     gauges(encoder, "source_failing", failing, samples)?;
-    let refused = "Services that can't be served as their source says; weir status has the reasons.";
-    let samples = sources().map(|source| (of_source(source), source.refused.len() as u64));
-    gauges(encoder, "source_services_refused", refused, samples)?;
+    let refused = "1 for each service that can't be served as its source says, with the reason.";
+    let samples = sources().flat_map(|source| source.refused.iter().map(move |one| (of_source(source), one)));
+    let samples = samples.map(|(labels, one)| {
+        let of_service = [("service", one.service.clone()), ("reason", one.reason.clone())];
+        (labels.into_iter().chain(of_service).collect(), 1_u32)
+    });
+    gauges(encoder, "source_service_refused", refused, samples)?;
     let success = "When the BPF maps were last brought in sync, in seconds since 1970; 0 is never.";
     gauges(encoder, "sync_last_success_timestamp_seconds", success, alone(status.sync.last_success_at))?;
     // Currently, a sync can fail only because a map can't be read or written.

@@ -10,7 +10,8 @@ use crate::{
     balance::{Declared, digest::digest},
     state::{AdminState, Health, Origin, ServiceName},
     view::types::{
-        BackendView, ExceptionsView, InterfaceView, NatStatus, ReasonView, ServiceView, Status, SyncStatus, TableView,
+        BackendView, ExceptionsView, InterfaceView, NatStatus, ReasonView, RefusedView, ServiceView, SourceView,
+        Status, SyncStatus, TableView,
     },
 };
 
@@ -177,6 +178,8 @@ fn snapshot() -> Snapshot {
     status.nat = NatStatus { ports_used: 53, ports_max: 54, ..NatStatus::default() };
     status.tables =
         vec![TableView { map: "NAT_ESTABLISHED_V4".to_owned(), entries: 55, max_entries: 56, insert_failures: 57 }];
+    let refused = RefusedView { service: "shop/cart:http".to_owned(), reason: "no VIP".to_owned(), kept: true };
+    status.sources = vec![SourceView { name: "other".to_owned(), refused: vec![refused], ..SourceView::default() }];
     Snapshot {
         status,
         services: vec![
@@ -255,6 +258,15 @@ fn every_sample_belongs_to_a_family_with_type_and_help_and_counters_end_in_total
         used.insert(family.to_owned());
     }
     assert_eq!(used, text.types.into_keys().collect(), "families without samples");
+}
+
+#[test]
+fn service_that_is_refused_to_a_source_is_named_with_the_reason() {
+    let text = scraped();
+    let refused = [("source", "other"), ("service", "shop/cart:http"), ("reason", "no VIP")];
+    assert_eq!(text.value("weir_source_service_refused", &refused), Some(1.0));
+    assert_eq!(text.value("weir_source_synced", &[("source", "other")]), Some(0.0));
+    assert_eq!(text.value("weir_source_failing", &[("source", "other")]), Some(0.0));
 }
 
 #[test]

@@ -1,6 +1,9 @@
 //! Maps of other sizes at a start: what they hold goes over, into larger ones and back.
 
-use std::net::SocketAddr;
+use std::{
+    net::SocketAddr,
+    os::fd::{AsFd as _, AsRawFd as _},
+};
 
 use aya::maps::{Array, HashMap, Map, MapData, MapInfo, PerCpuArray, PerCpuValues};
 use lb_common::{
@@ -163,6 +166,35 @@ fn larger_limits_keep_every_slot_index_and_counter_and_so_does_the_way_back() {
             maps.fit_shortcuts(&before).unwrap();
             assert!(lets_through(sandbox, 1) && !lets_through(sandbox, 2));
         }
+    });
+}
+
+/// Kernel memory that the pinned maps take, in bytes, by the kernel's own account.
+fn kernel_memory(sandbox: &Sandbox) -> u64 {
+    let is_map = |name: &str| name.starts_with(|first: char| first.is_ascii_uppercase());
+    let names = std::fs::read_dir(sandbox.pin_dir()).unwrap().map(|entry| entry.unwrap().file_name());
+    let maps = names.filter(|name| is_map(name.to_str().unwrap()));
+    maps.map(|name| {
+        let map = MapData::from_pin(sandbox.pin_dir().join(&name)).unwrap();
+        let info = std::fs::read_to_string(format!("/proc/self/fdinfo/{}", map.fd().as_fd().as_raw_fd())).unwrap();
+        let line = info.lines().find_map(|line| line.strip_prefix("memlock:")).unwrap();
+        line.trim().parse::<u64>().unwrap()
+    })
+    .sum()
+}
+
+#[test]
+fn maps_of_nat_alone_take_less_than_128_mib_with_20_to_spare() {
+    sandbox(async |sandbox| {
+        let in_use = FlowTablesInUse { nat: true, dsr: false };
+        let sizes = MapSizes::of(&crate::doctor::config(Vec::new()).node, in_use);
+        let _data_path = DataPath::open_sized(&sandbox.pin_dir(), BpfLog::Off, &sizes).unwrap();
+        let more_cpus = (aya::util::nr_cpus().unwrap() as u64).saturating_sub(2);
+        let (mib, found) = (1 << 20, kernel_memory(sandbox));
+        // For each CPU, the maps that are not pinned take 0.8 MiB more.
+        let most = (128 - 20) * mib + more_cpus * 7 * mib / 2 - (more_cpus + 2) * 4 * mib / 5;
+        assert!(found <= most, "{found} of {most} bytes");
+        assert!(found > 64 * mib, "{found} bytes: not all maps were counted");
     });
 }
 

@@ -121,6 +121,7 @@ fn memory_of_small(scene: &Scene, size: &Size, report: &mut Report) -> Result<()
     let started = anonymous(agent.pid()?)?;
     report.add("memory_small_started", &format!("{what} after the start"), started, "MiB", Some(SMALL_MEMORY_MIB));
     changes::by_file(size, &config, &agent, &Watch::new(&agent.pin_dir)?, RELOADS)?;
+    thread::sleep(CALM);
     let reloaded = anonymous(agent.pid()?)?;
     let what = format!("{what} after {RELOADS} reloads");
     report.add("memory_small_reloaded", &what, reloaded, "MiB", Some(SMALL_MEMORY_MIB));
@@ -152,6 +153,7 @@ fn without_probes(arguments: &Arguments, scene: &Scene, size: &Size, report: &mu
     let times = changes::by_file(size, &config, &agent, &watch, RELOADS)?;
     let what = format!("file with {} changes to the last slot", size.services);
     report.add_times("burst", &what, &times, &[(MEDIAN, None), (MOST, Some(BURST_MS))]);
+    thread::sleep(CALM);
     let what = format!("anonymous memory after {RELOADS} reloads");
     report.add("memory_reloaded", &what, anonymous(pid)?, "MiB", Some(MEMORY_MIB));
 
