@@ -85,8 +85,8 @@ impl Slot {
         Self::new(owner, self.previous(), flags)
     }
 
-    /// The slot after the source said that `owner` is gone: a previous owner that is gone has no
-    /// flows to keep, but others may have exceptions.
+    /// The slot after `owner` is gone (disabled, or its drain has ended): a previous owner that is
+    /// gone has no flows to keep, but others may have exceptions.
     pub const fn without(self, owner: u32) -> Self {
         if self.previous() == owner && self.current() != owner {
             return Self::new(self.current(), self.current(), self.flags() | Self::TRACKED);

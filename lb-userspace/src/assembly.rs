@@ -194,7 +194,7 @@ fn sources(state_dir: &StateDir) -> anyhow::Result<Board> {
 /// Maximum number of commands that wait for the owner of the maps.
 const COMMANDS: usize = 64;
 
-/// What the services of the file need of the node, and those that the other sources have said.
+/// What the node's task must provide for the services of the file and of the other sources.
 fn node_wanted(config: &Config, board: &Board) -> NodeWanted {
     let heard = board.heard();
     let heard = heard.borrow();
@@ -216,8 +216,8 @@ fn open_state(dir: &Path, config: &Config) -> anyhow::Result<(StateDir, Seed, Ov
     Ok((state_dir, seed, overrides))
 }
 
-/// The flow tables get the sizes that the services need which the file and the other sources tell,
-/// and those which the maps of an agent before this one hold.
+/// Sizes the flow tables for the modes of all known services: the file's, the other sources', and
+/// those in the pinned maps.
 async fn open_data_path(options: &AgentOptions, config: &Config, board: &Board) -> anyhow::Result<DataPath> {
     let heard = board.heard();
     let in_use = FlowTablesInUse::of(config.services.iter())

@@ -24,10 +24,10 @@ pub struct Said {
 /// What is known of a source's services.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Knowledge {
-    /// Nothing: entries in the maps that belong to no other source may be its own, and stay.
+    /// Nothing yet. Entries in the maps that no source claims may be this one's, so they stay.
     #[default]
     Nothing,
-    /// What it said before this start; the maps may hold later ones as well, which stay.
+    /// Only what was served of it before this start. Newer entries in the maps stay.
     Remembered,
     /// All of its services, since this start.
     Synced,
@@ -74,8 +74,8 @@ impl Board {
     }
 }
 
-/// Whether some source has not told all its services yet: what the state directory remembers may be
-/// older than what the maps hold.
+/// Whether some source has not listed all its services yet, so that entries in the maps that no
+/// source claims must stay.
 pub fn holds(heard: &Heard) -> bool {
     heard.values().any(|said| said.knowledge != Knowledge::Synced)
 }

@@ -1,6 +1,5 @@
-//! Saves the services of each source in the state directory as they are served, so that after a
-//! start without the source they are served under their names, and a refused change is not taken
-//! for the running state.
+//! Saves what is served of each source in the state directory. If the source is away at the next
+//! start, its services keep their names. A refused change is not saved.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 

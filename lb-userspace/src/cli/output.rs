@@ -136,3 +136,38 @@ fn ended(mut text: String) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use proptest::prelude::*;
+    use serde_json::Value;
+
+    use super::*;
+
+    /// A document with this text as a key, as a value and in a list, as YAML and read again.
+    fn again(text: &str) -> Value {
+        let document = BTreeMap::from([(text, vec![text, "another"])]);
+        serde_saphyr::from_str(&serde_saphyr::to_string(&document).unwrap()).unwrap()
+    }
+
+    #[test]
+    fn text_that_looks_like_something_else_in_yaml_is_still_text() {
+        for text in [
+            "", " ", "~", "null", "yes", "No", "on", "true", "1", "-0.5", "1e3", "0x1f", "0o17", ".inf", ".nan", "1_000",
+            "12:30", "2026-12-01", "- a", "a: b", "a #b", "#a", "&a", "*a", "!a", "%a", "@a", "`a", "|", ">", "{a}", "[a]",
+            "'a'", "\"a\"", "a\\b", "a\nb", "a\n", "\na", "\ta", "a ", " a", "---", "...", "? a", "<<", "=", "[::1]:80",
+            "\u{85}", "\u{2028}", "\u{feff}a", "\u{7}", "é",
+        ] {
+            assert_eq!(again(text), serde_json::json!({ text: [text, "another"] }), "{text:?}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn any_text_comes_back_from_yaml(text in "\\PC{0,20}|[ -~\n]{0,20}") {
+            prop_assert_eq!(again(&text), serde_json::json!({ text.as_str(): [text.as_str(), "another"] }));
+        }
+    }
+}

@@ -160,12 +160,12 @@ struct Limits {
     #[schemars(range(min = *Limit::RingSlots.range().start(), max = *Limit::RingSlots.range().end()))]
     #[schemars(extend("default" = model::Limits::default().ring_slots))]
     ring_slots: Option<u32>,
-    /// VIPs and ports of each family
+    /// pairs of VIP and port of each family
     #[schemars(range(min = *Limit::Services.range().start(), max = *Limit::Services.range().end()))]
     #[schemars(extend("default" = model::Limits::default().services))]
     services: Option<u32>,
-    /// VIPs, SNAT addresses, and backends of services with `source: keep` (or that are this node),
-    /// of each family
+    /// VIPs, SNAT addresses, backends of services with `source: keep`, and backends on this node, of
+    /// each family
     #[schemars(range(min = *Limit::Addresses.range().start(), max = *Limit::Addresses.range().end()))]
     #[schemars(extend("default" = model::Limits::default().addresses))]
     addresses: Option<u32>,
@@ -210,8 +210,8 @@ struct Service {
     /// backends
     #[schemars(range(min = 2, max = MAX_RING_SIZE), extend("default" = DEFAULT_RING_SIZE))]
     ring_size: Option<u32>,
-    /// 0s to 30d: the longest time for which flows may continue at a backend that was removed from
-    /// the file
+    /// 0s to 30d: the longest time for which flows may continue at a backend that drains or was
+    /// removed from the file, and at a VIP that was removed
     #[schemars(extend("default" = time(DEFAULT_DRAIN)))]
     drain_timeout: Option<Time>,
     /// 1s to 30d: after a slot changes owner, connections that the slot does not know go to the
@@ -239,11 +239,12 @@ enum Mode {
 #[derive(JsonSchema)]
 #[schemars(rename_all = "lowercase")]
 enum OnDead {
-    /// their slot's owner resets connections that it does not know
+    /// connections of a backend that is gone or dead go to the new owner of their slot, which resets
+    /// those that it does not know
     Next,
     /// Weir resets them
     Reset,
-    /// their packets are dropped (not in `nat`)
+    /// Weir drops their packets (not in `nat`)
     Drop,
 }
 
@@ -319,7 +320,7 @@ struct Tcp {}
 struct Backend {
     /// a unicast address, not a VIP; the pair of address and port must be unique in the service
     address: std::net::IpAddr,
-    /// in DSR modes the service's port
+    /// must equal the service's port in DSR modes
     #[schemars(range(min = 1, max = 65535))]
     port: u16,
     /// share of new flows; each family of the VIPs needs at least one backend with a weight above 0

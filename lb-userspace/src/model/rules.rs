@@ -1,5 +1,5 @@
-//! What a service must be in itself: the same rules for every source. Each gives the reason why a
-//! value is none.
+//! What a service must be in itself: the same rules for every source. Each function says why a
+//! value is not allowed.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -90,7 +90,7 @@ pub fn ring_size<'a>(size: u32, backends: impl IntoIterator<Item = &'a Backend>)
     ))
 }
 
-/// What a source must see to itself, as code relies on it.
+/// What code relies on, so that every source must guarantee it.
 fn shape(service: &Service) -> Vec<String> {
     let ascends = |addresses: &[SocketAddr]| addresses.windows(2).all(|pair| matches!(pair, [a, b] if a < b));
     let vips: Vec<SocketAddr> = service.served().collect();
@@ -112,8 +112,8 @@ fn shape(service: &Service) -> Vec<String> {
     rules.into_iter().filter(|(holds, _)| !holds).map(|(_, reason)| reason).collect()
 }
 
-/// Every reason why the service can't be served. The file's reader does not ask: it says where in
-/// the file a mistake is.
+/// Every reason why the service can't be served. The file's reader does not call this: it checks
+/// each value where it stands, to name the line.
 pub fn broken(service: &Service) -> Vec<String> {
     let Service { mode, port: number, .. } = *service;
     let named = |backend: &Backend, reason: String| format!("backend {}: {reason}", backend.address);

@@ -41,8 +41,7 @@ pub struct Service {
     pub health: Option<HealthCheck>,
     /// Sorted by address, unique.
     pub backends: Vec<Backend>,
-    /// Backends that it had and that are no more: they have no flows to keep, while other backends
-    /// that left drain.
+    /// Former backends whose flows end at once. Other backends that were removed drain.
     pub gone: BTreeSet<SocketAddr>,
 }
 

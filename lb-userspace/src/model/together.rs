@@ -1,4 +1,4 @@
-//! What several services may not be beside each other: the same rules for every source.
+//! Conflicts between services: the same rules for every source.
 
 use std::{
     collections::BTreeMap,

@@ -78,7 +78,7 @@ pub fn without_room(
 ) -> Unfit {
     let is_of_file = |name: &ServiceName| file.service(name).is_some();
     let named: Unfit = misfits.into_iter().filter(|(name, _)| !is_of_file(name) && !unfit.contains_key(name)).collect();
-    // A name that no service has stands for VIPs that have left.
+    // The name `(those that left)` is not a service: it stands for removed VIPs that still drain.
     if named.keys().any(|name| merged.service(name).is_some()) {
         return named;
     }

@@ -400,7 +400,7 @@ pub struct LookupView {
 #[serde(rename_all = "camelCase")]
 pub struct Choice {
     pub backend: Option<SocketAddr>,
-    /// As [`LookupView::why`]; or `unknown flow`, `backend dead`, `backend gone`.
+    /// As [`LookupView::why`]; or `unknown flow`, `backend dead`, `no backend`.
     pub why: String,
     pub explanation: String,
 }
@@ -444,7 +444,7 @@ pub struct FlowFilter {
     pub limit: Option<usize>,
 }
 
-/// Why a command was refused; nothing was changed.
+/// Why a command was refused or failed; the message says if anything was changed.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "camelCase")]
 #[error("{message}")]
@@ -462,9 +462,9 @@ pub enum ErrorCode {
     Invalid,
     /// The kernel or the file system refused.
     Failed,
-    /// The requester is not root.
+    /// The requester is neither root nor the agent's own user.
     Forbidden,
-    /// The agent is stopping.
+    /// The agent is stopping, or cannot start another trace.
     Unavailable,
 }
 

@@ -33,8 +33,8 @@ pub struct Plan {
     /// When the next drain of each service ends, whether or not its flows have; CLOCK_BOOTTIME, by
     /// the id of the service.
     pub ends: BTreeMap<u32, u64>,
-    /// Services for which there is no room. They are left out of a plan that has any, so that it
-    /// shows which others have none; such a plan is not carried out.
+    /// Services without room. Planning goes on without them, to find the others; such a plan is not
+    /// carried out.
     pub misfits: BTreeMap<ServiceName, Misfit>,
 }
 
@@ -89,8 +89,7 @@ pub struct Leaving {
 /// Why there is no plan; in that case nothing is written.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct PlanError {
-    /// For which services there is no room, and why; each would have room if the others were left
-    /// out, or has none even then.
+    /// The services without room, and why. One may fit once others are left out.
     pub misfits: BTreeMap<ServiceName, Misfit>,
     /// What is missing for all services together.
     pub common: Option<Misfit>,

@@ -26,8 +26,8 @@ pub struct Wanted {
     pub limits: Limits,
     /// Sorted by name, unique.
     pub services: Vec<Arc<WantedService>>,
-    /// Services of which these do not know may still be wanted: whatever the maps hold for services
-    /// that are not among these stays as it is.
+    /// Some source has not listed all its services yet, so entries in the maps of services that are
+    /// not in this list stay as they are.
     pub holds: bool,
     pub node_addresses: BTreeSet<IpAddr>,
     /// Prefixes that may send encapsulated packets to those addresses.
