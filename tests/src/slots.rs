@@ -135,19 +135,20 @@ impl SlotHistory {
         meanwhile.any(|owner| owner == Some(backend)) && meanwhile.any(|owner| owner != Some(backend))
     }
 
-    /// The owners on which the slot of this flow was seen settled, with the seconds from `from`
-    /// between which each of them did.
+    /// The previous owners that the slot of this flow was seen with, and between which seconds from
+    /// `from` each of them became that.
     pub fn told(&self, client: SocketAddr, vip: SocketAddr, from: Instant) -> String {
         let Some(slot) = self.slot(client, vip) else { return "its VIP has no ring".to_owned() };
         let seconds = |at: Instant| match at.checked_duration_since(from) {
             Some(later) => later.as_secs_f64(),
             None => -from.duration_since(at).as_secs_f64(),
         };
-        let owners = self.agreed.get(&slot).map(Vec::as_slice).unwrap_or_default().iter().map(|one| {
+        let Some(agreed) = self.agreed.get(&slot) else { return format!("its slot {slot} was never seen") };
+        let owners = agreed.iter().map(|one| {
             let owner = one.owner.map_or_else(|| "nobody".to_owned(), |owner| owner.to_string());
             format!("{:.3} to {:.3} s: {owner}", seconds(one.after), seconds(one.seen))
         });
-        format!("its slot {slot} settled on {}", owners.collect::<Vec<_>>().join(", "))
+        format!("the previous owners of its slot {slot}: {}", owners.collect::<Vec<_>>().join(", "))
     }
 
     /// Its place in the arena.

@@ -9,7 +9,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::passes::{Passes, Schedule, Share, pause, run};
+use super::passes::{Need, Passes, Schedule, pause, run};
 use crate::dataplane::{
     maps::MapsError,
     plan::FlowUse,
@@ -88,7 +88,7 @@ impl PassesNeeded {
         let ended = Instant::now();
         loop {
             let is_urgent = self.is_urgent() || self.told.borrow().is_none();
-            let pause = pause(took, if is_urgent { Share::Percent } else { Share::FifthOfAPercent });
+            let pause = pause(took, if is_urgent { Need::Soon } else { Need::Later });
             tokio::select! {
                 () = sleep_until(ended + pause) => return,
                 Ok(()) = self.told.changed() => {}

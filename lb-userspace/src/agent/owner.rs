@@ -702,8 +702,10 @@ impl Owner {
         }
         let Proposal { trial, refusals, misfit } = block_in_place(|| self.propose(file, merged, seed));
         // A configuration that does not fit into the maps is refused like any other mistake.
-        if let Some(misfit) = misfit {
-            return Err(vec![misfit.to_string()]);
+        if let Some(PlanError { misfits, common }) = misfit {
+            let (own, others): (Vec<_>, Vec<_>) = misfits.iter().partition(|(name, _)| file.service(name).is_some());
+            let all = own.into_iter().chain(others).map(|(_, misfit)| misfit).chain(&common);
+            return Err(all.map(ToString::to_string).collect());
         }
         let mut message = summary(&self.file_config, file);
         let waiting = needs_restart(&self.file_config, file, &limits);

@@ -62,24 +62,26 @@ pub async fn run<T: Send + 'static>(
     }
 }
 
-/// How much of a core passes may use.
+/// How soon the next pass is needed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Share {
-    Percent,
-    FifthOfAPercent,
+pub enum Need {
+    /// Somebody waits for its result: at most 1 % of a core while a pass takes up to 50 ms of CPU
+    /// time, and a pass at least every five seconds or so.
+    Soon,
+    /// At most a fifth of a percent of a core while a pass takes up to 100 ms of CPU time, and every
+    /// entry is checked about once a minute.
+    Later,
 }
 
 const SHORTEST_PAUSE: Duration = Duration::from_millis(500);
-/// However long a pass takes, so that every entry is checked about once a minute.
-const LONGEST_PAUSE: Duration = Duration::from_secs(50);
 
 /// The pause after a pass that took this much CPU time.
-pub fn pause(took: Duration, share: Share) -> Duration {
-    let pauses = match share {
-        Share::Percent => 100,
-        Share::FifthOfAPercent => 500,
+pub fn pause(took: Duration, need: Need) -> Duration {
+    let (pauses, longest) = match need {
+        Need::Soon => (100, Duration::from_secs(5)),
+        Need::Later => (500, Duration::from_secs(50)),
     };
-    (took * pauses).clamp(SHORTEST_PAUSE, LONGEST_PAUSE)
+    (took * pauses).clamp(SHORTEST_PAUSE, longest)
 }
 
 /// A pass has panicked, which is logged: there will be no more passes.
@@ -127,13 +129,13 @@ mod tests {
     use super::*;
 
     #[test]
-    fn passes_take_a_percent_of_a_core_at_the_most() {
+    fn passes_take_a_percent_of_a_core_unless_they_take_so_long_that_results_would_be_old() {
         let took = Duration::from_millis(20);
-        assert_eq!(pause(took, Share::FifthOfAPercent), Duration::from_secs(10));
-        assert_eq!(pause(took, Share::Percent), Duration::from_secs(2));
-        assert_eq!(pause(Duration::from_micros(9), Share::Percent), SHORTEST_PAUSE, "never without a pause");
-        let long = pause(Duration::from_secs(2), Share::Percent);
-        assert_eq!(long, LONGEST_PAUSE, "every entry is looked at within a minute");
+        assert_eq!(pause(took, Need::Later), Duration::from_secs(10));
+        assert_eq!(pause(took, Need::Soon), Duration::from_secs(2));
+        assert_eq!(pause(Duration::from_micros(9), Need::Soon), SHORTEST_PAUSE, "never without a pause");
+        let long = Duration::from_secs(2);
+        assert_eq!([Need::Soon, Need::Later].map(|need| pause(long, need).as_secs()), [5, 50]);
     }
 
     #[tokio::test]

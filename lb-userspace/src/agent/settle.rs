@@ -6,7 +6,7 @@ use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::passes::{Passes, Schedule, Share, pause, run};
+use super::passes::{Need, Passes, Schedule, pause, run};
 use crate::dataplane::{
     maps::MapsError,
     rings::Rings,
@@ -81,9 +81,13 @@ impl Schedule<Settler> for SettleSchedule {
     }
 
     async fn wait(&mut self, took: Duration) {
-        tokio::select! {
-            () = sleep(if self.rests { REST } else { pause(took, Share::Percent) }) => {}
-            Ok(()) = self.told.changed(), if self.rests => {}
+        sleep(pause(took, Need::Soon)).await;
+        if self.rests {
+            tokio::select! {
+                () = sleep(REST) => {}
+                // If all senders are gone, the agent is stopping.
+                Ok(()) = self.told.changed() => {}
+            }
         }
     }
 }

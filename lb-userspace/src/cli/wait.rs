@@ -13,8 +13,9 @@ use crate::{
 };
 
 const PACE: Duration = Duration::from_millis(500);
-/// After a drain's deadline, the time for the remaining connections to end.
-const GRACE: Duration = Duration::from_secs(5);
+/// After a drain's deadline, the time for the agent's count of connections to show their end: the
+/// agent counts them every five seconds or so while a drain waits.
+const GRACE: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Goal {

@@ -1,6 +1,6 @@
 //! The keys of the configuration file: what each means, its default, and which values it takes. The
 //! JSON schema for editors and the tables in docs/operations.md are made from this; tests hold the
-//! reader (`document`, `service`, `health`) to the same keys, defaults, words and bounds.
+//! reader (`document`, `service`, `health`) to the same keys, defaults, words and bounds of times.
 #![expect(dead_code, reason = "the types below are there for their schema alone")]
 
 use schemars::JsonSchema;

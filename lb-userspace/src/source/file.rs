@@ -143,7 +143,7 @@ impl Follower {
                 loaded = self.refresh() => {
                     // The task that requested the reload may have gone away.
                     if let Some(Err(_)) = answer.map(|answer| answer.send(loaded)) {
-                        warn!(file = %self.path.display(), "the client that asked for the reload has gone");
+                        warn!(file = %self.path.display(), "the task that asked for the reload has ended");
                     }
                 }
             }

@@ -61,12 +61,15 @@ impl Plan {
         self.misfits.entry(service.clone()).or_insert(misfit);
     }
 
-    /// The error for the services that were left out, if there are any.
+    /// The error for the services that were left out, if there are any. Services that lack anything
+    /// but indexes of backends come first: they had indexes, which others may have lacked.
     pub fn complete(&mut self) -> Result<(), PlanError> {
-        if self.misfits.is_empty() {
-            return Ok(());
+        let mut misfits = std::mem::take(&mut self.misfits);
+        let lacks_indexes = |misfit: &Misfit| matches!(misfit, Misfit::Backends { .. });
+        if !misfits.values().all(lacks_indexes) {
+            misfits.retain(|_, misfit| !lacks_indexes(misfit));
         }
-        Err(PlanError { misfits: std::mem::take(&mut self.misfits), common: None })
+        if misfits.is_empty() { Ok(()) } else { Err(PlanError { misfits, common: None }) }
     }
 
     /// Notes that something of a service ends at `at_ns`.
@@ -146,7 +149,8 @@ impl fmt::Display for PlanError {
         }
         match all.count() {
             0 => Ok(()),
-            more => write!(f, " (and {more} more without room)"),
+            1 => write!(f, " (and 1 more service without room)"),
+            more => write!(f, " (and {more} more services without room)"),
         }
     }
 }

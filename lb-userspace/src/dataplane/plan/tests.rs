@@ -537,31 +537,44 @@ fn too_large_rings_are_refused_by_name_and_nothing_is_planned() {
     assert!(error.to_string().contains("service web"), "{error}");
 }
 
+/// The names of the services that a plan with these limits has no room for, each with what it lacks.
+fn misfits(limits: Limits, services: Vec<WantedService>) -> Vec<String> {
+    assert!(services.is_sorted_by_key(|service| service.name.clone()), "in the order in which they are planned");
+    let wanted = Wanted { limits, ..wanted(services) };
+    match plan(&wanted, &Image::default(), &Fake::default(), &FlowUse::default(), NOW) {
+        Ok(_) => Vec::new(),
+        Err(error) => error.misfits.iter().map(|(name, misfit)| format!("{name}: {misfit}")).collect(),
+    }
+}
+
 #[test]
 fn all_services_without_room_are_found_at_once_and_take_no_room_from_others() {
-    let limits = Limits { ring_slots: 100, backends: 5, ..Limits::default() };
     let backends = |count: u8| (1..=count).map(|last| up(&format!("10.2.0.{last}:80"))).collect::<Vec<_>>();
-    let fits = || vec![service("a", &["192.0.2.1"], backends(1), 31), service("d", &["192.0.2.4"], backends(3), 31)];
-    let fit = plan(&Wanted { limits, ..wanted(fits()) }, &Image::default(), &Fake::default(), &FlowUse::default(), NOW);
-    assert_eq!(fit.map(|plan| plan.target.backends.len()), Ok(4));
+    let one = |name: &str, count: u8, ring_size: u32| service(name, &["192.0.2.1"], backends(count), ring_size);
+    let names = |misfits: Vec<String>| {
+        misfits.into_iter().map(|misfit| misfit.chars().take_while(|letter| *letter != ':').collect::<String>())
+    };
 
-    let large = service("b", &["192.0.2.2"], backends(0), 127);
-    let many = service("c", &["192.0.2.3"], backends(4), 31);
-    let both_families = service("e", &["192.0.2.5", "2001:db8::5"], backends(0), 31);
-    let all = wanted(fits().into_iter().chain([large, many, both_families]).collect());
-    let error =
-        plan(&Wanted { limits, ..all }, &Image::default(), &Fake::default(), &FlowUse::default(), NOW).unwrap_err();
-    let misfits: Vec<(String, &Misfit)> =
-        error.misfits.iter().map(|(name, misfit)| (name.to_string(), misfit)).collect();
-    assert!(
-        matches!(
-            misfits.as_slice(),
-            [(b, Misfit::Rings { .. }), (c, Misfit::Backends { .. }), (e, Misfit::Rings { .. })]
-                if (b.as_str(), c.as_str(), e.as_str()) == ("b", "c", "e")
-        ),
-        "{misfits:?}"
-    );
-    assert!(error.common.is_none() && error.to_string().ends_with("(and 2 more without room)"), "{error}");
+    let rings = Limits { ring_slots: 80, ..Limits::default() };
+    let both_families = service("c", &["192.0.2.3", "2001:db8::3"], backends(0), 31);
+    let last = service("d", &["192.0.2.4"], backends(0), 31);
+    let found = misfits(rings, vec![one("a", 1, 31), one("b", 0, 127), both_families, last]);
+    assert!(names(found.clone()).eq(["b", "c"]), "{found:?}: d has what c gave back");
+
+    let indexes = Limits { backends: 5, ..Limits::default() };
+    let found = misfits(indexes, vec![one("a", 1, 31), one("b", 4, 31), one("c", 3, 31)]);
+    assert!(names(found.clone()).eq(["b"]), "{found:?}: c has what b gave back");
+
+    let counters = Limits { services: 2, ..Limits::default() };
+    let vips = |name: &str, vips: &[&str]| service(name, vips, backends(0), 31);
+    let four = vips("b", &["192.0.2.2", "192.0.2.3", "192.0.2.4", "192.0.2.5"]);
+    let three = vips("c", &["192.0.2.6", "192.0.2.7", "192.0.2.8"]);
+    let found = misfits(counters, vec![vips("a", &["192.0.2.1"]), four, three]);
+    assert!(names(found.clone()).eq(["b"]), "{found:?}: c has what b gave back");
+
+    let both = Limits { ring_slots: 80, backends: 5, ..Limits::default() };
+    let found = misfits(both, vec![one("a", 3, 127), one("b", 2, 31)]);
+    assert!(names(found.clone()).eq(["a"]), "{found:?}: without a there are indexes for b");
 }
 
 const VIPS: [&str; 6] = ["192.0.2.1", "192.0.2.2", "192.0.2.3", "2001:db8::1", "2001:db8::2", "2001:db8::3"];

@@ -17,7 +17,7 @@ use lb_common::{
 
 use super::{
     census::SettleCensus,
-    judge::{Over, Place, is_idle, is_void, over},
+    judge::{Over, Place, is_idle, is_void, over, over_without_slot},
     scope::SettleScope,
 };
 use crate::dataplane::{
@@ -206,7 +206,7 @@ where
                 let backend = shared.backend_once(&mut known, entry.backend)?;
                 let is_held = shared.scope.holds && !shared.scope.vips.contains_key(&vip.0);
                 let why = match is_held {
-                    true => None,
+                    true => over_without_slot(kind, entry, backend.as_ref(), shared.now_ns, shared.timeouts()),
                     false => over(kind, entry, place, backend.as_ref(), shared.now_ns, shared.timeouts()),
                 };
                 let is_gone = match why {

@@ -91,6 +91,20 @@ pub struct Place {
     pub is_collected: bool,
 }
 
+/// Why an entry can be removed, whatever its slot says; `None` if it stays.
+pub fn over_without_slot(
+    kind: ExceptionKind,
+    entry: &Exception,
+    backend: Option<&Backend>,
+    now_ns: u64,
+    timeouts: &NatTimeouts,
+) -> Option<Over> {
+    if is_void(entry, backend) {
+        return Some(Over::Void);
+    }
+    is_idle(kind, entry, now_ns, timeouts).then_some(Over::Idle)
+}
+
 /// Why an entry can be removed; `None` if it stays.
 pub fn over(
     kind: ExceptionKind,
@@ -104,11 +118,8 @@ pub fn over(
         // The VIP may have been added since the pass began.
         return (now_ns.saturating_sub(entry.last_seen_ns) > STRAY_NS).then_some(Over::Stray);
     };
-    if is_void(entry, backend) {
-        return Some(Over::Void);
-    }
-    if is_idle(kind, entry, now_ns, timeouts) {
-        return Some(Over::Idle);
+    if let Some(over) = over_without_slot(kind, entry, backend, now_ns, timeouts) {
+        return Some(over);
     }
     let is_quiet = place.is_collected && !slot.in_transition() && !slot.has(Slot::SETTLING);
     let agrees = match kind {

@@ -19,7 +19,7 @@ pub struct SettleScope {
     /// The VIPs of DSR services; only these have exceptions.
     pub vips: BTreeMap<SocketAddr, VipScope>,
     /// Whether the VIPs of other services may still be wanted: see [`Wanted::holds`]. Their entries
-    /// stay.
+    /// stay until they are idle.
     pub holds: bool,
     pub timeouts: NatTimeouts,
 }
