@@ -1,5 +1,5 @@
 //! The machine as the kernel describes it over netlink: interfaces, routes, neighbours, and how XDP
-//! may send through each interface; and what the kernel announces about them. Nothing here depends
+//! may send through each interface; and the kernel's announcements of changes. Nothing here depends
 //! on the data path.
 
 pub mod changes;

@@ -1,5 +1,5 @@
-//! What the kernel announces: changes of links, addresses, routes, rules and neighbours, and TC
-//! filters that were removed. Announcements that come close together are told as one.
+//! The kernel's announcements: changes of links, addresses, routes, rules and neighbours, and
+//! removals of TC filters. Announcements that come close together are merged into one [`News`].
 
 use std::{collections::BTreeSet, io, time::Duration};
 
@@ -20,31 +20,33 @@ use super::{
     neighbours::{self, NextHop},
 };
 
-/// What may have changed since the last news.
+/// What may have changed since the previous `News`.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct News {
     /// Links or addresses have changed, or TC filters or qdiscs were removed.
     pub interfaces: bool,
-    /// Any address may be reached by another route.
+    /// The route to any address may have changed.
     pub routes: bool,
     /// Addresses whose neighbour entries were removed, or are not managed by the kernel (any more).
     pub neighbours: BTreeSet<NextHop>,
-    /// Announcements were lost. Anything may have changed, neighbour entries too.
+    /// Announcements were lost, or there were too many to list. Anything may have changed,
+    /// neighbour entries too.
     pub is_incomplete: bool,
 }
 
 /// The subscription to the kernel's announcements. It ends when this is dropped.
 pub struct Changes(mpsc::Receiver<News>);
 
-/// After the first announcement, further ones are waited for this long. Interfaces and routes
-/// seldom change one at a time.
+/// How long to wait for further announcements after the first one. Interfaces and routes seldom
+/// change one at a time.
 const WINDOW: Duration = Duration::from_millis(20);
 
-/// More neighbours than these are not told one by one: a flood of announcements must not fill the
-/// memory while nobody takes the news.
+/// Maximum number of neighbours to list one by one, so that a flood of announcements does not fill
+/// the memory while nobody takes the `News`.
 const MAX_NEIGHBOURS: usize = 4096;
 
-/// A next-hop object of the kernel can change without an announcement for the routes that use it.
+/// The multicast groups to join. `Nexthop` is among them because a next-hop object of the kernel
+/// can change without an announcement for the routes that use it.
 const GROUPS: [MulticastGroup; 10] = [
     MulticastGroup::Link,
     MulticastGroup::Tc,
@@ -89,8 +91,8 @@ fn subscribe(connection: &mut proto::Connection<Announcement>) -> io::Result<()>
     GROUPS.iter().try_for_each(|group| socket.add_membership(*group as u32))
 }
 
-/// Tells the announcements of each window as one. While the last news waits to be taken, it goes on
-/// gathering, so a busy receiver loses nothing.
+/// Sends the announcements of each window as one `News`. Until the receiver has taken the previous
+/// `News`, further announcements are merged into the next one, so a busy receiver loses nothing.
 async fn gather(mut announced: impl Stream<Item = NetlinkMessage<Announcement>> + Unpin, tell: mpsc::Sender<News>) {
     loop {
         let mut news = News::default();
@@ -110,7 +112,8 @@ async fn gather(mut announced: impl Stream<Item = NetlinkMessage<Announcement>> 
         tokio::pin!(permit);
         loop {
             tokio::select! {
-                // The end of the window first: in a storm there is always another announcement.
+                // Check the end of the window first: in a storm there is always another
+                // announcement.
                 biased;
                 permit = &mut permit => match permit {
                     Ok(permit) => {
@@ -129,7 +132,7 @@ async fn gather(mut announced: impl Stream<Item = NetlinkMessage<Announcement>> 
 }
 
 impl News {
-    /// The news for somebody who knows nothing yet.
+    /// The `News` that anything may have changed.
     pub fn everything() -> Self {
         Self { interfaces: true, routes: true, neighbours: BTreeSet::new(), is_incomplete: true }
     }
@@ -178,7 +181,8 @@ impl NetlinkDeserializable for Announcement {
     fn deserialize(header: &NetlinkHeader, payload: &[u8]) -> Result<Self, DecodeError> {
         Ok(match header.message_type {
             libc::RTM_NEWLINK | libc::RTM_DELLINK | libc::RTM_NEWADDR | libc::RTM_DELADDR => Self::Link,
-            // Not the new ones: Weir replaces its own filters at every look.
+            // Not `RTM_NEWTFILTER`: Weir itself replaces its filters whenever it examines the
+            // interfaces.
             libc::RTM_DELTFILTER | libc::RTM_DELQDISC => Self::Hook,
             libc::RTM_NEWROUTE
             | libc::RTM_DELROUTE
@@ -186,7 +190,7 @@ impl NetlinkDeserializable for Announcement {
             | libc::RTM_DELRULE
             | RTM_NEWNEXTHOP
             | RTM_DELNEXTHOP => Self::Route,
-            // A neighbour that the library cannot decode is none of ours.
+            // A neighbour that the library cannot decode is not one of our next hops.
             libc::RTM_NEWNEIGH | libc::RTM_DELNEIGH => match RouteNetlinkMessage::deserialize(header, payload) {
                 Ok(RouteNetlinkMessage::NewNeighbour(message)) => {
                     neighbours::unmanaged(message).map_or(Self::Other, Self::Unmanaged)
@@ -201,7 +205,7 @@ impl NetlinkDeserializable for Announcement {
     }
 }
 
-/// Nothing is ever sent over this connection, but its type wants to know how.
+/// Nothing is ever sent over this connection, but its type requires this implementation.
 impl NetlinkSerializable for Announcement {
     fn message_type(&self) -> u16 {
         libc::NLMSG_NOOP as u16

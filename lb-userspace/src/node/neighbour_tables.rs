@@ -1,5 +1,5 @@
-//! The kernel's neighbour tables: how many entries they may hold, and what to do if that is too
-//! few. All network namespaces share one table for each family.
+//! The kernel's neighbour tables: their limits, and what to do if a limit is too low. All network
+//! namespaces share one table for each family.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -29,7 +29,7 @@ pub struct Table {
 }
 
 impl Netlink {
-    /// The tables of both families; without a family that the kernel does not have.
+    /// The tables of both families, or of one if the kernel lacks the other.
     pub async fn neighbour_tables(&self) -> Result<BTreeMap<Family, Table>, NetlinkError> {
         let what = "read the limits of the neighbour tables";
         let ask = NeighbourTableMessage::default();
@@ -116,8 +116,8 @@ pub fn remedy(family: Family, needed: usize, limit: u32) -> String {
     format!("sysctl -w {}={enough}", sysctl_name(family))
 }
 
-/// The sysctl that limits a neighbour table. It holds for all network namespaces, and only the
-/// machine's first one shows it.
+/// The sysctl that limits a neighbour table. It applies to all network namespaces, but is visible
+/// only in the initial one.
 pub const fn sysctl_name(family: Family) -> &'static str {
     match family {
         Family::V4 => "net.ipv4.neigh.default.gc_thresh3",

@@ -45,7 +45,7 @@ pub struct Neighbourhood {
 pub enum Refusal {
     /// The neighbour table of the address's family has no room (ENOBUFS).
     TableFull,
-    /// Anything else, as the kernel says it.
+    /// Any other error, in the kernel's words.
     Other(String),
 }
 
@@ -61,20 +61,20 @@ struct Entry {
 }
 
 impl Entry {
-    /// Whether nothing needs to be done for a wanted next hop that has this entry. Entries that
-    /// earlier versions of Weir made are not exempt.
+    /// Whether this entry can stay as it is for a wanted next hop. Our entries that are not exempt,
+    /// which earlier versions of Weir made, are replaced.
     const fn is_kept(&self) -> bool {
         self.is_permanent || self.is_managed && (self.is_exempt || !self.is_ours)
     }
 }
 
 impl Netlink {
-    /// Makes managed entries for the `wanted` next hops that have none, and removes our other
-    /// entries. Entries that the kernel refuses are in the result, and no error.
+    /// Makes managed entries for those `wanted` next hops that need one, and removes our other
+    /// entries. If the kernel refuses an entry, that is not an error, but part of the result.
     pub async fn keep_neighbours(&self, wanted: &BTreeSet<NextHop>) -> Result<Neighbourhood, NetlinkError> {
         let entries = self.neighbours().await?;
         let mut found = Neighbourhood { is_unmanaged: !can_manage(), ..Neighbourhood::default() };
-        // First, because it makes room.
+        // Remove entries first, to make room for new ones.
         for (next_hop, entry) in &entries {
             if entry.is_ours && !wanted.contains(next_hop) {
                 self.forget(*next_hop, entry.message.clone()).await?;
@@ -185,7 +185,7 @@ impl Netlink {
     }
 }
 
-/// Whether this kernel knows managed entries.
+/// Whether this kernel supports managed entries.
 pub fn can_manage() -> bool {
     KernelVersion::current().is_ok_and(|version| version >= KernelVersion::new(5, 16, 0))
 }
@@ -200,7 +200,7 @@ pub(super) fn next_hop(message: &NeighbourMessage) -> Option<NextHop> {
     Some((message.header.ifindex, address?))
 }
 
-/// The neighbour that a message is about, if its entry is not one that would be left as it is.
+/// The neighbour that a message is about, unless its entry can stay as it is (`Entry::is_kept`).
 pub(super) fn unmanaged(message: NeighbourMessage) -> Option<NextHop> {
     let next_hop = next_hop(&message)?;
     (!entry(message).is_kept()).then_some(next_hop)

@@ -1,27 +1,28 @@
-//! When to look at a part of the machine again: soon after an announcement, after a while without
-//! one, and never so often that looking keeps a core busy.
+//! When to examine a part of the machine again: soon after an announcement, after the poll interval
+//! without one, and never so often that it keeps a core busy. One examination is called a look;
+//! each look must be followed by a rest.
 
 use std::time::Duration;
 
 use tokio::time::Instant;
 
-/// The times of one kind of look.
+/// When the next look at one part of the machine is due.
 #[derive(Clone, Copy, Debug)]
 pub struct Pace {
     due: Instant,
-    /// Until then an announcement must wait.
+    /// An announcement does not cause a look before this time.
     rests_until: Instant,
-    /// When all looks so far will have been rested from.
+    /// When the rests after all looks so far will be over, including rests that were put off.
     rested_at: Instant,
 }
 
-/// A look is rested from for this many times as long as it took: under a storm of announcements a
-/// tenth of the time goes into looking.
+/// The rest after a look lasts this many times as long as the look: in a storm of announcements,
+/// looks take a tenth of the time.
 const REST: u32 = 9;
-/// Announcements come in groups: the rest after a look is never shorter.
+/// The shortest rest after a look, because announcements come in groups.
 const LEAST_REST: Duration = Duration::from_millis(100);
-/// So much rest can be put off. Otherwise a slow look, which its own repair has announced, would
-/// keep the next change waiting for seconds.
+/// This much rest can be put off until after later looks. Otherwise a slow repair, whose own
+/// announcements cause one more look, would delay the look at the next change for seconds.
 const PUT_OFF: Duration = Duration::from_secs(10);
 
 impl Pace {
@@ -30,12 +31,12 @@ impl Pace {
         Self { due: now, rests_until: now, rested_at: now }
     }
 
-    /// Something was announced: due as soon as the rest is over.
+    /// After an announcement: due as soon as the rest is over.
     pub fn ask(&mut self, now: Instant) {
         self.due = self.due.min(now.max(self.rests_until));
     }
 
-    /// Somebody waits for it: due at once.
+    /// When a caller waits for the look: due at once.
     pub fn insist(&mut self, now: Instant) {
         self.due = self.due.min(now);
     }
@@ -48,13 +49,13 @@ impl Pace {
         self.due <= now
     }
 
-    /// A look has taken from `begun` to `ended`. Without an announcement the next one is due after
-    /// `poll`.
+    /// Records a look that took from `begun` to `ended`. Without an announcement, the next look is
+    /// due after `poll`.
     pub fn looked(&mut self, begun: Instant, ended: Instant, poll: Duration) {
         let took = ended.saturating_duration_since(begun);
         let rested_at = self.rested_at.max(begun) + took * (1 + REST);
-        // Looks that did not wait, because somebody insisted or the poll was due, put nothing more
-        // off.
+        // Limit the rest that is put off, because looks after `insist` and at a poll do not wait
+        // for it.
         self.rested_at = rested_at.min(ended + took * REST + PUT_OFF);
         let put_off = self.rested_at.checked_sub(PUT_OFF).unwrap_or(ended);
         self.rests_until = put_off.max(ended + LEAST_REST);

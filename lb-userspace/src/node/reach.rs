@@ -1,6 +1,6 @@
 //! How the backends are reached: the routes to their addresses, and the neighbour entries that the
-//! kernel keeps for the next hops. What is known is brought up to date in parts, as the kernel
-//! announces changes.
+//! kernel keeps for the next hops. Routes and neighbour entries are updated separately, as the
+//! kernel announces changes.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -39,7 +39,7 @@ impl Reach {
         }
     }
 
-    /// The addresses without a route are missing.
+    /// The routes by address; addresses without a route are missing.
     pub const fn routes(&self) -> &BTreeMap<IpAddr, Route> {
         &self.routes
     }
@@ -54,8 +54,8 @@ impl Reach {
         Ok(())
     }
 
-    /// Looks up only the routes to those of these addresses that are new, and forgets all other
-    /// addresses. Returns the number of look-ups.
+    /// Looks up the routes to those of these addresses that are new, and forgets addresses that are
+    /// not among them. Returns the number of look-ups.
     pub async fn look_up_new(&mut self, addresses: &BTreeSet<IpAddr>) -> Result<usize, NetlinkError> {
         let new: BTreeSet<IpAddr> = addresses.difference(&self.known).copied().collect();
         let routes = self.netlink.routes_to(&new).await?;
@@ -66,13 +66,13 @@ impl Reach {
         Ok(new.len())
     }
 
-    /// Whether the neighbour entries are kept of other next hops than the routes lead to.
+    /// Whether the next hops of the routes differ from those whose neighbour entries are kept.
     pub fn has_other_next_hops(&self) -> bool {
         next_hops(&self.routes) != self.kept
     }
 
-    /// Looks at all neighbour entries: makes those that are missing, and removes ours that are no
-    /// longer wanted.
+    /// Examines all neighbour entries: makes those that are missing, and removes those of ours that
+    /// are no longer wanted.
     pub async fn keep_neighbours(&mut self) -> Result<(), NetlinkError> {
         let wanted = next_hops(&self.routes);
         self.refused = self.netlink.keep_neighbours(&wanted).await?.refused;
@@ -85,7 +85,7 @@ impl Reach {
         self.kept.contains(neighbour)
     }
 
-    /// Makes the entries of these kept neighbours again.
+    /// Makes the entries of these kept neighbours again, after they were lost.
     pub async fn restore_neighbours(&mut self, lost: &BTreeSet<NextHop>) {
         self.refused.retain(|next_hop, _| !lost.contains(next_hop));
         self.refused.extend(self.netlink.manage_all(lost).await);
@@ -112,7 +112,7 @@ pub fn next_hops(routes: &BTreeMap<IpAddr, Route>) -> BTreeSet<NextHop> {
     remote.map(|(address, route)| (route.ifindex, route.next_hop(*address))).collect()
 }
 
-/// How many addresses without a route are named one by one.
+/// Maximum number of addresses without a route that are logged one by one.
 const NAMED: usize = 8;
 
 fn warn_of_missing<'a>(addresses: impl Iterator<Item = &'a IpAddr>) {

@@ -45,7 +45,7 @@ impl Netlink {
     }
 
     /// The routes to these addresses; an address without a route, or with a rejecting one, is left
-    /// out. Each address is one request, and many requests are one system call.
+    /// out. Each address takes one request; many requests go into one system call.
     pub async fn routes_to(&self, addresses: &BTreeSet<IpAddr>) -> Result<BTreeMap<IpAddr, Route>, NetlinkError> {
         let mut routes = BTreeMap::new();
         let mut left = addresses.iter().copied().peekable();
@@ -85,8 +85,8 @@ impl Netlink {
     }
 }
 
-/// The answers to this many requests fit into the receive buffer of a socket, which is 208 KiB
-/// unless somebody has changed it. An answer takes up to 5 KiB of it.
+/// The number of requests in one system call. Their answers, of up to 5 KiB each, fit into the
+/// receive buffer of a socket, which is 208 KiB by default.
 const BATCH: usize = 32;
 
 /// The kernel answers at once; an answer that takes longer was dropped.

@@ -32,7 +32,7 @@ pub fn ways_out(
         };
         let redirect = if takes_packets { WAY_OUT_REDIRECT } else { 0 };
         let no_tx = if is_native && is_veth { WAY_OUT_NO_TX } else { 0 };
-        // Interfaces beyond the size of the map send by TC.
+        // An interface for which the map has no room sends by TC.
         if redirect | no_tx != 0 && ways_out.len() < MAX_INTERFACES as usize {
             ways_out.insert(interface.index, redirect | no_tx);
         }
@@ -46,8 +46,8 @@ const WITHOUT_REDIRECTS: [&str; 3] = ["mlx4_core", "nfp", "nicvf"];
 /// Guesses whether an interface that runs XDP natively accepts redirected packets, because kernels
 /// before Linux 6.3 don't report it. Hardware drivers that run XDP accept them, with few
 /// exceptions. For a virtual interface (`kind`) it depends on other interfaces: for a veth on its
-/// other end, for a bond on its members. If unknown the answer is no: TC can send through every
-/// interface.
+/// other end, for a bond on its members. If unknown, the guess is no, which is safe: TC can send
+/// through every interface.
 fn sends_for_xdp(kind: Option<&str>, driver: Option<&str>) -> bool {
     kind.is_none() && driver.is_some_and(|driver| !WITHOUT_REDIRECTS.contains(&driver))
 }
