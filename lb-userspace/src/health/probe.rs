@@ -22,7 +22,7 @@ pub enum Outcome {
     Failed {
         duration: Duration,
         reason: FailureKind,
-        /// Nothing answered at all: not even a refusal.
+        /// The backend did not answer at all, not even with a refusal.
         is_silent: bool,
         detail: Cow<'static, str>,
     },
@@ -92,7 +92,8 @@ pub async fn probe(address: SocketAddr, check: &HealthCheck) -> Outcome {
     };
     let answered = match &check.probe {
         Probe::Tcp => Ok(Cow::Borrowed("connected")),
-        // In a box: the probes that only connect, which may be thousands at once, stay small.
+        // Boxed, so that the futures of probes that only connect stay small: there may be a
+        // thousand at once.
         Probe::Http(http) => {
             let answered = timeout_at(deadline, Box::pin(ask(address, stream, http))).await;
             answered.unwrap_or_else(|_| Err(timed_out(check.timeout))).map(Cow::Owned)
@@ -119,15 +120,16 @@ fn timed_out(after: Duration) -> Failure {
 /// Opens a connection that is reset when it is dropped: with an orderly close, thousands of probes
 /// would leave thousands of ports in TIME_WAIT.
 ///
-/// A probe that only connects delays its last acknowledgement, so that the reset comes instead of
-/// it: the server's SYN-ACK says all that the probe wants to know, the server's program is not
-/// woken for a connection that ends at once, and both sides have a packet less.
+/// A probe that only connects delays the last acknowledgement of the handshake, so that the reset
+/// is sent instead. The server's SYN-ACK is all that the probe needs. Without the acknowledgement,
+/// the server's program is not woken for a connection that ends at once, and each side handles one
+/// packet less.
 async fn connect(address: SocketAddr, probe: &Probe) -> Result<TcpStream, Failure> {
     let failed = |error| io_failure("connect", &error);
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(failed)?;
     socket.set_zero_linger().map_err(failed)?;
     if matches!(probe, Probe::Tcp) {
-        // Without it the probe says the same.
+        // If this fails, the probe has the same result.
         SockRef::from(&socket).set_tcp_quickack(false).ok();
     }
     socket.connect(address).await.map_err(failed)
@@ -156,8 +158,7 @@ async fn ask(address: SocketAddr, stream: TcpStream, http: &HttpProbe) -> Result
     let response = tokio::select! {
         biased;
         response = &mut response => response,
-        // The connection future does the I/O. If it ends first, it is known whether there is an
-        // answer.
+        // The connection future does the I/O. If it ends first, `response` is ready, too.
         ended = &mut connection => match ended {
             Ok(()) => response.await,
             Err(error) => Err(error),

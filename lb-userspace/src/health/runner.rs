@@ -38,7 +38,7 @@ use crate::{
 /// One backend to probe.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ProbeTarget {
-    /// Also says where the probes go: to the backend's own address.
+    /// Also determines where the probes go: to the backend's own address.
     pub id: BackendId,
     /// All targets of a service share one.
     pub check: Arc<HealthCheck>,
@@ -60,14 +60,14 @@ pub struct HealthEvent {
 }
 
 /// The current health view of every target. The probes write to the machines, each under a lock of
-/// its own: a reader of all views holds up only the probe whose view it is just copying.
+/// its own: a reader of all views delays only the probe whose view it is copying at that moment.
 #[derive(Clone, Debug, Default)]
 pub struct HealthViews(Arc<RwLock<BTreeMap<BackendId, SharedMachine>>>);
 
 type SharedMachine = Arc<Mutex<Machine>>;
 
 impl HealthViews {
-    /// The views of the backends of the services whose names `is_asked` admits.
+    /// The views of the backends of those services whose names `is_asked` accepts.
     pub fn of(&self, is_asked: impl Fn(&ServiceName) -> bool) -> BTreeMap<BackendId, HealthView> {
         let machines: Vec<(BackendId, SharedMachine)> = {
             let all = self.0.read().unwrap_or_else(PoisonError::into_inner);
@@ -92,7 +92,7 @@ fn lock(machine: &Mutex<Machine>) -> MutexGuard<'_, Machine> {
 
 /// Called with the duration of each probe.
 pub type DurationHook = Box<dyn Fn(Duration) + Send + Sync>;
-/// Gives the hook for a target of this service.
+/// Returns the hook for a target of this service.
 pub type Durations = Arc<dyn Fn(&ServiceName) -> DurationHook + Send + Sync>;
 
 pub struct Options {

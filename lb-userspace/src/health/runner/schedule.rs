@@ -29,7 +29,7 @@ pub(super) struct Schedule {
 
 struct Entry {
     due: Instant,
-    /// The target has not been spread over the interval yet.
+    /// The target's probes have not been spread over the interval yet.
     bunched: bool,
 }
 
