@@ -1,5 +1,5 @@
-//! The validated desired state: code that has a [`Config`] can rely on it. Sources produce it; a
-//! file is one of them.
+//! The desired state. It is validated: code that is given a [`Config`] need not check it again.
+//! Sources produce it; a file is one of them.
 
 mod config;
 pub(crate) mod incompatible;

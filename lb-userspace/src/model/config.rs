@@ -10,7 +10,7 @@ use crate::state::{BackendId, ServiceName};
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Config {
     pub node: NodeSettings,
-    /// Sorted by name; names are unique, and so is every VIP and port.
+    /// Sorted by name. Names are unique, and so are pairs of VIP and port.
     pub services: Vec<Service>,
 }
 

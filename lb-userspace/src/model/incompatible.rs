@@ -12,7 +12,7 @@ use super::{
     service::{Affinity, Service},
 };
 
-/// A change that a reload refuses unless it is told to accept the loss.
+/// A change that a reload refuses unless the caller accepts the loss of connections.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Incompatible {
     /// As in `services.web.ringSize`.
@@ -50,7 +50,8 @@ pub fn incompatible(running: &Config, running_seed: &Seed, new: &Config, new_see
     found
 }
 
-/// The changes by which a running service would lose its connections: key, and from what to what.
+/// The changes by which a running service would lose its connections: for each, the key and a
+/// description.
 pub fn changes(from: &Service, to: &Service) -> Vec<(&'static str, String)> {
     let mut found = Vec::new();
     let mut note = |key, from: &dyn fmt::Display, to: &dyn fmt::Display| {
@@ -80,7 +81,8 @@ impl<'a> Running<'a> {
         Self { config, by_vip: (0..).zip(&config.services).flat_map(served).collect() }
     }
 
-    /// The services whose connections `to` takes over: that of its name, and those at its VIPs.
+    /// The services whose connections `to` takes over: the one of the same name, and those that
+    /// serve its VIPs on its port.
     pub fn predecessors(&self, to: &Service) -> impl Iterator<Item = &'a Service> + use<'a> {
         let services = &self.config.services;
         let named = services.binary_search_by(|from| from.name.cmp(&to.name)).ok();

@@ -14,11 +14,12 @@ use lb_common::{
 pub struct Limits {
     /// Backends of all services together, and one entry of Weir's own.
     pub backends: u32,
-    /// Slots of all rings together, and one of Weir's own, at which VIPs that leave reject.
+    /// Slots of all rings together, and one of Weir's own, which rejects connections to removed
+    /// VIPs.
     pub ring_slots: u32,
-    /// VIPs and ports of each family.
+    /// Pairs of VIP and port of each family.
     pub services: u32,
-    /// Addresses of each family that the programs know.
+    /// Addresses of each family that the BPF programs know.
     pub addresses: u32,
 }
 
@@ -59,7 +60,7 @@ impl Limits {
     }
 }
 
-/// Every VIP and port of both families has counters.
+/// Every pair of VIP and port has counters, in both families.
 const fn service_stats(services: u32) -> u32 {
     2 * services
 }
@@ -69,26 +70,27 @@ const fn service_stats(services: u32) -> u32 {
 pub struct LimitedMap {
     pub name: &'static str,
     pub limit: Limit,
-    /// Whose indexes its keys are; `None` if it is no array of what the agent numbers.
+    /// The objects whose indexes are the map's keys; `None` if the map is not an array of such
+    /// objects.
     pub index: Option<IndexOf>,
-    /// The number of its entries, from the limit.
+    /// Computes the number of the map's entries from the limit.
     entries: fn(u32) -> u32,
-    /// The least limit with which the map has this many entries.
+    /// Computes the smallest limit with which the map has this many entries.
     limit_for: fn(u32) -> u32,
 }
 
-/// What the agent numbers.
+/// The objects to which the agent assigns indexes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum IndexOf {
     Slot,
-    /// Two slots, one after the other.
+    /// Two adjacent slots.
     PairOfSlots,
     Backend,
     ServiceStats,
 }
 
 impl LimitedMap {
-    /// A map with as many entries as the limit says.
+    /// A map with as many entries as the value of the limit.
     const fn new(name: &'static str, limit: Limit, index: Option<IndexOf>) -> Self {
         Self { name, limit, index, entries: |limit| limit, limit_for: |entries| entries }
     }
@@ -98,7 +100,7 @@ impl LimitedMap {
         LIMITED_MAPS.iter().find(|map| map.name == name)
     }
 
-    /// The least value of its limit with which the map has room for this many entries.
+    /// The smallest value of the map's limit with which it has room for this many entries.
     pub fn limit_for(&self, entries: u32) -> u32 {
         (self.limit_for)(entries)
     }
@@ -135,7 +137,7 @@ static LIMITED_MAPS: [LimitedMap; 13] = [
 impl Limit {
     pub const ALL: [Limit; 4] = [Limit::Backends, Limit::RingSlots, Limit::Services, Limit::Addresses];
 
-    /// Its key in the configuration.
+    /// The limit's key in the configuration.
     pub const fn key(self) -> &'static str {
         match self {
             Limit::Backends => "limits.backends",
@@ -145,7 +147,7 @@ impl Limit {
         }
     }
 
-    /// The values that the configuration may give it.
+    /// The values that the configuration may set.
     pub const fn range(self) -> RangeInclusive<u32> {
         match self {
             Limit::Backends => 1024..=1 << 16,
@@ -155,7 +157,7 @@ impl Limit {
         }
     }
 
-    /// Why there is an upper bound.
+    /// The reason for the upper bound.
     pub const fn reason(self) -> &'static str {
         match self {
             Limit::Backends => "65535 backends, and one entry of Weir's own",
@@ -192,7 +194,8 @@ pub struct Exceeded {
     pub limit: Limit,
     pub allows: u32,
     pub needed: u64,
-    /// Which family needs as many; `None`: the limit is one for both.
+    /// The family that needs more than the limit; `None` if the limit covers both families
+    /// together.
     pub family: Option<Family>,
 }
 

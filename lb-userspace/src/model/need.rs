@@ -10,8 +10,9 @@ use super::{
     service::Service,
 };
 
-/// How much of each limit a configuration needs: at least, because the node's own addresses are not
-/// in the file, and what was removed from the file keeps its place until it has drained.
+/// How much of each limit a configuration needs at least. It may need more, because the node's own
+/// addresses are not in the file, and removed VIPs and backends keep their entries until they have
+/// drained.
 #[derive(Clone, Debug, Default)]
 pub struct Need {
     counts: Counts,
@@ -67,7 +68,7 @@ impl OfService {
 }
 
 impl Counts {
-    /// Adds a service; `addresses` are those of its addresses that nothing else needs.
+    /// Adds a service; `addresses` are those of its addresses that are to be counted.
     fn add<'a>(&mut self, service: &OfService, addresses: impl IntoIterator<Item = &'a IpAddr>) {
         let v6 = service.vips.iter().filter(|vip| vip.is_ipv6()).count() as u64;
         let of_families = [service.vips.len() as u64 - v6, v6];
@@ -138,12 +139,12 @@ impl Need {
         self.add_addresses(service.addresses);
     }
 
-    /// The limits that do not suffice, each once, in the order of [`Limit::ALL`].
+    /// The limits that are too small, each once, in the order of [`Limit::ALL`].
     pub fn exceeds(&self, limits: &Limits) -> Vec<Exceeded> {
         self.counts.exceeds(limits)
     }
 
-    /// The same if the service were added.
+    /// Like [`Need::exceeds`], if the service were added.
     pub fn exceeds_with(&self, service: &Service, limits: &Limits) -> Vec<Exceeded> {
         let service = OfService::of(service);
         let mut counts = self.counts;

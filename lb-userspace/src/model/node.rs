@@ -14,13 +14,14 @@ use lb_common::{
 
 use super::limits::Limits;
 
-/// The default of `snat.ports`: the ports that Linux leaves free by default.
+/// The default of `snat.ports`: the ports outside Linux's default range for ephemeral ports.
 pub const DEFAULT_SNAT_PORTS: [(u16, u16); 2] = [(1024, 32767), (61000, 65535)];
 
-/// Settings of this node alone. They come from its file, even if the services come from elsewhere.
+/// Settings of this node alone. They come from its configuration file, even if the services come
+/// from other sources.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct NodeSettings {
-    /// Names or globs.
+    /// Names, or globs that match names.
     pub interfaces: Vec<String>,
     pub xdp_mode: XdpMode,
     /// `None`: generated once and kept in the state directory.
@@ -29,8 +30,8 @@ pub struct NodeSettings {
     pub timeouts: Timeouts,
     pub tunnel: Tunnel,
     pub flow_tables: FlowTables,
-    /// Take effect when the agent starts, which moves the contents of the maps to larger ones, or
-    /// to smaller ones if all that is in use fits.
+    /// Take effect when the agent starts: it moves the contents of the maps to larger maps, or to
+    /// smaller ones if all entries in use fit.
     pub limits: Limits,
     pub admin: Admin,
 }
@@ -62,7 +63,7 @@ pub struct Timeouts {
 /// How this node sends and receives encapsulated packets.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Tunnel {
-    /// Peers from which this node accepts encapsulated packets; empty: from nobody.
+    /// Peers from which this node accepts encapsulated packets; empty: none.
     pub peers: Vec<IpNet>,
     /// Prefixes within which the outer source varies by flow, at most one of each family. Without a
     /// prefix, the outer source is the node's address towards the tunnel.

@@ -1,5 +1,5 @@
-//! What a service must be in itself: the same rules for every source. Each function says why a
-//! value is not allowed.
+//! The rules for a service in itself, the same for every source. Each function returns why a value
+//! is not allowed.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -35,7 +35,7 @@ fn unusable(address: IpAddr) -> Option<&'static str> {
     }
 }
 
-/// Whether a backend's port fits; `port` is the service's.
+/// Whether a backend's port is allowed; `port` is the service's port.
 pub fn port(mode: Mode, port: u16, backend: SocketAddr) -> Result<(), String> {
     if mode.is_dsr() && backend.port() != port {
         let (mode, own) = (mode.name(), backend.port());
@@ -68,7 +68,7 @@ pub fn on_dead(mode: Mode, on_dead: OnDead) -> Result<(), String> {
     }
 }
 
-/// Whether a ring has slots enough for the larger family of these backends.
+/// Whether a ring has enough slots for these backends, of which each family has a ring of its own.
 pub fn ring_size<'a>(size: u32, backends: impl IntoIterator<Item = &'a Backend>) -> Result<(), String> {
     let mut families = [0_u32; 2];
     for backend in backends {
@@ -90,7 +90,8 @@ pub fn ring_size<'a>(size: u32, backends: impl IntoIterator<Item = &'a Backend>)
     ))
 }
 
-/// What code relies on, so that every source must guarantee it.
+/// Checks what other code relies on, and returns what does not hold. Every source must guarantee
+/// it.
 fn shape(service: &Service) -> Vec<String> {
     let ascends = |addresses: &[SocketAddr]| addresses.windows(2).all(|pair| matches!(pair, [a, b] if a < b));
     let vips: Vec<SocketAddr> = service.served().collect();

@@ -56,7 +56,7 @@ impl Service {
         self.mode == Mode::Nat && self.source == SourceAddress::Translate
     }
 
-    /// Whether flows have entries here, and backends see the client all the same.
+    /// Whether backends see the client's address although flows have entries on this node.
     pub fn keeps_source(&self) -> bool {
         self.mode == Mode::Nat && self.source == SourceAddress::Keep
     }
@@ -78,7 +78,8 @@ impl Mode {
         }
     }
 
-    /// Whether backends answer clients directly, so that only exceptions have an entry here.
+    /// Whether backends answer clients directly, so that only exceptions have an entry on this
+    /// node.
     pub const fn is_dsr(self) -> bool {
         match self {
             Mode::Nat => false,
@@ -147,15 +148,16 @@ pub struct HttpProbe {
 pub struct Backend {
     pub address: SocketAddr,
     pub weight: u32,
-    /// Where encapsulated packets go, in `dsr-ipip` alone; None: to its own address.
+    /// Where encapsulated packets go, in `dsr-ipip` only; None: to the backend's own address.
     pub tunnel: Option<IpAddr>,
     pub zone: Option<String>,
     pub state: AdminState,
-    /// Whether it is delivered on this node, though its address is none of the node's: a pod here.
+    /// Whether the backend runs on this node although its address is not one of the node's: a pod,
+    /// for example.
     pub is_here: bool,
 }
 
-/// Which flow tables the services use. Those that none uses are small.
+/// Which flow tables the services use. Tables that no service uses are made small.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct FlowTablesInUse {
     pub nat: bool,
@@ -170,7 +172,7 @@ impl FlowTablesInUse {
         services.into_iter().map(of).fold(Self::default(), Self::bitor)
     }
 
-    /// Whether all of `other` are among these.
+    /// Whether these include all of `other`.
     pub fn contains(self, other: Self) -> bool {
         self | other == self
     }

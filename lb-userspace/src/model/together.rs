@@ -8,8 +8,8 @@ use std::{
 
 use super::service::Service;
 
-/// What a service takes for itself, as far as it is known. `P` tells where a value stands: in a
-/// file, or nowhere in particular.
+/// The addresses and ports that a service claims, as far as they are known. `P` is the position of
+/// a value in the file, or `()` where positions are not needed.
 #[derive(Clone, Debug)]
 pub struct Claims<P> {
     pub name: String,
@@ -26,7 +26,7 @@ pub struct Server<P> {
 }
 
 impl<P> Claims<P> {
-    /// The addresses at which it reaches servers.
+    /// The addresses of the backends and of their tunnels, with their positions.
     fn servers(&self) -> impl Iterator<Item = (Role, IpAddr, &P)> {
         self.backends.iter().flat_map(|Server { address, tunnel, at }| {
             let roles = [(Role::Backend, Some(*address)), (Role::Tunnel, *tunnel)];
@@ -51,20 +51,21 @@ impl Claims<()> {
 /// Two claims that exclude each other.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Conflict<P> {
-    /// Where the mistake is to be mended.
+    /// The position of the value to correct.
     pub at: P,
     pub why: Why<P>,
 }
 
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub enum Why<P> {
-    /// Another service serves the VIP and port; `first` is where that stands.
+    /// The VIP and port are already served, by another service or by this one; `first` is the
+    /// position of the earlier claim.
     Served {
         vip: SocketAddr,
         by: String,
         first: P,
     },
-    /// The backend would be balanced again, or its packets would never reach a server.
+    /// Packets to the backend would be balanced again, or would never reach a server.
     BackendIsVip {
         address: IpAddr,
         of: String,
@@ -102,7 +103,7 @@ pub struct Together<P> {
     served: BTreeMap<SocketAddr, (String, P)>,
     /// Every VIP, with the service that named it first.
     vips: BTreeMap<IpAddr, String>,
-    /// By the addresses and tunnels of backends.
+    /// By address: the backends and tunnels that have it.
     servers: BTreeMap<IpAddr, Vec<(Role, P)>>,
 }
 
@@ -123,7 +124,7 @@ impl Role {
 }
 
 impl<P: Clone> Together<P> {
-    /// No services yet. `snat` are the addresses that may be no VIPs.
+    /// Begins without services. `snat` are the SNAT addresses, which must not be VIPs.
     pub fn new(snat: impl IntoIterator<Item = (IpAddr, P)>) -> Self {
         Self {
             snat: snat.into_iter().collect(),
@@ -133,7 +134,8 @@ impl<P: Clone> Together<P> {
         }
     }
 
-    /// Adds the service. Returns every conflict that it makes, in itself and with those before it.
+    /// Adds the service. Returns all of its conflicts, within itself and with the services added
+    /// before.
     pub fn add(&mut self, claims: &Claims<P>) -> Vec<Conflict<P>> {
         let conflicts = self.conflicts(claims);
         for (vip, at) in &claims.vips {
@@ -149,7 +151,7 @@ impl<P: Clone> Together<P> {
         conflicts
     }
 
-    /// Every conflict that the service would make, in itself and with those so far.
+    /// All conflicts that the service would have, within itself and with the services added so far.
     pub fn conflicts(&self, claims: &Claims<P>) -> Vec<Conflict<P>> {
         let mut conflicts = Vec::new();
         let mut own: BTreeMap<IpAddr, &P> = BTreeMap::new();
