@@ -43,7 +43,7 @@ const MAX_INTERFACE_NAME: usize = 15;
 /// `sun_path` without the final zero.
 const MAX_SOCKET_PATH: usize = 107;
 
-/// The configuration, or `None` after mistakes, which are recorded in the value's reader.
+/// Reads the configuration. Mistakes are recorded in the value's reader; then the result is `None`.
 pub fn read(root: &Value<'_>) -> Option<Config> {
     if root.is_null() {
         return root.problem("the file is empty; `weir config init` prints an example");

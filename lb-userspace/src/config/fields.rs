@@ -69,12 +69,12 @@ impl<'a> Value<'a> {
         None
     }
 
-    /// Records why this value is wrong, if it is. Returns whether it is right.
+    /// Records the reason if this value breaks `rule`. Returns whether it keeps the rule.
     pub fn holds(&self, rule: Result<(), String>) -> bool {
         rule.map_err(|reason| self.problem::<()>(reason)).is_ok()
     }
 
-    /// Records at this value's position that what belongs to another `key` is wrong.
+    /// Records a mistake in the value of another `key`, but at this value's position.
     pub fn problem_of(&self, key: &str, reason: impl Display) {
         self.reader.problem(self.at, key, reason);
     }
@@ -183,7 +183,7 @@ impl<'a> Value<'a> {
         }
     }
 
-    /// The value that belongs to one of `words`.
+    /// The value that `words` pairs with this value's text.
     pub fn word<T: Copy>(&self, words: &[(&str, T)]) -> Option<T> {
         let text = self.text()?;
         match words.iter().find(|(word, _)| *word == text) {

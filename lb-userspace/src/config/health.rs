@@ -15,10 +15,10 @@ pub const DEFAULT_INTERVAL: Duration = Duration::from_secs(2);
 pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(1);
 pub const DEFAULT_FALL: u32 = 3;
 pub const DEFAULT_RISE: u32 = 2;
-/// Results in a row.
+/// Bounds of `fall` and `rise`: numbers of results in a row.
 pub const RESULTS: RangeInclusive<u32> = 1..=100;
 pub const DEFAULT_PATH: &str = "/";
-/// Status codes.
+/// The default range of status codes that mean up.
 pub const DEFAULT_EXPECT: (u16, u16) = (200, 399);
 const PROBE_TIMES: RangeInclusive<Duration> = Duration::from_millis(10)..=Duration::from_secs(3600);
 

@@ -5,7 +5,7 @@ use crate::model::{Limits, Snat, limits::Limit, need::Need};
 
 pub const KEYS: [&str; 4] = ["backends", "ringSlots", "services", "addresses"];
 
-/// The limits, and the places in the file of those that it sets.
+/// The limits, and the positions of those that the file sets.
 #[derive(Default)]
 pub struct Read<'a> {
     pub limits: Limits,
@@ -30,8 +30,8 @@ pub fn read<'a>(value: &Value<'a>) -> Option<Read<'a>> {
     Some(Read { limits, places })
 }
 
-/// Records each limit that does not suffice for all services together: at its value, or if the file
-/// has none, at the service with which it no longer suffices.
+/// Records each limit that is too small for all services together: at the limit's value, or, if the
+/// file does not set the limit, at the first service with which it is exceeded.
 pub fn check(read: &Read<'_>, services: &[service::Read<'_>], snat: Option<&Snat>) {
     let mut need = Need::default();
     need.add_addresses(snat.into_iter().flat_map(|snat| snat.addresses.iter().copied()));

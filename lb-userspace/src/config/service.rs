@@ -65,7 +65,7 @@ pub struct Read<'a> {
     /// The backends that could be read.
     pub backends: Vec<(Backend, Value<'a>)>,
     pub ring: (Option<u32>, Value<'a>),
-    /// Whether the programs must know its backends' addresses.
+    /// Whether the BPF programs must know the addresses of the service's backends.
     pub keeps_source: bool,
     /// `None` after a mistake.
     pub service: Option<Service>,
@@ -249,7 +249,8 @@ fn backend(value: &Value<'_>) -> Option<Backend> {
     })
 }
 
-/// A service may have no backend at all. A family without one is most likely a mistake.
+/// Records VIPs without backends of their family, which are most likely mistakes, and families
+/// whose backends all have weight 0. A service may have no backend at all.
 fn every_vip_has_backends(vips: &[(IpAddr, Value<'_>)], at: &Value<'_>, backends: &[(Backend, Value<'_>)]) {
     if backends.is_empty() {
         return;

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, rc::Rc};
 
 use serde_saphyr::granit_parser::{Event, Marker, Parser, ScalarStyle, ScanError, Tag};
 
-/// Deeper than any configuration.
+/// Maximum depth of nesting; no valid configuration is as deep.
 const MAX_DEPTH: usize = 32;
 /// Maximum number of nodes in the document with every alias expanded.
 const MAX_NODES: usize = 1 << 20;
@@ -135,7 +135,7 @@ impl Builder {
                 Some(node) => self.insert(Rc::clone(node), 0, at),
                 None => error(at, "an alias of something that is not complete"),
             },
-            // The parser tells more only if it is asked to.
+            // The parser sends other events only on request.
             _ => Ok(()),
         }
     }
