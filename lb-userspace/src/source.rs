@@ -9,25 +9,29 @@ use tokio::sync::watch;
 
 use crate::{model::Service, state::ServiceName};
 
-/// What a source other than the file says of its services.
+/// The services that a source other than the file has published.
 #[derive(Clone, PartialEq, Eq, Debug, Default)]
 pub struct Said {
     pub knowledge: Knowledge,
-    /// Since when the source can't be reached, and why. What it said last stays in force.
+    /// Since when the source can't be reached, and why. The services that it published last stay in
+    /// force.
     pub failing: Option<Failing>,
     /// Names are unique.
     pub services: Arc<Vec<Service>>,
-    /// Services that the source knows but can't describe, and why: a bad annotation, say.
+    /// Services that the source knows but can't describe, and why: because of a bad annotation, for
+    /// example.
     pub refused: BTreeMap<ServiceName, String>,
 }
 
-/// What is known of a source's services.
+/// How much is known of a source's services.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub enum Knowledge {
-    /// Nothing yet. Entries in the maps that no source claims may be this one's, so they stay.
+    /// Nothing yet. Entries in the maps that no source claims may belong to this source, so they
+    /// stay.
     #[default]
     Nothing,
-    /// Only what was served of it before this start. Newer entries in the maps stay.
+    /// Only the services that were saved before this start. The maps may have entries of newer
+    /// ones, so entries that no source claims stay.
     Remembered,
     /// All of its services, since this start.
     Synced,
@@ -39,15 +43,16 @@ pub struct Failing {
     pub error: String,
 }
 
-/// What each source says, by its name.
+/// What each source has published, by the source's name.
 pub type Heard = BTreeMap<&'static str, Arc<Said>>;
 
-/// Where the sources publish what they say.
+/// The board on which the sources publish their services.
 #[derive(Clone, Debug)]
 pub struct Board(Arc<watch::Sender<Heard>>);
 
 impl Board {
-    /// `remembered` is what each source said before this start, if that is known.
+    /// `remembered` are the services of each source that were saved before this start; `None` if
+    /// they are not known.
     pub fn new(remembered: impl IntoIterator<Item = (&'static str, Option<Vec<Service>>)>) -> Self {
         let said = |services: Option<Vec<Service>>| Said {
             knowledge: if services.is_some() { Knowledge::Remembered } else { Knowledge::Nothing },
@@ -62,7 +67,7 @@ impl Board {
         self.0.subscribe()
     }
 
-    /// Changes what a source says.
+    /// Changes what a source has published.
     #[cfg_attr(not(test), expect(dead_code, reason = "for the sources beside the file, of which there is none yet"))]
     pub fn update(&self, source: &'static str, change: impl FnOnce(&mut Said)) {
         self.0.send_if_modified(|heard| {

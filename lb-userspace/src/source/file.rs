@@ -1,5 +1,5 @@
-//! Follows a configuration file: by events of the directories on its path, by a slow poll where
-//! events fail, and on demand.
+//! Follows a configuration file: by events of the directories on its path, by a slow poll in case
+//! there are no events, and on demand.
 
 mod trail;
 
@@ -176,7 +176,7 @@ async fn settle(changed: &Notify, pace: Pace) {
     }
 }
 
-/// Reads the file. Its text is parsed only if it is another one than `before`.
+/// Reads the file. Its text is parsed only if it differs from that of `before`.
 async fn read(path: PathBuf, before: Option<Arc<Loaded>>) -> Arc<Loaded> {
     let unreadable = |path: &Path, error| Loaded { result: Err(ConfigError::unreadable(path, error)), digest: None };
     let reading = {

@@ -1,5 +1,6 @@
-//! Merges what the sources say: the file's services as a whole, those of every other source one by
-//! one. A service that can't be served as its source says keeps what it had.
+//! Merges the services of all sources: the file's as a whole, those of every other source one by
+//! one. If a service can't be served as its source describes it, its previous version, if any, is
+//! kept where possible.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,10 +17,10 @@ use crate::{
     state::ServiceName,
 };
 
-/// Services that do not fit into the maps as they are now, and why.
+/// Services for which the maps have no room, and why.
 pub type Unfit = BTreeMap<ServiceName, String>;
 
-/// A service that is not served as its source says.
+/// A service that is not served as its source describes it.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Refusal {
     /// The name of the source.
@@ -27,22 +28,23 @@ pub struct Refusal {
     pub service: ServiceName,
     /// Every reason.
     pub reason: String,
-    /// Whether what it had before is still served.
+    /// Whether its previous version is still served.
     pub is_kept: bool,
 }
 
-/// The services of all sources, and what was refused of them.
+/// The services of all sources, and those that were refused.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct Merged {
     pub config: Config,
     pub refusals: Vec<Refusal>,
 }
 
-/// Merges the services of `file` with what the other sources say. `unfit` are services for which
-/// the maps have no room, `running` those that are served now, and `limits` those of the maps.
+/// Merges the services of `file` with those of the other sources. `unfit` are services for which
+/// the maps have no room, `running` the services that are served now, and `limits` the limits of
+/// the maps.
 ///
-/// Between services of other sources, one that is served as it is comes first, then one that
-/// changes, and a new one last.
+/// If services of other sources conflict, the later one is refused. Unchanged services come first,
+/// then changed ones, then new ones.
 pub fn merge(file: &Config, heard: &Heard, unfit: &Unfit, running: &Config, limits: &Limits) -> Merged {
     let mut merger = Merger::new(&file.node, running, limits, unfit);
     file.services.iter().for_each(|service| merger.take(service));
@@ -66,9 +68,10 @@ pub fn merge(file: &Config, heard: &Heard, unfit: &Unfit, running: &Config, limi
     merger.finish()
 }
 
-/// The services to refuse besides those in `unfit`, and why, because the maps have no room for
-/// `merged`: the services of `misfits` that are not the file's. If there are none, the services
-/// that differ from those in `running`; `whole` then says what there is no room for.
+/// The services to refuse, with reasons, because the maps have no room for `merged`: the services
+/// of `misfits`, or, if none of these can be refused, all services that differ from those in
+/// `running`, with `whole` as the reason. Services of the file, and those that are in `unfit`
+/// already, are left out.
 pub fn without_room(
     misfits: Unfit,
     whole: &impl ToString,
@@ -138,7 +141,7 @@ impl<'a> Merger<'a> {
         }
     }
 
-    /// Why the service can't be beside those that were taken.
+    /// Why the service can't be served together with those that were taken.
     fn conflicts(&self, service: &Service) -> Vec<String> {
         let is_taken = self.names.contains(&service.name);
         let taken = is_taken.then(|| format!("another source has a service named {}", service.name));
@@ -147,7 +150,7 @@ impl<'a> Merger<'a> {
         taken.into_iter().chain(conflicts).chain(exceeded).collect()
     }
 
-    /// Notes the refusal. What the service had is taken, if nothing is in its way.
+    /// Records the refusal. The running version of the service is taken, if it has no conflicts.
     fn refuse(&mut self, source: &'static str, name: &ServiceName, reason: String) {
         let had = self.running.service(name).filter(|had| self.conflicts(had).is_empty());
         if let Some(had) = had {
@@ -164,7 +167,7 @@ impl<'a> Merger<'a> {
     }
 }
 
-/// The refusals that were not there before.
+/// The refusals in `after` that are not in `before`.
 pub fn new_refusals<'a>(before: &[Refusal], after: &'a [Refusal]) -> Vec<&'a Refusal> {
     let before: BTreeMap<(&str, &ServiceName), &str> =
         before.iter().map(|one| ((one.source, &one.service), one.reason.as_str())).collect();
