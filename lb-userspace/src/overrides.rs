@@ -23,8 +23,8 @@ pub struct Effective {
     pub admin_from: Origin,
 }
 
-/// A drain set by the CLI overrides `active`; `disabled` in the file is stronger, and ends the
-/// flows even then.
+/// A drain set by the CLI overrides `active`. It does not override `disabled` in the file, which
+/// ends the flows.
 pub fn effective(backend: &Backend, set: Override) -> Effective {
     let (admin, admin_from) = match (backend.state, set.drain) {
         (AdminState::Active, true) => (AdminState::Draining, Origin::Cli),
@@ -37,8 +37,8 @@ pub fn effective(backend: &Backend, set: Override) -> Effective {
     Effective { weight, weight_from, admin, admin_from }
 }
 
-/// A family of the service's VIPs, `IPv4` or `IPv6`, in which no backend would have a weight though
-/// there are some. The file may not contain such weights, so the CLI may not set them.
+/// A family of the service's VIPs, `IPv4` or `IPv6`, that has backends, but all of them with weight
+/// 0. The file must not contain such weights, so the CLI must not set them.
 pub fn weightless_family(service: &Service, overrides: &Overrides) -> Option<&'static str> {
     let is_weightless = |family: &Family| {
         let weight = |backend: &Backend| {

@@ -1,4 +1,4 @@
-//! What was set for each backend.
+//! The overrides of each backend.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -49,10 +49,10 @@ impl Overrides {
         before != to
     }
 
-    /// Drops the overrides of backends that are neither in the file nor still draining in the data
+    /// Drops the overrides of backends that are neither declared nor still draining in the data
     /// path. Returns these backends.
     ///
-    /// A backend that returns to the file while it drains is the same backend, and keeps its
+    /// A backend that is declared again while it drains is the same backend, and keeps its
     /// overrides.
     pub fn forget_gone(&mut self, config: &Config, is_draining: impl Fn(&BackendId) -> bool) -> BTreeSet<BackendId> {
         let is_declared = |id: &BackendId| config.backend(id).is_some();

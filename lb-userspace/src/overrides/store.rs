@@ -1,5 +1,6 @@
-//! The state directory: `overrides.json`, `hash-seed`, and `services-SOURCE.json` with what was
-//! served of each source last; each written atomically and readable by root alone.
+//! The state directory: `overrides.json`, `hash-seed`, and `services-SOURCE.json` with the services
+//! of each source that were served last. Each file is written atomically and readable by root
+//! alone.
 
 use std::{
     fs::{self, DirBuilder, File},
@@ -48,14 +49,14 @@ pub enum StateError {
     Seed { path: PathBuf },
 }
 
-/// A file that could not be parsed, and where it is kept now.
+/// A file that could not be parsed, and the path where it is kept now.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{} is damaged ({reason}): kept as {}; {lost}", .path.display(), .kept.display())]
 pub struct Damaged {
     pub path: PathBuf,
     pub kept: PathBuf,
     pub reason: String,
-    /// What that means.
+    /// What is lost with the file.
     pub lost: &'static str,
 }
 
@@ -83,8 +84,9 @@ impl StateDir {
         self.store(OVERRIDES, &file)
     }
 
-    /// What was served of the source last, as [`StateDir::save_served`] has stored it. `None` if
-    /// nothing is stored, or if that is damaged: then also where the damaged file is kept.
+    /// The services of the source that were served last, as [`StateDir::save_served`] has stored
+    /// them. `None` if there is no file, or if it is damaged: then also where the damaged file is
+    /// kept.
     pub fn served(&self, source: &str) -> Result<(Option<Vec<Service>>, Option<Damaged>), StateError> {
         const LOST: &str = "until the source has synced, what the maps hold stays, without names";
         self.load(&served_name(source), LOST, |bytes| {
@@ -98,7 +100,7 @@ impl StateDir {
         self.store(&served_name(source), &ServedFile { version: VERSION, services })
     }
 
-    /// The contents of a file; `None` if there is none, or if it is damaged: then it is put aside.
+    /// The contents of a file; `None` if there is no file, or if it is damaged: then it is renamed.
     fn load<T>(
         &self,
         name: &str,
