@@ -1,5 +1,5 @@
-//! Which backend owns which slot: pure functions of the declared backends and of which of them are
-//! eligible. Nodes with the same input decide the same.
+//! Which backend owns which slot: pure functions of the declared backends and their eligibility.
+//! Nodes with the same input get the same result.
 
 mod candidates;
 mod declared;

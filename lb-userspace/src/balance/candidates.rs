@@ -51,7 +51,7 @@ const STEPS: usize = 1 << STEPS_LOG;
 /// log2(1 + n / STEPS), times 2^32.
 const LOGARITHMS: [u64; STEPS + 1] = logarithms();
 
-/// −log2((hash + 1) / 2^64), times 2^32. Never rises with the hash; accurate to 2^-22 by
+/// −log2((hash + 1) / 2^64), times 2^32. A greater hash never costs more. Accurate to 2^-22 by
 /// interpolation.
 fn cost(hash: u64) -> u64 {
     let Some(number) = hash.checked_add(1) else { return 0 };

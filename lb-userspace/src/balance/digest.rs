@@ -1,4 +1,4 @@
-//! Digests for comparing nodes: they cover addresses, never the indexes of one node's maps.
+//! Digests for comparing nodes: they cover addresses, not map indexes, which differ between nodes.
 
 use std::net::SocketAddr;
 
@@ -10,8 +10,8 @@ use super::declared::{Declared, update};
 /// Two hashes in hex, `DECLARED-OWNERS`: a hash of the declaration (seed, size, backends, weights),
 /// and a hash of the owner of each slot.
 ///
-/// Nodes whose first halves differ have different declarations. Nodes of which only the second
-/// halves differ see different backends up.
+/// Nodes whose first halves differ have different declarations. If only the second halves differ,
+/// different backends are eligible on the nodes.
 pub fn digest(declared: &Declared, family: Family, owners: impl IntoIterator<Item = Option<SocketAddr>>) -> String {
     let mut told = Sha256::new();
     told.update(b"weir declared 1");

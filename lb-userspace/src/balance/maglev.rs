@@ -4,8 +4,9 @@ use std::{cmp::Ordering, collections::BinaryHeap};
 
 use super::declared::{Declared, Keys};
 
-/// The owner of each slot, as an index into the declared backends; empty if none has a weight. A
-/// ring has room for far fewer backends than 16 bits count, and there are many rings.
+/// The owner of each slot, as an index into the declared backends; empty if no backend has a
+/// weight. Indexes have 16 bits, because there are many rings; the largest ring can have some
+/// 52,000 backends (`SLOTS_PER_BACKEND`).
 ///
 /// As in the paper, backends take turns, and at its turn a backend takes the next free slot of its
 /// permutation. With weights, a backend's k-th turn comes at the time (2k − 1) / weight. This makes
