@@ -1,5 +1,5 @@
-//! The documents that people and programs see: what the API answers, what the CLI prints, what the
-//! metrics count (docs/api.md).
+//! The documents that people and programs see: the API's answers, which the CLI prints and the
+//! metrics are made from (docs/api.md).
 
 pub(crate) mod ready;
 pub mod trace;

@@ -1,9 +1,10 @@
-//! Whether an agent is ready, and if not, why.
+//! Whether an agent is ready, and if not, why not.
 
 use super::types::Snapshot;
 
-/// What the agent is still waiting for; `None` once it is ready. Ready means: attached to every
-/// interface, the maps written at least once, and a first verdict on the backends.
+/// What the agent is still waiting for; `None` once it is ready. Ready means: the programs are
+/// attached to every interface, the maps have been written at least once, and the backends have
+/// first verdicts, or have had enough time to get them.
 pub fn not_ready(snapshot: &Snapshot) -> Option<String> {
     if snapshot.status.sync.last_success_at <= 0.0 {
         let why = snapshot.status.sync.last_error.as_deref().unwrap_or("it is under way");

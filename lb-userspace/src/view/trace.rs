@@ -1,4 +1,4 @@
-//! The documents of `GET /v1/trace`: the query, and the reported decisions.
+//! The documents of `GET /v1/trace`: the query, and the reported decisions of the BPF programs.
 
 use std::{
     fmt,
@@ -155,14 +155,14 @@ pub struct Ends {
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SlotView {
-    /// Its number in the ring, and how many the ring has.
+    /// The slot's number in the ring, and the number of slots in the ring.
     pub number: u32,
     pub ring_size: u32,
     /// `settled`, `in transition`, `tracked` or `settling`.
     pub state: String,
     /// `None` if the slot has no owner and rejects.
     pub current: Option<SocketAddr>,
-    /// The slot's owner from when its two owners last agreed.
+    /// The slot's owner at the time when its two owners were last the same.
     pub previous: Option<SocketAddr>,
 }
 

@@ -1,5 +1,5 @@
-//! The documents of the admin API. The agent fills them, the CLI shows them, the metrics are made
-//! of them.
+//! The documents of the admin API. The agent makes them, the CLI shows them, and the metrics are
+//! computed from them.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -17,8 +17,8 @@ pub struct Snapshot {
     pub backends: Vec<BackendView>,
     /// By interface.
     pub drops: Vec<ReasonView>,
-    /// By service. Packets that belong to no service, and forwarded packets, are counted as a
-    /// whole.
+    /// By service. Packets that belong to no service, and forwarded packets, are not split by
+    /// service.
     #[serde(default)]
     pub drops_by_service: Vec<ReasonView>,
     pub interfaces: Vec<InterfaceView>,
@@ -71,7 +71,7 @@ pub struct Status {
     /// the agent started.
     #[serde(default)]
     pub lost_hooks: u64,
-    /// The sources beside the configuration file.
+    /// The sources other than the configuration file.
     #[serde(default)]
     pub sources: Vec<SourceView>,
     /// What `weir doctor` found at start: see [`Finding`].
@@ -89,19 +89,20 @@ pub struct ConfigStatus {
     pub errors: Vec<String>,
 }
 
-/// A source of services beside the configuration file.
+/// A source of services other than the configuration file.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct SourceView {
     pub name: String,
-    /// Whether it has told all its services since the agent was started.
+    /// Whether the source has listed all its services since the agent was started.
     pub synced: bool,
-    /// Since when it can't be reached, in seconds since 1970, and why; `None`: it can.
+    /// When the source became unreachable; seconds since 1970; `None` if it can be reached.
     pub failing_since: Option<f64>,
+    /// Why the source can't be reached.
     pub error: Option<String>,
-    /// The number of services that it tells.
+    /// The number of services that the source has published.
     pub services: u64,
-    /// The services that are not served as it says.
+    /// The services that are not served as the source describes them.
     pub refused: Vec<RefusedView>,
 }
 
@@ -111,7 +112,7 @@ pub struct RefusedView {
     pub service: String,
     /// Every reason.
     pub reason: String,
-    /// Whether what the service had before is still served.
+    /// Whether the service's previous version is still served.
     pub kept: bool,
 }
 
@@ -137,7 +138,7 @@ pub struct TableView {
     pub insert_failures: u64,
 }
 
-/// The SNAT pool. A port is in use for one backend; another backend can use the same one.
+/// The SNAT pool. A port that is in use for one backend can be used for other backends, too.
 #[derive(Clone, PartialEq, Debug, Default, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct NatStatus {
@@ -178,9 +179,9 @@ pub struct Finding {
 #[serde(rename_all = "lowercase")]
 pub enum Severity {
     Ok,
-    /// It works, but not as well as it could, or not in every case.
+    /// Weir works, but not as well as it could, or not in every case.
     Warning,
-    /// It can't work like that.
+    /// Weir can't work as long as this is so.
     Error,
 }
 
@@ -255,7 +256,7 @@ pub struct ExceptionsView {
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct BackendView {
-    /// Of its service, as in [`ServiceView`].
+    /// The namespace of the backend's service, as in [`ServiceView`].
     pub namespace: String,
     pub service: String,
     #[serde(default)]
@@ -270,7 +271,7 @@ pub struct BackendView {
     pub health: Health,
     /// Whether the backend gets new flows.
     pub eligible: bool,
-    /// The backend was removed from the file, and will be gone when its drain ends.
+    /// The backend is no longer declared, and will be gone when its drain ends.
     pub removed: bool,
     /// Maximum number of seconds until its drain ends.
     pub drain_remaining_seconds: Option<f64>,
@@ -328,8 +329,8 @@ pub struct FlowView {
     pub idle_seconds: f64,
 }
 
-/// How many packets the BPF program treated in this way for this reason; counted by interface or by
-/// service.
+/// How many packets the BPF programs treated in one way (`kind`) for one reason; counted by
+/// interface or by service.
 #[derive(Clone, PartialEq, Debug, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct ReasonView {
@@ -370,7 +371,8 @@ pub struct InterfaceView {
 pub struct LookupQuery {
     pub client: SocketAddr,
     pub vip: SocketAddr,
-    /// The sequence number of the flow's SYN, which may have been sent before.
+    /// The sequence number of the flow's SYN, by which the programs recognise a SYN that was sent
+    /// before.
     pub sequence: Option<u32>,
 }
 
@@ -444,7 +446,7 @@ pub struct FlowFilter {
     pub limit: Option<usize>,
 }
 
-/// Why a command was refused or failed; the message says if anything was changed.
+/// Why a request was refused or failed; the message says whether anything was changed.
 #[derive(Clone, PartialEq, Eq, Debug, Serialize, Deserialize, thiserror::Error)]
 #[serde(rename_all = "camelCase")]
 #[error("{message}")]
@@ -468,7 +470,7 @@ pub enum ErrorCode {
     Unavailable,
 }
 
-/// How to count what became of packets.
+/// How to group the counts of packets and their outcomes.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default, Serialize, Deserialize, clap::ValueEnum)]
 #[serde(rename_all = "lowercase")]
 pub enum DropsBy {
