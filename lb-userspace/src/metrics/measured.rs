@@ -1,4 +1,4 @@
-//! Metrics that no snapshot contains: durations and refused writes, recorded where they happen.
+//! Metrics that are not in the snapshot: durations and refused writes, recorded where they occur.
 
 use std::{
     collections::BTreeMap,
@@ -20,12 +20,13 @@ use crate::state::ServiceName;
 const CHECK_BUCKETS: [f64; 12] = [0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
 const SYNC_BUCKETS: [f64; 11] = [0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0];
 
-/// How long probes took, by service: one histogram for each backend would be too many.
+/// How long probes took, by service: histograms for each backend would be too many series.
 #[derive(Clone, Debug, Default)]
 pub struct CheckDurations(Arc<Mutex<BTreeMap<ServiceName, Arc<Histogram>>>>);
 
 impl CheckDurations {
-    /// Records durations of one service's probes, without looking for the service again.
+    /// Returns a function that records durations of one service's probes, without looking up the
+    /// service each time.
     pub fn of_service(&self, service: &ServiceName) -> Box<dyn Fn(Duration) + Send + Sync> {
         let mut services = lock(&self.0);
         let histogram = services.entry(service.clone()).or_insert_with(|| Histogram::new(CHECK_BUCKETS).into());
@@ -33,8 +34,8 @@ impl CheckDurations {
         Box::new(move |duration| histogram.observe(duration.as_secs_f64()))
     }
 
-    /// The durations of these services, with the numbers of their ports; forgets all others, unless
-    /// somebody still records some.
+    /// Collects the durations of the services in `ports`, which has their port numbers. Forgets
+    /// other services, unless a function that records their durations is still in use.
     pub(super) fn of(&self, ports: BTreeMap<ServiceName, u16>) -> impl Collector + use<> {
         lock(&self.0).retain(|service, kept| ports.contains_key(service) || Arc::strong_count(kept) > 1);
         OfServices { durations: self.clone(), ports }

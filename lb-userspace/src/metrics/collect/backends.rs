@@ -11,7 +11,7 @@ use crate::{
     view::types::{BackendView, Snapshot},
 };
 
-/// The state that results from admin state and health, in a word.
+/// The states that result from admin state and health.
 pub(super) const STATES: [&str; 6] = ["up", "down", "dead", "unknown", "draining", "disabled"];
 
 pub(super) fn state(backend: &BackendView) -> &'static str {

@@ -1,4 +1,4 @@
-//! Families of series.
+//! Encodes families of gauges and of counters.
 
 use std::fmt;
 

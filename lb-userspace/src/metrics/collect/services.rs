@@ -70,14 +70,14 @@ pub(super) fn encode(encoder: &mut DescriptorEncoder, snapshot: &Snapshot) -> fm
     rings(encoder, services)
 }
 
-/// Refusals by reason. Only reasons that have occurred, so that a service has a few samples, not
-/// forty.
+/// Refusals by reason. Only reasons that have occurred are included, so that a service has a few
+/// samples, not forty.
 fn refusals(encoder: &mut DescriptorEncoder, snapshot: &Snapshot) -> fmt::Result {
     let by_vip: BTreeMap<SocketAddr, &ServiceView> =
         snapshot.services.iter().map(|service| (SocketAddr::new(service.vip, service.port), service)).collect();
     let of_service = |reason: &ReasonView| {
         let service = by_vip.get(&reason.vip?)?;
-        // The VIP may still have the entry of a service that left.
+        // The counters of the VIP and port may still be those of a removed service.
         (reason.service.as_ref() == Some(&service.full_name().to_string())).then_some(())?;
         let why = [("kind", reason.kind.clone()), ("reason", reason.reason.clone())];
         Some((labels(service).into_iter().chain(why).collect(), reason.packets_total))
