@@ -10,5 +10,5 @@ pub use error::ServeError;
 pub use http::HttpServer;
 pub use socket::SocketServer;
 
-/// Where the agent's API is unless the configuration says otherwise.
+/// The default path of the API's socket.
 pub const DEFAULT_SOCKET: &str = "/run/weir/agent.sock";

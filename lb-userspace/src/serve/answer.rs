@@ -72,7 +72,8 @@ impl<T: DeserializeOwned, S: Send + Sync> FromRequest<S> for Body<T> {
     }
 }
 
-/// A document as JSON, made and written in the background: it may be of thousands of backends.
+/// Makes a document and writes it as JSON, in the background, because it may have thousands of
+/// backends.
 pub(super) async fn document<T: Send + 'static, D: Serialize>(
     from: T,
     document: impl FnOnce(T) -> Result<D, ApiError> + Send + 'static,

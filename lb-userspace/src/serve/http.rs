@@ -23,7 +23,7 @@ use crate::{
     },
 };
 
-/// An agent that needs longer for an answer is not healthy.
+/// An agent that takes longer to answer is not healthy.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// The bound listener.

@@ -1,5 +1,5 @@
-//! The API's unix socket. Its file mode keeps other users from connecting, and the user of every
-//! peer is checked nevertheless.
+//! The API's unix socket. Its file mode keeps other users from connecting; in addition, the user of
+//! every peer is checked.
 
 use std::{
     fs::{self, DirBuilder},
@@ -103,8 +103,8 @@ fn holder(stream: &UnixStream) -> String {
     }
 }
 
-/// Sets the mode before the bind, which applies it to the file: another user can't connect at any
-/// moment.
+/// Sets the mode before the bind, which gives it to the file, so that at no moment can another user
+/// connect.
 fn bind_private(path: &Path) -> io::Result<StdUnixListener> {
     let descriptor =
         socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
@@ -114,7 +114,7 @@ fn bind_private(path: &Path) -> io::Result<StdUnixListener> {
     Ok(StdUnixListener::from(descriptor))
 }
 
-/// The file of our socket, removed on drop. If another agent has replaced it, its file is left
+/// The file of our socket, removed on drop. If another agent has replaced the file, it is left
 /// alone.
 #[derive(Debug)]
 struct SocketFile {
@@ -141,7 +141,7 @@ impl Connected<IncomingStream<'_, UnixListener>> for Peer {
     }
 }
 
-/// The user that may connect besides root: the one that the agent itself runs as.
+/// The user that may connect besides root: the agent's own user.
 #[derive(Clone, Copy, Debug)]
 struct Allowed(Uid);
 
