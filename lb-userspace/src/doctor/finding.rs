@@ -1,4 +1,4 @@
-//! Findings by severity, and what checks ask of the system.
+//! Makes findings of each severity, and reads sysctls for the checks.
 
 use crate::view::types::{Finding, Severity};
 

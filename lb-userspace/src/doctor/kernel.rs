@@ -1,4 +1,4 @@
-//! Checks the kernel: its version, its options, and the pins in its bpffs.
+//! Checks the kernel: its version, its options, its bpffs, and the pins there.
 
 use std::path::Path;
 
@@ -18,7 +18,8 @@ pub(super) fn findings(pin_dir: &Path) -> Vec<Finding> {
 }
 
 /// Finds map pins that were deleted while others still exist: the running data path keeps its maps,
-/// but the next one would start with empty ones.
+/// but the next start would begin with empty ones. Finds a deleted record of the maps' layouts,
+/// too.
 fn pins(pin_dir: &Path) -> Option<Finding> {
     let (there, gone): (Vec<&str>, Vec<&str>) = map::PINNED.iter().partition(|name| pin_dir.join(name).exists());
     if there.is_empty() {

@@ -96,7 +96,8 @@ fn forwarding(config: &Config, interface: &Interface) -> Vec<Finding> {
     families(config).into_iter().map(one).collect()
 }
 
-/// Warns if a strict reverse path filter could drop answers that come back by another path.
+/// Warns if a strict reverse path filter could drop answers, because they can come back by another
+/// path.
 fn reverse_path(config: &Config, interface: &Interface) -> Option<Finding> {
     let asymmetric = config.services.iter().find(|service| {
         (service.mode.is_dsr() || service.source == SourceAddress::Keep) && service.vips.iter().any(IpAddr::is_ipv4)
@@ -197,7 +198,7 @@ fn ephemeral_ports(config: &Config) -> Option<Finding> {
     ))
 }
 
-/// The first and the last port that both use and that are not reserved.
+/// The first and the last of the ports that both SNAT and the node use, and that are not reserved.
 fn shared_ports(snat: &[(u16, u16)], local: &str, reserved: &str) -> Option<(u16, u16)> {
     let (first, last) = local.split_once(char::is_whitespace)?;
     let local = first.trim().parse::<u16>().ok()?..=last.trim().parse::<u16>().ok()?;

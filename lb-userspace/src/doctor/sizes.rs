@@ -1,4 +1,4 @@
-//! Checks whether the maps have the room that the configuration gives them.
+//! Checks whether the maps are as large as the configuration requires.
 
 use std::path::Path;
 
@@ -11,8 +11,8 @@ use crate::{
     view::types::Finding,
 };
 
-/// Finds pinned maps with less room than a start with this configuration would give them: its
-/// sizes have changed since, or it had no service of a mode that it has now.
+/// Finds pinned maps that are smaller than a start with this configuration would make them: since
+/// the last start, its sizes have grown, or it has got its first service of a mode.
 pub(super) fn finding(config: &Config, pin_dir: &Path) -> Option<Finding> {
     let sizes = MapSizes::of(&config.node, FlowTablesInUse::of(&config.services));
     let small = sizes.iter().filter_map(|(name, wanted)| {

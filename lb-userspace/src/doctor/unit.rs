@@ -45,7 +45,7 @@ fn found(directories: &[PathBuf]) -> Option<Unit> {
     Some(Unit { path, effective: settings.effective() })
 }
 
-/// The texts of the drop-ins, ordered by name. A drop-in hides those of the same name in later
+/// The texts of the drop-ins, ordered by name. A drop-in hides drop-ins of the same name in later
 /// directories.
 fn drop_ins(directories: &[PathBuf]) -> Vec<String> {
     let mut paths = BTreeMap::new();
@@ -131,8 +131,8 @@ fn bit(name: &str) -> Option<u64> {
     CAPABILITIES.iter().position(|known| *known == name).map(|at| 1 << at)
 }
 
-/// The lines without comments, with continued lines joined. A comment within a continued line does
-/// not end it.
+/// The lines without comments, with continued lines joined. A comment between continued lines does
+/// not end the line.
 fn lines(text: &str) -> Vec<String> {
     let mut lines = Vec::new();
     let mut begun = String::new();
