@@ -21,7 +21,7 @@ impl fmt::Display for BackendId {
     }
 }
 
-/// What a person or the orchestrator wants of a backend.
+/// The state that an administrator or the orchestrator has set for a backend.
 #[derive(
     Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize, schemars::JsonSchema,
 )]
@@ -29,9 +29,9 @@ impl fmt::Display for BackendId {
 pub enum AdminState {
     #[default]
     Active,
-    /// No new flows; old ones go on.
+    /// No new flows; existing ones go on.
     Draining,
-    /// No flows at all: what there is ends at once.
+    /// No flows at all: existing ones end at once.
     Disabled,
 }
 
@@ -59,7 +59,7 @@ pub enum Health {
 }
 
 impl Health {
-    /// Whether the backend failed its probes, whether or not it answers at all.
+    /// Whether the backend has failed its probes: `Down` or `Dead`.
     pub const fn is_down(self) -> bool {
         match self {
             Health::Unknown | Health::Up => false,

@@ -1,11 +1,11 @@
-//! How services are named: by people, in files, and in messages.
+//! The names of services, in files, in messages, and as people write them.
 
 use std::{fmt, str::FromStr, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
 /// The full name of a service: `name` if it is from a file, else `namespace/name:port`, where the
-/// port is named and not numbered. A copy costs one reference count.
+/// port is a name and not a number. A clone only increments a reference count.
 #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash, Debug, Default, Serialize, Deserialize)]
 #[serde(into = "String", try_from = "String")]
 pub struct ServiceName(Arc<Parts>);
@@ -88,7 +88,7 @@ impl TryFrom<String> for ServiceName {
     }
 }
 
-/// What people call a service: its full name, or `namespace/name` for all its ports.
+/// Selects services: by the full name, or by `namespace/name` for all ports of a service.
 #[derive(Clone, PartialEq, Eq, Debug)]
 pub struct ServiceSelector(ServiceName);
 
