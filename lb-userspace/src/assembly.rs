@@ -115,7 +115,7 @@ async fn prepare(
     let board = sources(&state_dir)?;
     let servers = Servers::bind(&config.node.admin).await?;
     supervisor::starting("loading the programs, opening the maps");
-    // Meanwhile, because the verifier takes its time.
+    // Build the rings meanwhile, because the verifier takes its time.
     let rings = {
         let (config, overrides) = (config.clone(), overrides.clone());
         spawn_blocking(move || RingCache::of(config, seed, overrides))
@@ -175,10 +175,11 @@ async fn prepare(
     Ok(owner)
 }
 
-/// The names of the sources beside the file. Each gets the board, and publishes there.
+/// The names of the sources other than the file. Each publishes on the board.
 const SOURCES: [&str; 0] = [];
 
-/// The board of the sources beside the file, with what they said before this start.
+/// The board of the sources other than the file, with their services that were saved before this
+/// start.
 fn sources(state_dir: &StateDir) -> anyhow::Result<Board> {
     let mut remembered = Vec::new();
     for source in SOURCES {
@@ -202,7 +203,8 @@ fn node_wanted(config: &Config, board: &Board) -> NodeWanted {
     NodeWanted::of(&config.node, config.services.iter().chain(said), false)
 }
 
-/// The state directory, and what it holds.
+/// The state directory, with the seed and the overrides. The seed of the configuration, if any,
+/// takes precedence.
 fn open_state(dir: &Path, config: &Config) -> anyhow::Result<(StateDir, Seed, Overrides)> {
     let state_dir = StateDir::open(dir)?;
     let (overrides, damaged) = state_dir.overrides()?;
@@ -234,7 +236,8 @@ async fn open_data_path(options: &AgentOptions, config: &Config, board: &Board) 
     Ok(data_path)
 }
 
-/// Starts the probes. Returns the channel for their targets, their events, and their views.
+/// Starts the probes. Returns the sender of their targets, the receiver of their events, and the
+/// health views.
 fn start_probes(
     metrics: &Metrics,
     tasks: &mut Tasks,
@@ -287,12 +290,12 @@ async fn explained(error: &LoadError, config: &Config, pin_dir: &Path) -> anyhow
     anyhow::anyhow!(text)
 }
 
-/// All tasks except the agent's main task. If one of them ends before the shutdown, the agent
-/// stops.
+/// All tasks except that of the owner of the maps.
 #[derive(Default)]
 struct Tasks {
+    /// If one of these tasks ends before the shutdown, the agent stops.
     all: JoinSet<(&'static str, anyhow::Result<()>)>,
-    /// Those that end by themselves when the agent stops, after their last work.
+    /// Tasks that, when the agent stops, finish their last work and then end by themselves.
     last: JoinSet<()>,
 }
 

@@ -1,5 +1,6 @@
-//! Threads of low priority, for what people and scrapes ask: documents of thousands of backends.
-//! On a busy machine such work gives way to the health of backends, for which connections wait.
+//! Threads of low priority, for the requests of people and scrapes: documents of thousands of
+//! backends. On a busy machine, such work gives way to health checks, which decide where
+//! connections go.
 
 use std::sync::LazyLock;
 
@@ -10,7 +11,7 @@ use tokio::{
 };
 use tracing::warn;
 
-/// How nice the threads are, from 0 (as all others) to 19.
+/// The nice value of the threads, from 0 (as other threads) to 19 (the lowest priority).
 const NICE: i32 = 10;
 /// The number of jobs that run at the same time; more jobs wait.
 const THREADS: usize = 8;
@@ -27,7 +28,7 @@ pub fn spawn<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> Jo
 /// A runtime of which only the threads for blocking work are used.
 fn start() -> Option<Runtime> {
     let be_nice = || {
-        // Without a process id, this is about the calling thread alone.
+        // Without a process id, the call concerns the calling thread alone.
         if let Err(error) = setpriority_process(None, NICE) {
             warn!(%error, "a thread for work in the background has the priority of all others");
         }

@@ -1,5 +1,5 @@
-//! The clocks of the agent: Unix time for people and documents, boot time for the maps, processor
-//! time for work that must not take too much of it.
+//! The clocks of the agent: Unix time for people and documents, boot time for the maps, CPU time
+//! for work whose share of a CPU is limited.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -12,7 +12,7 @@ pub fn boottime_ns() -> u64 {
         .unwrap_or(0)
 }
 
-/// How much processor time this thread has had.
+/// The CPU time that this thread has used.
 pub fn thread_time() -> Duration {
     clock_gettime(ClockId::CLOCK_THREAD_CPUTIME_ID).map(Duration::from).unwrap_or_default()
 }

@@ -1,8 +1,8 @@
-//! The heap of the C library, if that is glibc; others have nothing to set.
+//! The heap of the C library, if that is glibc. With another library, these functions do nothing.
 #![expect(unsafe_code, reason = "two functions of glibc that no library wraps")]
 
-/// Makes all threads share a few heaps. By default each gets one of its own, and what a reload or a
-/// scrape leaves free in one serves no other thread.
+/// Makes all threads share a few heaps. By default each thread gets a heap of its own, and memory
+/// that a reload or a scrape has freed in one heap is not used by other threads.
 pub fn share() {
     #[cfg(target_env = "gnu")]
     // SAFETY: takes two integers, and changes a setting of the allocator under its lock.
@@ -14,7 +14,7 @@ pub fn share() {
 /// Gives free memory back to the kernel. Takes some milliseconds.
 pub fn give_back() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: takes an integer, and the locks of the heaps itself.
+    // SAFETY: takes an integer, and locks the heaps itself.
     unsafe {
         libc::malloc_trim(0);
     }

@@ -54,7 +54,7 @@ pub fn starting(what: &str) {
     tell(&[NotifyState::Status(&Report::new(&format!("starting: {what}"), false).text)]);
 }
 
-/// Makes systemd wait for the start this long from now on, even beyond its own timeout.
+/// Makes systemd wait for the start for this long from now, even beyond its own timeout.
 pub fn extend_start(by: Duration) {
     tell(&[NotifyState::ExtendTimeoutUsec(u32::try_from(by.as_micros()).unwrap_or(u32::MAX))]);
 }
