@@ -71,7 +71,7 @@ async fn serve(options: AgentOptions) -> anyhow::Result<()> {
         Err(error) => {
             let messages = error.messages();
             anyhow::bail!(
-                "the configuration is refused, nothing was changed:\n  {}\n(`weir config check {}` says the same)",
+                "the configuration is refused, nothing was changed:\n  {}\n(`weir config check {}` reports the same mistakes)",
                 messages.join("\n  "),
                 options.config.display()
             );

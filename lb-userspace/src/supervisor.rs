@@ -35,7 +35,7 @@ impl Report {
 
 fn tell(states: &[NotifyState]) {
     if let Err(error) = sd_notify::notify(states) {
-        tracing::warn!(%error, "cannot tell the supervisor (NOTIFY_SOCKET)");
+        tracing::warn!(%error, "cannot notify the supervisor (NOTIFY_SOCKET)");
     }
 }
 
@@ -62,7 +62,7 @@ pub fn extend_start(by: Duration) {
 pub fn reloading() {
     match NotifyState::monotonic_usec_now() {
         Ok(now) => tell(&[NotifyState::Reloading, now]),
-        Err(error) => tracing::warn!(%error, "cannot tell the supervisor (NOTIFY_SOCKET) of the reload"),
+        Err(error) => tracing::warn!(%error, "cannot notify the supervisor of the reload: the clock cannot be read"),
     }
 }
 

@@ -630,7 +630,7 @@ impl Owner {
             return;
         }
         for id in &forgotten {
-            info!(backend = %id, "forgot what was set by the CLI: the backend is gone");
+            info!(backend = %id, "overrides removed: the backend is gone");
         }
         if let Err(error) = self.state_dir.save(&self.desired.overrides) {
             warn!(%error, "cannot save what is set by the CLI");

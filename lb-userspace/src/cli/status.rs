@@ -102,7 +102,7 @@ fn sources(lines: &mut Lines, status: &Document) {
         let state = match (source.synced, &source.failing_since) {
             (_, Some(since)) => format!("can't be reached since {}", text::moment(*since)),
             (true, None) => "synced".to_owned(),
-            (false, None) => "has not told its services yet".to_owned(),
+            (false, None) => "has not listed its services yet".to_owned(),
         };
         let SourceView { name, services, refused, .. } = source;
         let title = if at == 0 { "sources" } else { "" };

@@ -45,10 +45,10 @@ fn agent(encoder: &mut DescriptorEncoder, snapshot: &Snapshot) -> fmt::Result {
     }
     let sources = || status.sources.iter();
     let of_source = |source: &SourceView| vec![("source", source.name.clone())];
-    let synced = "1 if the source beside the file has told all its services since the agent was started.";
+    let synced = "1 if the source (other than the file) has listed all its services since the agent was started.";
     let samples = sources().map(|source| (of_source(source), u32::from(source.synced)));
     gauges(encoder, "source_synced", synced, samples)?;
-    let failing = "1 if the source beside the file can't be reached: what it said last stays in force.";
+    let failing = "1 if the source (other than the file) can't be reached; its last services stay in force.";
     let samples = sources().map(|source| (of_source(source), u32::from(source.error.is_some())));
     gauges(encoder, "source_failing", failing, samples)?;
     let refused = "1 for each service that can't be served as its source says, with the reason.";
@@ -58,7 +58,7 @@ fn agent(encoder: &mut DescriptorEncoder, snapshot: &Snapshot) -> fmt::Result {
         (labels.into_iter().chain(of_service).collect(), 1_u32)
     });
     gauges(encoder, "source_service_refused", refused, samples)?;
-    let success = "When the BPF maps were last brought in sync, in seconds since 1970; 0 is never.";
+    let success = "When the BPF maps were last brought in sync, in seconds since 1970; 0 if never.";
     gauges(encoder, "sync_last_success_timestamp_seconds", success, alone(status.sync.last_success_at))?;
     // Currently, a sync can fail only because a map can't be read or written.
     let reason = vec![("reason", "maps".to_owned())];
@@ -85,7 +85,7 @@ fn verdicts(encoder: &mut DescriptorEncoder, snapshot: &Snapshot) -> fmt::Result
     let kinds = [
         (Kind::Drop, "drops", "reason", "Packets dropped, by reason; weir get drops explains each."),
         (Kind::Pass, "passes", "reason", "Packets left to the stack, by reason."),
-        (Kind::Reject, "rejects", "kind", "Packets answered by Weir (a reset, an echo reply), by why."),
+        (Kind::Reject, "rejects", "kind", "Packets answered by Weir (a reset, an echo reply), by reason."),
     ];
     for (kind, name, label, help) in kinds {
         let mut sums = BTreeMap::<&str, u64>::new();

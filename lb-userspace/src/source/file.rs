@@ -222,7 +222,7 @@ impl FileWatcher {
         })
         .inspect_err(|error| {
             warn!(file = %path.display(), %error, poll_seconds = PACE.poll.as_secs(), "no events for \
-            the configuration file, it is polled")
+            the configuration file; polling instead")
         })
         .ok();
         Self { path: path.to_owned(), watcher, watched: BTreeSet::new(), names, changed }
@@ -245,7 +245,7 @@ impl FileWatcher {
             .filter(|directory| match watcher.watch(directory, RecursiveMode::NonRecursive) {
                 Ok(()) => true,
                 Err(error) => {
-                    tracing::debug!(directory = %directory.display(), %error, "can't be watched, it is polled");
+                    tracing::debug!(directory = %directory.display(), %error, "can't be watched; polling instead");
                     false
                 }
             })

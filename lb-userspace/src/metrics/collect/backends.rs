@@ -51,7 +51,7 @@ pub(super) fn encode(encoder: &mut DescriptorEncoder, snapshot: &Snapshot) -> fm
         let with = |reason: &String| labels.iter().cloned().chain([("reason", reason.clone())]).collect();
         backend.check_failures.iter().map(move |(reason, count)| (with(reason), *count))
     });
-    counters(encoder, "backend_check_failures", "Health probes that failed, by what they saw.", failures)?;
+    counters(encoder, "backend_check_failures", "Health probes that failed, by reason.", failures)?;
 
     let states = backends.iter().flat_map(|(labels, backend)| {
         let with = |state: &str| labels.iter().cloned().chain([("state", state.to_owned())]).collect();

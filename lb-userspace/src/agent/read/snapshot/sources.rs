@@ -35,9 +35,9 @@ pub fn reasons(published: &Published) -> Vec<String> {
     let mut reasons = Vec::new();
     for (source, said) in &published.heard {
         let state = match said.knowledge {
-            Knowledge::Nothing => Some("has not told its services yet: what the maps hold stays as it is"),
+            Knowledge::Nothing => Some("has not listed its services yet: entries in the maps that no source claims stay"),
             Knowledge::Remembered => {
-                Some("has not told its services yet: those that it told before this start are served")
+                Some("has not listed its services yet: those saved before this start are served")
             }
             Knowledge::Synced => None,
         };
