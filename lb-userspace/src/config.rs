@@ -21,11 +21,11 @@ pub use problem::{ConfigError, Problems};
 pub use schema::schema;
 
 use crate::model::Config;
-use fields::Reader;
+use fields::DocumentReader;
 
 /// Reads a configuration; `file` is its name in messages.
 pub fn parse(text: &str, file: &Path) -> Result<Config, Problems> {
-    let reader = Reader::new(file);
+    let reader = DocumentReader::new(file);
     let config = match yaml::parse(text) {
         Ok(root) => document::read(&reader.root(&root)),
         Err(error) => {

@@ -9,7 +9,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::passes::{Need, Passes, Schedule, pause, run};
+use super::passes::{PassNeed, PassSchedule, Passes, pause, run};
 use crate::dataplane::{
     maps::MapsError,
     plan::FlowUse,
@@ -88,7 +88,7 @@ impl PassesNeeded {
         let ended = Instant::now();
         loop {
             let is_urgent = self.is_urgent() || self.told.borrow().is_none();
-            let pause = pause(took, if is_urgent { Need::Soon } else { Need::Later });
+            let pause = pause(took, if is_urgent { PassNeed::Soon } else { PassNeed::Later });
             tokio::select! {
                 () = sleep_until(ended + pause) => return,
                 Ok(()) = self.told.changed() => {}
@@ -107,7 +107,7 @@ struct FlowSchedule {
     publish: watch::Sender<Counted>,
 }
 
-impl Schedule<NatTables> for FlowSchedule {
+impl PassSchedule<NatTables> for FlowSchedule {
     type Found = FlowCensus;
 
     fn work(

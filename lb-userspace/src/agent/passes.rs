@@ -26,7 +26,7 @@ pub struct Passes<T> {
 }
 
 /// What the passes of a worker do, and when.
-pub trait Schedule<T>: Send {
+pub trait PassSchedule<T>: Send {
     type Found: Send + 'static;
 
     /// The work of a pass that begins now, in CLOCK_BOOTTIME; `None` if there is none yet.
@@ -43,7 +43,7 @@ pub trait Schedule<T>: Send {
 /// Runs passes until `shutdown` is cancelled, or until a pass panics.
 pub async fn run<T: Send + 'static>(
     mut passes: Passes<T>,
-    mut schedule: impl Schedule<T>,
+    mut schedule: impl PassSchedule<T>,
     shutdown: CancellationToken,
 ) {
     loop {
@@ -64,7 +64,7 @@ pub async fn run<T: Send + 'static>(
 
 /// How soon the next pass is needed.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Need {
+pub enum PassNeed {
     /// Somebody waits for its result: at most 1 % of a core while a pass takes up to 50 ms of CPU
     /// time, and a pass at least every five seconds or so.
     Soon,
@@ -76,10 +76,10 @@ pub enum Need {
 const SHORTEST_PAUSE: Duration = Duration::from_millis(500);
 
 /// The pause after a pass that took this much CPU time.
-pub fn pause(took: Duration, need: Need) -> Duration {
+pub fn pause(took: Duration, need: PassNeed) -> Duration {
     let (pauses, longest) = match need {
-        Need::Soon => (100, Duration::from_secs(5)),
-        Need::Later => (500, Duration::from_secs(50)),
+        PassNeed::Soon => (100, Duration::from_secs(5)),
+        PassNeed::Later => (500, Duration::from_secs(50)),
     };
     (took * pauses).clamp(SHORTEST_PAUSE, longest)
 }
@@ -131,11 +131,11 @@ mod tests {
     #[test]
     fn passes_take_a_percent_of_a_core_unless_they_take_so_long_that_results_would_be_old() {
         let took = Duration::from_millis(20);
-        assert_eq!(pause(took, Need::Later), Duration::from_secs(10));
-        assert_eq!(pause(took, Need::Soon), Duration::from_secs(2));
-        assert_eq!(pause(Duration::from_micros(9), Need::Soon), SHORTEST_PAUSE, "never without a pause");
+        assert_eq!(pause(took, PassNeed::Later), Duration::from_secs(10));
+        assert_eq!(pause(took, PassNeed::Soon), Duration::from_secs(2));
+        assert_eq!(pause(Duration::from_micros(9), PassNeed::Soon), SHORTEST_PAUSE, "never without a pause");
         let long = Duration::from_secs(2);
-        assert_eq!([Need::Soon, Need::Later].map(|need| pause(long, need).as_secs()), [5, 50]);
+        assert_eq!([PassNeed::Soon, PassNeed::Later].map(|need| pause(long, need).as_secs()), [5, 50]);
     }
 
     #[tokio::test]

@@ -70,9 +70,9 @@ pub struct Sources {
 /// Clones share one reader. Its functions take up to some hundred milliseconds with thousands of
 /// backends: call them on a thread that may block.
 #[derive(Clone)]
-pub struct Reader(Arc<Shared>);
+pub struct Reader(Arc<ReaderState>);
 
-struct Shared {
+struct ReaderState {
     sources: Sources,
     pin_dir: PathBuf,
     slots: Arc<Rings>,
@@ -87,7 +87,7 @@ struct Shared {
 impl Reader {
     /// Opens the reader's own handles to the maps that are pinned in `pin_dir`.
     pub fn open(pin_dir: &Path, slots: Arc<Rings>, sources: Sources) -> Result<Self, MapsError> {
-        Ok(Self(Arc::new(Shared {
+        Ok(Self(Arc::new(ReaderState {
             sources,
             pin_dir: pin_dir.to_owned(),
             slots,
@@ -99,22 +99,22 @@ impl Reader {
         })))
     }
 
-    fn moment(&self, asked: Asked<'_>) -> Moment {
-        let Shared { sources, slots, samples, digests, .. } = &*self.0;
-        if asked == Asked::All(Rates::Measured) {
+    fn moment(&self, asked: DocumentScope<'_>) -> Moment {
+        let ReaderState { sources, slots, samples, digests, .. } = &*self.0;
+        if asked == DocumentScope::All(Rates::Measured) {
             sources.looked_at.send_replace(Some(tokio::time::Instant::now()));
         }
         let published = sources.published.borrow().clone();
         let node = sources.node.borrow().clone();
         let sample = || self.sample(&published, &node, asked);
         let sampled = match asked {
-            Asked::All(rates) => lock(samples).take(rates, sample),
-            Asked::Services(_) => lock(samples).beside(sample()),
-            Asked::State => Sampled::default(),
+            DocumentScope::All(rates) => lock(samples).take(rates, sample),
+            DocumentScope::Services(_) => lock(samples).beside(sample()),
+            DocumentScope::State => Sampled::default(),
         };
         let Published { wanted, programmed, .. } = &*published;
         let mut rings = RingViews::new();
-        if asked != Asked::State {
+        if asked != DocumentScope::State {
             let mut digests = lock(digests);
             digests.forget_gone(programmed);
             for service in wanted.services.iter().filter(|service| asked.includes(&service.name)) {
@@ -133,7 +133,7 @@ impl Reader {
         }
     }
 
-    fn document(&self, asked: Asked<'_>) -> Snapshot {
+    fn document(&self, asked: DocumentScope<'_>) -> Snapshot {
         let mut snapshot = self.moment(asked).snapshot(self.0.started_at);
         let mut overall = lock(&self.0.overall);
         if overall.0 != snapshot.status.state {
@@ -143,7 +143,7 @@ impl Reader {
         snapshot
     }
 
-    fn sample(&self, published: &Published, node: &Node, asked: Asked<'_>) -> Option<Sample> {
+    fn sample(&self, published: &Published, node: &Node, asked: DocumentScope<'_>) -> Option<Sample> {
         let parts = || published.programmed.parts().filter(|part| asked.includes(&part.name));
         let services = parts().flat_map(|part| part.services.values()).map(|entry| entry.stats).collect();
         let backends = parts().flat_map(|part| part.backends.keys().copied()).collect();
@@ -180,17 +180,18 @@ impl Reader {
 
 impl Queries for Reader {
     fn snapshot(&self, rates: Rates) -> Snapshot {
-        self.document(Asked::All(rates))
+        self.document(DocumentScope::All(rates))
     }
 
     fn state(&self) -> Snapshot {
-        self.document(Asked::State)
+        self.document(DocumentScope::State)
     }
 
     fn backends(&self, chosen: &[BackendId]) -> Vec<BackendView> {
         let services: BTreeSet<&ServiceName> = chosen.iter().map(|id| &id.service).collect();
         let chosen: HashSet<&BackendId> = chosen.iter().collect();
-        let mut views = self.moment(Asked::Services(&services)).backend_views(|service| services.contains(service));
+        let mut views =
+            self.moment(DocumentScope::Services(&services)).backend_views(|service| services.contains(service));
         views.retain(|view| chosen.contains(&view.id()));
         views
     }
@@ -225,7 +226,7 @@ impl Queries for Reader {
 
 /// What a query asks for, which determines what must be read.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Asked<'a> {
+enum DocumentScope<'a> {
     All(Rates),
     /// The backends of these services.
     Services(&'a BTreeSet<&'a ServiceName>),
@@ -233,11 +234,11 @@ enum Asked<'a> {
     State,
 }
 
-impl Asked<'_> {
+impl DocumentScope<'_> {
     fn includes(&self, service: &ServiceName) -> bool {
         match self {
-            Asked::All(_) | Asked::State => true,
-            Asked::Services(services) => services.contains(service),
+            DocumentScope::All(_) | DocumentScope::State => true,
+            DocumentScope::Services(services) => services.contains(service),
         }
     }
 }

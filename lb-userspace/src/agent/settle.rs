@@ -6,7 +6,7 @@ use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::passes::{Need, Passes, Schedule, pause, run};
+use super::passes::{PassNeed, PassSchedule, Passes, pause, run};
 use crate::dataplane::{
     maps::MapsError,
     rings::Rings,
@@ -60,7 +60,7 @@ struct SettleSchedule {
     is_full: bool,
 }
 
-impl Schedule<Settler> for SettleSchedule {
+impl PassSchedule<Settler> for SettleSchedule {
     type Found = SettleCensus;
 
     fn work(
@@ -81,7 +81,7 @@ impl Schedule<Settler> for SettleSchedule {
     }
 
     async fn wait(&mut self, took: Duration) {
-        sleep(pause(took, Need::Soon)).await;
+        sleep(pause(took, PassNeed::Soon)).await;
         if self.rests {
             tokio::select! {
                 () = sleep(REST) => {}

@@ -23,11 +23,11 @@ Examples:
   weir config schema > weir.schema.json")]
 pub struct Config {
     #[command(subcommand)]
-    what: What,
+    what: ConfigCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum What {
+enum ConfigCommand {
     Check(Check),
     Init(Init),
     Schema(Schema),
@@ -65,12 +65,12 @@ struct Schema {}
 impl Config {
     pub fn run(self) -> anyhow::Result<ExitCode> {
         match self.what {
-            What::Check(Check { file }) => check(&file),
-            What::Init(_) => {
+            ConfigCommand::Check(Check { file }) => check(&file),
+            ConfigCommand::Init(_) => {
                 output::print(&config::example().context("cannot make a random hash seed")?)?;
                 Ok(ExitCode::SUCCESS)
             }
-            What::Schema(_) => {
+            ConfigCommand::Schema(_) => {
                 let schema =
                     serde_json::to_string_pretty(&config::schema()).context("cannot write the schema as JSON")?;
                 output::print(&(schema + "\n"))?;

@@ -23,11 +23,11 @@ Examples:
   weir get flows --client 198.51.100.7 -o json")]
 pub struct Get {
     #[command(subcommand)]
-    what: What,
+    what: GetCommand,
 }
 
 #[derive(Debug, Subcommand)]
-enum What {
+enum GetCommand {
     #[command(visible_aliases = ["service", "svc"])]
     Services(services::Services),
     #[command(visible_alias = "backend")]
@@ -43,11 +43,11 @@ enum What {
 impl Get {
     pub async fn run(self, client: &Client) -> anyhow::Result<ExitCode> {
         match self.what {
-            What::Services(list) => list.run(client).await?,
-            What::Backends(list) => list.run(client).await?,
-            What::Flows(list) => list.run(client).await?,
-            What::Drops(list) => list.run(client).await?,
-            What::Interfaces(list) => list.run(client).await?,
+            GetCommand::Services(list) => list.run(client).await?,
+            GetCommand::Backends(list) => list.run(client).await?,
+            GetCommand::Flows(list) => list.run(client).await?,
+            GetCommand::Drops(list) => list.run(client).await?,
+            GetCommand::Interfaces(list) => list.run(client).await?,
         }
         Ok(ExitCode::SUCCESS)
     }

@@ -144,8 +144,6 @@ mod tests {
     use proptest::prelude::*;
     use serde_json::Value;
 
-    use super::*;
-
     /// A document with this text as a key, as a value and in a list, as YAML and read again.
     fn again(text: &str) -> Value {
         let document = BTreeMap::from([(text, vec![text, "another"])]);
@@ -155,10 +153,58 @@ mod tests {
     #[test]
     fn text_that_looks_like_something_else_in_yaml_is_still_text() {
         for text in [
-            "", " ", "~", "null", "yes", "No", "on", "true", "1", "-0.5", "1e3", "0x1f", "0o17", ".inf", ".nan", "1_000",
-            "12:30", "2026-12-01", "- a", "a: b", "a #b", "#a", "&a", "*a", "!a", "%a", "@a", "`a", "|", ">", "{a}", "[a]",
-            "'a'", "\"a\"", "a\\b", "a\nb", "a\n", "\na", "\ta", "a ", " a", "---", "...", "? a", "<<", "=", "[::1]:80",
-            "\u{85}", "\u{2028}", "\u{feff}a", "\u{7}", "é",
+            "",
+            " ",
+            "~",
+            "null",
+            "yes",
+            "No",
+            "on",
+            "true",
+            "1",
+            "-0.5",
+            "1e3",
+            "0x1f",
+            "0o17",
+            ".inf",
+            ".nan",
+            "1_000",
+            "12:30",
+            "2026-12-01",
+            "- a",
+            "a: b",
+            "a #b",
+            "#a",
+            "&a",
+            "*a",
+            "!a",
+            "%a",
+            "@a",
+            "`a",
+            "|",
+            ">",
+            "{a}",
+            "[a]",
+            "'a'",
+            "\"a\"",
+            "a\\b",
+            "a\nb",
+            "a\n",
+            "\na",
+            "\ta",
+            "a ",
+            " a",
+            "---",
+            "...",
+            "? a",
+            "<<",
+            "=",
+            "[::1]:80",
+            "\u{85}",
+            "\u{2028}",
+            "\u{feff}a",
+            "\u{7}",
+            "é",
         ] {
             assert_eq!(again(text), serde_json::json!({ text: [text, "another"] }), "{text:?}");
         }

@@ -51,7 +51,7 @@ impl Status {
 
 fn render(snapshot: &Snapshot, style: Style) -> String {
     let status = &snapshot.status;
-    let mut lines = Lines(Vec::new());
+    let mut lines = NamedLines(Vec::new());
     lines.add("state", state(status, style.now));
     status.reasons.iter().for_each(|reason| lines.go_on(reason.clone()));
     lines.add("agent", format!("weir {}, for {}", status.version, text::duration(style.now - status.started_at)));
@@ -68,9 +68,9 @@ fn render(snapshot: &Snapshot, style: Style) -> String {
 }
 
 /// Lines with a name and a value; the name is given only in the first line of several.
-struct Lines(Vec<Vec<String>>);
+struct NamedLines(Vec<Vec<String>>);
 
-impl Lines {
+impl NamedLines {
     fn add(&mut self, name: &str, value: String) {
         self.0.push(vec![name.to_owned(), value]);
     }
@@ -85,7 +85,7 @@ fn state(status: &Document, now: f64) -> String {
     format!("{name}, since {} ({})", text::moment(status.state_since), text::ago(status.state_since, now))
 }
 
-fn config(lines: &mut Lines, status: &Document, now: f64) {
+fn config(lines: &mut NamedLines, status: &Document, now: f64) {
     let config = &status.config;
     lines.add("config", format!("{}, in force since {}", config.path, text::moment(config.loaded_at)));
     if config.last_reload_ok {
@@ -97,7 +97,7 @@ fn config(lines: &mut Lines, status: &Document, now: f64) {
 }
 
 /// The reasons at the top say why a source or a service is not in order.
-fn sources(lines: &mut Lines, status: &Document) {
+fn sources(lines: &mut NamedLines, status: &Document) {
     for (at, source) in status.sources.iter().enumerate() {
         let state = match (source.synced, &source.failing_since) {
             (_, Some(since)) => format!("can't be reached since {}", text::moment(*since)),
@@ -121,7 +121,7 @@ fn backends(totals: &BackendTotals) -> String {
     format!("{all}: {up} up, {down} down, {unknown} unknown, {draining} draining, {disabled} disabled")
 }
 
-fn interfaces(lines: &mut Lines, snapshot: &Snapshot) {
+fn interfaces(lines: &mut NamedLines, snapshot: &Snapshot) {
     let mut name = "interfaces";
     if snapshot.interfaces.is_empty() {
         lines.add(name, "attached to none".to_owned());
@@ -135,7 +135,7 @@ fn interfaces(lines: &mut Lines, snapshot: &Snapshot) {
     }
 }
 
-fn nat(lines: &mut Lines, status: &Document) {
+fn nat(lines: &mut NamedLines, status: &Document) {
     let nat = &status.nat;
     if nat.ports_max == 0 {
         lines.add("nat", "no backend needs it".to_owned());
@@ -158,7 +158,7 @@ fn nat(lines: &mut Lines, status: &Document) {
 
 /// Only tables with at least 1 % of their entries in use or with insert failures, unless `all` is
 /// set.
-fn tables(lines: &mut Lines, status: &Document, all: bool) {
+fn tables(lines: &mut NamedLines, status: &Document, all: bool) {
     let mut name = "tables";
     for table in &status.tables {
         let share = table.entries as f64 / table.max_entries.max(1) as f64;
@@ -176,7 +176,7 @@ fn tables(lines: &mut Lines, status: &Document, all: bool) {
     }
 }
 
-fn sync(lines: &mut Lines, status: &Document, now: f64) {
+fn sync(lines: &mut NamedLines, status: &Document, now: f64) {
     let sync = &status.sync;
     if sync.last_success_at > 0.0 {
         let took = text::duration(sync.last_duration_seconds);
@@ -197,7 +197,7 @@ fn sync(lines: &mut Lines, status: &Document, now: f64) {
 }
 
 /// The problems with their remedies; with `all` also the checks that found nothing.
-fn findings(lines: &mut Lines, status: &Document, all: bool) {
+fn findings(lines: &mut NamedLines, status: &Document, all: bool) {
     let mut name = "findings";
     for finding in status.findings.iter().filter(|finding| all || finding.severity != Severity::Ok) {
         let severity = finding.severity.name();

@@ -41,7 +41,7 @@ pub async fn until(
 ) -> anyhow::Result<Waited> {
     let ids: HashSet<BackendId> = chosen.iter().map(BackendView::id).collect();
     let begun = Instant::now();
-    let mut progress = Progress::default();
+    let mut progress = ProgressLine::default();
     let mut run_out_since: Option<Instant> = None;
     loop {
         let all: Vec<BackendView> = client.get("/v1/backends").await?;
@@ -49,22 +49,22 @@ pub async fn until(
         let took = text::duration(begun.elapsed().as_secs_f64());
         let ended = |done, message| Ok(Waited { done, message, backends: backends.clone() });
         let remaining = match outcome(goal, &backends) {
-            Outcome::Done(what) => {
+            WaitOutcome::Done(what) => {
                 progress.clear();
                 return ended(true, format!("{what} after {took}"));
             }
-            Outcome::Hopeless(why) => {
+            WaitOutcome::Hopeless(why) => {
                 progress.clear();
                 return ended(false, why);
             }
-            Outcome::RunOut(remaining) => {
+            WaitOutcome::RunOut(remaining) => {
                 if run_out_since.get_or_insert_with(Instant::now).elapsed() > GRACE {
                     progress.clear();
                     return ended(false, format!("the drain has ended, but there remain {remaining}"));
                 }
                 remaining
             }
-            Outcome::Wait(remaining) => remaining,
+            WaitOutcome::Wait(remaining) => remaining,
         };
         if timeout.is_some_and(|timeout| begun.elapsed() >= timeout) {
             progress.clear();
@@ -76,7 +76,7 @@ pub async fn until(
 }
 
 #[derive(PartialEq, Debug)]
-enum Outcome {
+enum WaitOutcome {
     Done(&'static str),
     /// What is left.
     Wait(String),
@@ -85,16 +85,16 @@ enum Outcome {
     Hopeless(String),
 }
 
-fn outcome(goal: Goal, backends: &[BackendView]) -> Outcome {
+fn outcome(goal: Goal, backends: &[BackendView]) -> WaitOutcome {
     match goal {
         Goal::Drained => drained(backends),
         Goal::Serving => serving(backends),
     }
 }
 
-fn drained(backends: &[BackendView]) -> Outcome {
+fn drained(backends: &[BackendView]) -> WaitOutcome {
     if let Some(back) = backends.iter().find(|backend| backend.admin == AdminState::Active && !backend.removed) {
-        return Outcome::Hopeless(format!(
+        return WaitOutcome::Hopeless(format!(
             "{} drains no longer: the drain was ended by another command or by the file",
             name(back)
         ));
@@ -108,32 +108,32 @@ fn drained(backends: &[BackendView]) -> Outcome {
     let busy: Vec<&BackendView> = backends.iter().filter(busy).collect();
     if busy.is_empty() {
         let is_counted = backends.iter().all(|backend| backend.connections_active.is_some());
-        return Outcome::Done(if is_counted {
+        return WaitOutcome::Done(if is_counted {
             "drained: no connections are left"
         } else {
             "the drain is over (in DSR modes connections are not counted)"
         });
     }
     let remaining = busy.iter().map(|backend| what_remains(backend)).collect::<Vec<_>>().join(", ");
-    if busy.iter().any(|backend| left(backend)) { Outcome::Wait(remaining) } else { Outcome::RunOut(remaining) }
+    if busy.iter().any(|backend| left(backend)) { WaitOutcome::Wait(remaining) } else { WaitOutcome::RunOut(remaining) }
 }
 
-fn serving(backends: &[BackendView]) -> Outcome {
+fn serving(backends: &[BackendView]) -> WaitOutcome {
     if backends.is_empty() {
-        return Outcome::Hopeless("the backend has left the configuration".to_owned());
+        return WaitOutcome::Hopeless("the backend has left the configuration".to_owned());
     }
     if let Some(stays) = backends.iter().find(|backend| backend.admin != AdminState::Active) {
         let (state, from) = (stays.admin.name(), stays.admin_from.name());
-        return Outcome::Hopeless(format!("{} stays {state} by the {from}; change it there", name(stays)));
+        return WaitOutcome::Hopeless(format!("{} stays {state} by the {from}; change it there", name(stays)));
     }
     let waiting: Vec<&BackendView> = backends.iter().filter(|backend| !backend.eligible).collect();
     if waiting.is_empty() {
-        return Outcome::Done("it gets new connections");
+        return WaitOutcome::Done("it gets new connections");
     }
     let not_yet = |backend: &&BackendView| {
         format!("{} (health {}: {})", name(backend), backend.health.name(), text::or_none(&backend.reason))
     };
-    Outcome::Wait(waiting.iter().map(not_yet).collect::<Vec<_>>().join(", "))
+    WaitOutcome::Wait(waiting.iter().map(not_yet).collect::<Vec<_>>().join(", "))
 }
 
 fn what_remains(backend: &BackendView) -> String {
@@ -153,11 +153,11 @@ fn name(backend: &BackendView) -> String {
 
 /// A line that is overwritten on a terminal; not written elsewhere.
 #[derive(Default)]
-struct Progress {
+struct ProgressLine {
     shown: bool,
 }
 
-impl Progress {
+impl ProgressLine {
     fn show(&mut self, remaining: &str) {
         if io::stderr().is_terminal() {
             eprint!("\r\x1b[Kwaiting for {remaining}");
@@ -172,7 +172,7 @@ impl Progress {
     }
 }
 
-impl Drop for Progress {
+impl Drop for ProgressLine {
     fn drop(&mut self) {
         self.clear();
     }
@@ -194,27 +194,27 @@ mod tests {
 
     #[test]
     fn drain_is_done_when_no_connection_or_no_backend_is_left() {
-        assert!(matches!(drained(&[]), Outcome::Done(_)));
-        assert!(matches!(drained(&[draining(Some(0), Some(60.0))]), Outcome::Done(_)));
+        assert!(matches!(drained(&[]), WaitOutcome::Done(_)));
+        assert!(matches!(drained(&[draining(Some(0), Some(60.0))]), WaitOutcome::Done(_)));
         let waiting = drained(&[draining(Some(1), Some(60.0)), draining(Some(0), Some(60.0))]);
-        assert_eq!(waiting, Outcome::Wait("1 connection of web/10.2.0.11:8080 (1m left)".to_owned()));
+        assert_eq!(waiting, WaitOutcome::Wait("1 connection of web/10.2.0.11:8080 (1m left)".to_owned()));
     }
 
     #[test]
     fn drain_whose_time_is_over_says_what_remains() {
         assert!(
-            matches!(drained(&[draining(Some(3), Some(0.0))]), Outcome::RunOut(remains) if remains.starts_with("3 "))
+            matches!(drained(&[draining(Some(3), Some(0.0))]), WaitOutcome::RunOut(remains) if remains.starts_with("3 "))
         );
-        assert!(matches!(drained(&[draining(None, Some(9.0))]), Outcome::Wait(_)));
+        assert!(matches!(drained(&[draining(None, Some(9.0))]), WaitOutcome::Wait(_)));
         assert_eq!(
             drained(&[draining(None, Some(0.0))]),
-            Outcome::Done("the drain is over (in DSR modes connections are not counted)")
+            WaitOutcome::Done("the drain is over (in DSR modes connections are not counted)")
         );
     }
 
     #[test]
     fn waiting_ends_when_it_has_become_pointless() {
-        assert!(matches!(drained(&[backend("10.2.0.11:8080")]), Outcome::Hopeless(_)));
-        assert!(matches!(serving(&[draining(None, None)]), Outcome::Hopeless(why) if why.contains("by the file")));
+        assert!(matches!(drained(&[backend("10.2.0.11:8080")]), WaitOutcome::Hopeless(_)));
+        assert!(matches!(serving(&[draining(None, None)]), WaitOutcome::Hopeless(why) if why.contains("by the file")));
     }
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use super::{fields::Value, limits, service::Read};
+use super::{fields::Value, limits, service::ReadService};
 use crate::model::{
     Service, Snat,
     together::{Claims, Conflict, Server, Together, Why},
@@ -11,10 +11,10 @@ use crate::model::{
 /// Runs all checks, and returns the services sorted by name. Mistakes are recorded at the position
 /// of the value.
 pub fn services(
-    read: Vec<Read<'_>>,
+    read: Vec<ReadService<'_>>,
     snat_at: Option<&Value<'_>>,
     snat: Option<&Snat>,
-    limits: Option<&limits::Read<'_>>,
+    limits: Option<&limits::ReadLimits<'_>>,
 ) -> Option<Vec<Service>> {
     unique_names(&read);
     let snat_at = snat_at.and_then(|at| Some((at, snat?)));
@@ -36,7 +36,7 @@ pub fn services(
     Some(services)
 }
 
-fn unique_names(read: &[Read<'_>]) {
+fn unique_names(read: &[ReadService<'_>]) {
     let mut lines = BTreeMap::new();
     for (name, at) in read.iter().filter_map(|one| one.name.as_ref()) {
         if let Some(line) = lines.insert(name.as_str(), at.at.line) {
@@ -45,7 +45,7 @@ fn unique_names(read: &[Read<'_>]) {
     }
 }
 
-fn claims<'r, 'v>(read: &'r Read<'v>) -> Claims<&'r Value<'v>> {
+fn claims<'r, 'v>(read: &'r ReadService<'v>) -> Claims<&'r Value<'v>> {
     let servers =
         read.backends.iter().map(|(backend, at)| Server { address: backend.address.ip(), tunnel: backend.tunnel, at });
     Claims {

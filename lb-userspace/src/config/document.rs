@@ -59,7 +59,7 @@ pub fn read(root: &Value<'_>) -> Option<Config> {
     let admin = fields.or("admin", default_admin(), admin);
     let tunnel = fields.or("tunnel", Tunnel::default(), tunnel::read);
     let flow_tables = fields.or("flowTables", FlowTables::default(), flow_tables);
-    let limits = fields.or("limits", limits::Read::default(), limits::read);
+    let limits = fields.or("limits", limits::ReadLimits::default(), limits::read);
     // A node that only decapsulates packets from tunnels balances nothing.
     let only_decapsulates = tunnel.as_ref().is_none_or(|tunnel| !tunnel.peers.is_empty());
     let services = match fields.given("services") {

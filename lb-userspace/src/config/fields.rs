@@ -12,21 +12,21 @@ use std::{
 
 use super::{
     problem::{Problem, Problems},
-    yaml::{Data, Entry, Mark, Node},
+    yaml::{Data, KeyAndValue, Mark, YamlNode},
 };
 
 /// Collects the mistakes of one file.
-pub struct Reader {
+pub struct DocumentReader {
     file: PathBuf,
     problems: RefCell<Vec<Problem>>,
 }
 
-impl Reader {
+impl DocumentReader {
     pub fn new(file: &Path) -> Self {
         Self { file: file.to_owned(), problems: RefCell::default() }
     }
 
-    pub fn root<'a>(&'a self, node: &'a Node) -> Value<'a> {
+    pub fn root<'a>(&'a self, node: &'a YamlNode) -> Value<'a> {
         Value { reader: self, key: String::new(), at: node.at, node }
     }
 
@@ -56,10 +56,10 @@ impl Reader {
 /// A value and its position.
 #[derive(Clone)]
 pub struct Value<'a> {
-    reader: &'a Reader,
+    reader: &'a DocumentReader,
     pub key: String,
     pub at: Mark,
-    node: &'a Node,
+    node: &'a YamlNode,
 }
 
 impl<'a> Value<'a> {
@@ -89,7 +89,7 @@ impl<'a> Value<'a> {
             let keys = known.join(", ");
             return self.problem(format!("must be a mapping with the keys {keys}, is {}", self.node.kind()));
         };
-        let mut first: BTreeMap<&str, &Entry> = BTreeMap::new();
+        let mut first: BTreeMap<&str, &KeyAndValue> = BTreeMap::new();
         for entry in entries {
             if let Some(earlier) = first.get(entry.key.as_str()) {
                 let line = earlier.at.line;
@@ -116,7 +116,7 @@ impl<'a> Value<'a> {
         let Data::Sequence(items) = &self.node.data else {
             return self.problem(format!("must be a list, is {}", self.node.kind()));
         };
-        let item = |(index, node): (usize, &'a std::rc::Rc<Node>)| Value {
+        let item = |(index, node): (usize, &'a std::rc::Rc<YamlNode>)| Value {
             reader: self.reader,
             key: format!("{}[{index}]", self.key),
             at: node.at,
@@ -207,7 +207,7 @@ impl<'a> Value<'a> {
 /// The keys of a mapping.
 pub struct Fields<'a> {
     of: Value<'a>,
-    entries: BTreeMap<&'a str, &'a Entry>,
+    entries: BTreeMap<&'a str, &'a KeyAndValue>,
 }
 
 impl<'a> Fields<'a> {

@@ -7,12 +7,12 @@ pub const KEYS: [&str; 4] = ["backends", "ringSlots", "services", "addresses"];
 
 /// The limits, and the positions of those that the file sets.
 #[derive(Default)]
-pub struct Read<'a> {
+pub struct ReadLimits<'a> {
     pub limits: Limits,
     places: Vec<(Limit, Value<'a>)>,
 }
 
-pub fn read<'a>(value: &Value<'a>) -> Option<Read<'a>> {
+pub fn read<'a>(value: &Value<'a>) -> Option<ReadLimits<'a>> {
     let fields = value.fields(&KEYS)?;
     let default = Limits::default();
     let mut places = Vec::new();
@@ -27,15 +27,15 @@ pub fn read<'a>(value: &Value<'a>) -> Option<Read<'a>> {
         read("addresses", Limit::Addresses),
     );
     let limits = Limits { backends: backends?, ring_slots: ring_slots?, services: services?, addresses: addresses? };
-    Some(Read { limits, places })
+    Some(ReadLimits { limits, places })
 }
 
 /// Records each limit that is too small for all services together: at the limit's value, or, if the
 /// file does not set the limit, at the first service with which it is exceeded.
-pub fn check(read: &Read<'_>, services: &[service::Read<'_>], snat: Option<&Snat>) {
+pub fn check(read: &ReadLimits<'_>, services: &[service::ReadService<'_>], snat: Option<&Snat>) {
     let mut need = Need::default();
     need.add_addresses(snat.into_iter().flat_map(|snat| snat.addresses.iter().copied()));
-    let mut first: Vec<(Limit, &service::Read<'_>)> = Vec::new();
+    let mut first: Vec<(Limit, &service::ReadService<'_>)> = Vec::new();
     for one in services {
         let vips = one.vips.iter().map(|(vip, _)| *vip);
         let backends = one.backends.iter().map(|(backend, _)| backend.address.ip());

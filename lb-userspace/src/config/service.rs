@@ -56,7 +56,7 @@ const MAX_NAME: usize = 63;
 const MAX_DRAIN: Duration = Duration::from_secs(30 * 24 * 3600);
 
 /// A service as far as it could be read, so that the readable parts are checked despite mistakes.
-pub struct Read<'a> {
+pub struct ReadService<'a> {
     pub at: Value<'a>,
     pub name: Option<(String, Value<'a>)>,
     pub port: Option<u16>,
@@ -71,17 +71,17 @@ pub struct Read<'a> {
     pub service: Option<Service>,
 }
 
-impl Read<'_> {
+impl ReadService<'_> {
     /// The service's name, or the key of the service if it has no name.
     pub fn label(&self) -> &str {
         self.name.as_ref().map_or(&self.at.key, |(name, _)| name)
     }
 }
 
-pub fn read_all<'a>(value: &Value<'a>) -> Option<Vec<Read<'a>>> {
+pub fn read_all<'a>(value: &Value<'a>) -> Option<Vec<ReadService<'a>>> {
     let read = |item: &Value<'a>| match item.fields(&KEYS) {
         Some(fields) => read(&fields),
-        None => Read {
+        None => ReadService {
             at: item.clone(),
             name: None,
             port: None,
@@ -95,7 +95,7 @@ pub fn read_all<'a>(value: &Value<'a>) -> Option<Vec<Read<'a>>> {
     Some(value.items()?.iter().map(read).collect())
 }
 
-fn read<'a>(fields: &Fields<'a>) -> Read<'a> {
+fn read<'a>(fields: &Fields<'a>) -> ReadService<'a> {
     let at = fields.whole().clone();
     let name = fields.required("name").and_then(|value| Some((name(&value)?, value)));
     let port = fields.required("port").and_then(|value| value.integer(1..=u16::MAX));
@@ -150,7 +150,7 @@ fn read<'a>(fields: &Fields<'a>) -> Read<'a> {
     };
     let service = service();
     let keeps_source = source == Some(SourceAddress::Keep);
-    Read { at, name, port, vips, backends, ring, keeps_source, service }
+    ReadService { at, name, port, vips, backends, ring, keeps_source, service }
 }
 
 fn name(value: &Value<'_>) -> Option<String> {

@@ -18,7 +18,7 @@ pub struct Mark {
 }
 
 #[derive(Debug)]
-pub struct Node {
+pub struct YamlNode {
     pub at: Mark,
     pub data: Data,
     /// Number of nodes in this subtree.
@@ -34,18 +34,18 @@ pub enum Data {
         text: String,
         plain: bool,
     },
-    Sequence(Vec<Rc<Node>>),
-    Mapping(Vec<Entry>),
+    Sequence(Vec<Rc<YamlNode>>),
+    Mapping(Vec<KeyAndValue>),
 }
 
 #[derive(Debug)]
-pub struct Entry {
+pub struct KeyAndValue {
     pub key: String,
     pub at: Mark,
-    pub value: Rc<Node>,
+    pub value: Rc<YamlNode>,
 }
 
-impl Node {
+impl YamlNode {
     /// Describes the node in a message.
     pub fn kind(&self) -> String {
         match &self.data {
@@ -66,14 +66,14 @@ pub struct SyntaxError {
 }
 
 /// Parses the only document in `text`; a text without a document is a `Null`.
-pub fn parse(text: &str) -> Result<Rc<Node>, SyntaxError> {
+pub fn parse(text: &str) -> Result<Rc<YamlNode>, SyntaxError> {
     let mut builder = Builder::default();
     let mut parser = Parser::new_from_str(text);
     while let Some(event) = parser.next_event() {
         let (event, span) = event.map_err(not_yaml)?;
         builder.event(event, mark(span.start))?;
     }
-    Ok(builder.root.unwrap_or_else(|| Rc::new(Node { at: Mark { line: 1, column: 1 }, data: Data::Null, size: 1 })))
+    Ok(builder.root.unwrap_or_else(|| Rc::new(YamlNode { at: Mark { line: 1, column: 1 }, data: Data::Null, size: 1 })))
 }
 
 fn not_yaml(error: ScanError) -> SyntaxError {
@@ -88,9 +88,9 @@ fn mark(marker: Marker) -> Mark {
 
 #[derive(Default)]
 struct Builder {
-    root: Option<Rc<Node>>,
+    root: Option<Rc<YamlNode>>,
     open: Vec<Open>,
-    anchors: BTreeMap<usize, Rc<Node>>,
+    anchors: BTreeMap<usize, Rc<YamlNode>>,
     nodes: usize,
     documents: usize,
 }
@@ -123,12 +123,14 @@ impl Builder {
                     true => Data::Null,
                     false => Data::Scalar { text: text.into_owned(), plain },
                 };
-                self.insert(Rc::new(Node { at, data, size: 1 }), anchor, at)
+                self.insert(Rc::new(YamlNode { at, data, size: 1 }), anchor, at)
             }
             Event::SequenceStart(_, anchor, tag) => self.open(Data::Sequence(Vec::new()), anchor, tag.as_deref(), at),
             Event::MappingStart(_, anchor, tag) => self.open(Data::Mapping(Vec::new()), anchor, tag.as_deref(), at),
             Event::SequenceEnd | Event::MappingEnd => match self.open.pop() {
-                Some(Open { at, anchor, data, size, .. }) => self.insert(Rc::new(Node { at, data, size }), anchor, at),
+                Some(Open { at, anchor, data, size, .. }) => {
+                    self.insert(Rc::new(YamlNode { at, data, size }), anchor, at)
+                }
                 None => error(at, "not YAML: a collection ends that never began"),
             },
             Event::Alias(anchor) => match self.anchors.get(&anchor) {
@@ -149,7 +151,7 @@ impl Builder {
         Ok(())
     }
 
-    fn insert(&mut self, node: Rc<Node>, anchor: usize, at: Mark) -> Result<(), SyntaxError> {
+    fn insert(&mut self, node: Rc<YamlNode>, anchor: usize, at: Mark) -> Result<(), SyntaxError> {
         if anchor > 0 {
             self.anchors.insert(anchor, Rc::clone(&node));
         }
@@ -169,7 +171,7 @@ impl Builder {
         match &mut parent.data {
             Data::Sequence(items) => items.push(node),
             Data::Mapping(entries) => match parent.key.take() {
-                Some((key, at)) => entries.push(Entry { key, at, value: node }),
+                Some((key, at)) => entries.push(KeyAndValue { key, at, value: node }),
                 None => parent.key = Some((key_text(&node, at)?, at)),
             },
             Data::Null | Data::Scalar { .. } => return error(at, "not YAML: a scalar holds nothing"),
@@ -178,7 +180,7 @@ impl Builder {
     }
 }
 
-fn key_text(node: &Node, at: Mark) -> Result<String, SyntaxError> {
+fn key_text(node: &YamlNode, at: Mark) -> Result<String, SyntaxError> {
     match &node.data {
         Data::Scalar { text, .. } => Ok(text.clone()),
         Data::Null => Ok("null".to_owned()),

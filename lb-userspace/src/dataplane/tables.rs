@@ -45,7 +45,7 @@ pub struct TableFill {
 
 /// The result of an insertion that never replaces an entry.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Put {
+pub enum Insertion {
     Done,
     /// A newer entry exists.
     Exists,
@@ -72,9 +72,9 @@ where
     }
 
     /// Inserts an entry if the flow has none.
-    pub fn put(&mut self, flow: &Flow<A>, entry: &V) -> Result<Put, MapsError> {
+    pub fn put(&mut self, flow: &Flow<A>, entry: &V) -> Result<Insertion, MapsError> {
         let error = match self.entries.insert(flow, entry, NO_EXIST) {
-            Ok(()) => return Ok(Put::Done),
+            Ok(()) => return Ok(Insertion::Done),
             Err(error) => error,
         };
         let number = match &error {
@@ -82,9 +82,9 @@ where
             _ => None,
         };
         match number {
-            Some(libc::EEXIST) => Ok(Put::Exists),
+            Some(libc::EEXIST) => Ok(Insertion::Exists),
             // ENOMEM: all entries of an LRU table are in use at this moment.
-            Some(libc::E2BIG | libc::ENOMEM) => Ok(Put::Full),
+            Some(libc::E2BIG | libc::ENOMEM) => Ok(Insertion::Full),
             _ => Err(MapsError::Write { map: self.map, key: "a flow".to_owned(), source: error }),
         }
     }

@@ -8,7 +8,7 @@ use super::finding::{error, ok, warning};
 use crate::{
     node::{
         interfaces::{Netlink, NetlinkError},
-        neighbour_tables::{Table, remedy, sysctl_name},
+        neighbour_tables::{NeighbourTable, remedy, sysctl_name},
         neighbours::{self, NextHop},
     },
     view::types::Finding,
@@ -24,7 +24,7 @@ pub(super) async fn findings(next_hops: &BTreeSet<NextHop>, netlink: &Netlink) -
 /// hops count only if `can_manage` is false: entries that Weir keeps are exempt from the limit.
 fn judge(
     next_hops: &BTreeSet<NextHop>,
-    tables: &BTreeMap<Family, Table>,
+    tables: &BTreeMap<Family, NeighbourTable>,
     counted: &BTreeMap<Family, usize>,
     can_manage: bool,
 ) -> Vec<Finding> {
@@ -68,8 +68,8 @@ mod tests {
     fn judged(next_hops: u32, counted: usize, can_manage: bool) -> Finding {
         let next_hops = (1..=next_hops).map(|number| (1, Ipv4Addr::from_bits(number).into())).collect();
         let tables = BTreeMap::from([
-            (Family::V4, Table { limit: 1024, entries: 5000 }),
-            (Family::V6, Table { limit: 1024, entries: 5000 }),
+            (Family::V4, NeighbourTable { limit: 1024, entries: 5000 }),
+            (Family::V6, NeighbourTable { limit: 1024, entries: 5000 }),
         ]);
         let findings = judge(&next_hops, &tables, &BTreeMap::from([(Family::V4, counted)]), can_manage);
         let [finding] = findings.as_slice() else { panic!("{findings:?}") };

@@ -85,7 +85,7 @@ pub async fn probe(address: SocketAddr, check: &HealthCheck) -> Outcome {
         timeout_at(deadline, connect(address, &check.probe)).await.unwrap_or_else(|_| Err(timed_out(check.timeout)));
     let stream = match connected {
         Ok(stream) => stream,
-        Err(Failure { reason, detail }) => {
+        Err(ProbeFailure { reason, detail }) => {
             let is_silent = matches!(reason, FailureKind::Timeout | FailureKind::Unreachable);
             return Outcome::Failed { duration: began.elapsed(), reason, is_silent, detail: detail.into() };
         }
@@ -102,19 +102,22 @@ pub async fn probe(address: SocketAddr, check: &HealthCheck) -> Outcome {
     let duration = began.elapsed();
     match answered {
         Ok(detail) => Outcome::Ok { duration, detail },
-        Err(Failure { reason, detail }) => {
+        Err(ProbeFailure { reason, detail }) => {
             Outcome::Failed { duration, reason, is_silent: false, detail: detail.into() }
         }
     }
 }
 
-struct Failure {
+struct ProbeFailure {
     reason: FailureKind,
     detail: String,
 }
 
-fn timed_out(after: Duration) -> Failure {
-    Failure { reason: FailureKind::Timeout, detail: format!("no answer within {}", humantime::format_duration(after)) }
+fn timed_out(after: Duration) -> ProbeFailure {
+    ProbeFailure {
+        reason: FailureKind::Timeout,
+        detail: format!("no answer within {}", humantime::format_duration(after)),
+    }
 }
 
 /// Opens a connection that is reset when it is dropped: with an orderly close, thousands of probes
@@ -124,7 +127,7 @@ fn timed_out(after: Duration) -> Failure {
 /// is sent instead. The server's SYN-ACK is all that the probe needs. Without the acknowledgement,
 /// the server's program is not woken for a connection that ends at once, and each side handles one
 /// packet less.
-async fn connect(address: SocketAddr, probe: &Probe) -> Result<TcpStream, Failure> {
+async fn connect(address: SocketAddr, probe: &Probe) -> Result<TcpStream, ProbeFailure> {
     let failed = |error| io_failure("connect", &error);
     let socket = if address.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }.map_err(failed)?;
     socket.set_zero_linger().map_err(failed)?;
@@ -141,7 +144,7 @@ const READ_BYTES: usize = 8192;
 
 /// Sends the request, and returns the status as text if it is an expected one. The body is not
 /// read.
-async fn ask(address: SocketAddr, stream: TcpStream, http: &HttpProbe) -> Result<String, Failure> {
+async fn ask(address: SocketAddr, stream: TcpStream, http: &HttpProbe) -> Result<String, ProbeFailure> {
     let host = http.host.clone().unwrap_or_else(|| address.to_string());
     let request = Request::get(&http.path)
         .header(header::HOST, host)
@@ -149,7 +152,7 @@ async fn ask(address: SocketAddr, stream: TcpStream, http: &HttpProbe) -> Result
         .header(header::ACCEPT, "*/*")
         .header(header::CONNECTION, "close")
         .body(Empty::<Bytes>::new())
-        .map_err(|error| Failure { reason: FailureKind::Other, detail: format!("GET {}: {error}", http.path) })?;
+        .map_err(|error| ProbeFailure { reason: FailureKind::Other, detail: format!("GET {}: {error}", http.path) })?;
     let failed = |error| http_failure(&error);
     let (mut sender, connection) =
         http1::Builder::new().max_buf_size(READ_BYTES).handshake(TokioIo::new(stream)).await.map_err(failed)?;
@@ -169,10 +172,10 @@ async fn ask(address: SocketAddr, stream: TcpStream, http: &HttpProbe) -> Result
     if (first..=last).contains(&status) {
         return Ok(format!("status {status}"));
     }
-    Err(Failure { reason: FailureKind::Status, detail: format!("status {status}, expected {first}-{last}") })
+    Err(ProbeFailure { reason: FailureKind::Status, detail: format!("status {status}, expected {first}-{last}") })
 }
 
-fn http_failure(error: &hyper::Error) -> Failure {
+fn http_failure(error: &hyper::Error) -> ProbeFailure {
     let mut cause = std::error::Error::source(error);
     while let Some(inner) = cause {
         if let Some(io) = inner.downcast_ref::<io::Error>() {
@@ -185,10 +188,10 @@ fn http_failure(error: &hyper::Error) -> Failure {
     } else {
         format!("not an HTTP answer: {error}")
     };
-    Failure { reason: FailureKind::Protocol, detail }
+    ProbeFailure { reason: FailureKind::Protocol, detail }
 }
 
-fn io_failure(doing: &str, error: &io::Error) -> Failure {
+fn io_failure(doing: &str, error: &io::Error) -> ProbeFailure {
     use io::ErrorKind;
     let reason = match error.kind() {
         ErrorKind::ConnectionRefused => FailureKind::Refused,
@@ -203,7 +206,7 @@ fn io_failure(doing: &str, error: &io::Error) -> Failure {
             _ => FailureKind::Other,
         },
     };
-    Failure { reason, detail: format!("{doing}: {error}") }
+    ProbeFailure { reason, detail: format!("{doing}: {error}") }
 }
 
 #[cfg(test)]

@@ -15,12 +15,12 @@ use rtnetlink::{
 
 use super::{
     interfaces::{Netlink, NetlinkError, request},
-    neighbours::{NextHop, Refusal},
+    neighbours::{NeighbourRefusal, NextHop},
 };
 
 /// One neighbour table.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub struct Table {
+pub struct NeighbourTable {
     /// `gc_thresh3`: how many entries the kernel keeps, apart from permanent entries and those that
     /// are marked as learned elsewhere.
     pub limit: u32,
@@ -30,7 +30,7 @@ pub struct Table {
 
 impl Netlink {
     /// The tables of both families, or of one if the kernel lacks the other.
-    pub async fn neighbour_tables(&self) -> Result<BTreeMap<Family, Table>, NetlinkError> {
+    pub async fn neighbour_tables(&self) -> Result<BTreeMap<Family, NeighbourTable>, NetlinkError> {
         let what = "read the limits of the neighbour tables";
         let ask = NeighbourTableMessage::default();
         let mut ask = NetlinkMessage::from(RouteNetlinkMessage::GetNeighbourTable(ask));
@@ -51,7 +51,7 @@ impl Netlink {
 }
 
 /// `None` for the messages that describe the parameters of one interface.
-fn table(message: &NeighbourTableMessage) -> Option<(Family, Table)> {
+fn table(message: &NeighbourTableMessage) -> Option<(Family, NeighbourTable)> {
     let family = match message.header.family {
         AddressFamily::Inet => Family::V4,
         AddressFamily::Inet6 => Family::V6,
@@ -65,21 +65,23 @@ fn table(message: &NeighbourTableMessage) -> Option<(Family, Table)> {
         NeighbourTableAttribute::Config(config) => Some(config.entries),
         _ => None,
     });
-    Some((family, Table { limit: limit?, entries: entries? }))
+    Some((family, NeighbourTable { limit: limit?, entries: entries? }))
 }
 
 /// What is wrong if entries were refused: which table is full, its limit, and the command that
 /// raises it. `limits` are those of the neighbour tables, as far as they are known; `wanted` is the
 /// number of entries that are needed in all.
 pub fn problems(
-    refused: &BTreeMap<NextHop, Refusal>,
-    limits: &BTreeMap<Family, Table>,
+    refused: &BTreeMap<NextHop, NeighbourRefusal>,
+    limits: &BTreeMap<Family, NeighbourTable>,
     wanted: impl Fn(Family) -> usize,
 ) -> Vec<String> {
     let mut problems = Vec::new();
     for family in Family::BOTH {
         let of_family = |address: &IpAddr| Family::of(address) == family;
-        let is_full = |(next_hop, why): &(&NextHop, &Refusal)| **why == Refusal::TableFull && of_family(&next_hop.1);
+        let is_full = |(next_hop, why): &(&NextHop, &NeighbourRefusal)| {
+            **why == NeighbourRefusal::TableFull && of_family(&next_hop.1)
+        };
         let number = refused.iter().filter(is_full).count();
         if number > 0 {
             let limit = limits.get(&family).map(|table| table.limit);
@@ -96,10 +98,10 @@ pub fn problems(
         }
     }
     let others = refused.iter().filter_map(|((ifindex, address), why)| match why {
-        Refusal::Other(why) => {
+        NeighbourRefusal::Other(why) => {
             Some(format!("the neighbour {address} on interface {ifindex} cannot be kept resolved: {why}"))
         }
-        Refusal::TableFull => None,
+        NeighbourRefusal::TableFull => None,
     });
     let mut others = others.peekable();
     if let Some(first) = others.next() {
@@ -136,11 +138,11 @@ mod tests {
     #[test]
     fn full_table_is_told_with_its_limit_and_the_command_that_raises_it() {
         let refused = BTreeMap::from([
-            (hop("10.0.0.1"), Refusal::TableFull),
-            (hop("10.0.0.2"), Refusal::TableFull),
-            (hop("fd00::1"), Refusal::TableFull),
+            (hop("10.0.0.1"), NeighbourRefusal::TableFull),
+            (hop("10.0.0.2"), NeighbourRefusal::TableFull),
+            (hop("fd00::1"), NeighbourRefusal::TableFull),
         ]);
-        let limits = BTreeMap::from([(Family::V4, Table { limit: 1024, entries: 1024 })]);
+        let limits = BTreeMap::from([(Family::V4, NeighbourTable { limit: 1024, entries: 1024 })]);
         let told = problems(&refused, &limits, |_| 4000);
         let [v4, v6] = told.as_slice() else { panic!("{told:?}") };
         for part in [
@@ -156,7 +158,7 @@ mod tests {
 
     #[test]
     fn other_refusals_are_told_once_with_their_number() {
-        let no_device = Refusal::Other("No such device".to_owned());
+        let no_device = NeighbourRefusal::Other("No such device".to_owned());
         let refused = BTreeMap::from([(hop("10.0.0.1"), no_device.clone()), (hop("10.0.0.2"), no_device)]);
         let told = problems(&refused, &BTreeMap::new(), |_| 2);
         let [one] = told.as_slice() else { panic!("{told:?}") };

@@ -37,19 +37,19 @@ pub struct Neighbourhood {
     /// The kernel cannot manage entries; packets to an unresolved next hop go by TC.
     pub is_unmanaged: bool,
     /// The wanted next hops for which the kernel has refused a managed entry, and why.
-    pub refused: BTreeMap<NextHop, Refusal>,
+    pub refused: BTreeMap<NextHop, NeighbourRefusal>,
 }
 
 /// Why the kernel refuses a neighbour entry.
 #[derive(Clone, PartialEq, Eq, Debug)]
-pub enum Refusal {
+pub enum NeighbourRefusal {
     /// The neighbour table of the address's family has no room (ENOBUFS).
     TableFull,
     /// Any other error, in the kernel's words.
     Other(String),
 }
 
-struct Entry {
+struct NeighbourEntry {
     message: NeighbourMessage,
     is_resolved: bool,
     /// Set by an administrator; never touched.
@@ -60,7 +60,7 @@ struct Entry {
     is_exempt: bool,
 }
 
-impl Entry {
+impl NeighbourEntry {
     /// Whether this entry can stay as it is for a wanted next hop. Our entries that are not exempt,
     /// which earlier versions of Weir made, are replaced.
     const fn is_kept(&self) -> bool {
@@ -85,7 +85,7 @@ impl Netlink {
             let entry = entries.get(next_hop);
             let is_resolved = entry.is_some_and(|entry| entry.is_resolved);
             if is_resolved { &mut found.resolved } else { &mut found.unresolved }.insert(*next_hop);
-            if !entry.is_some_and(Entry::is_kept) {
+            if !entry.is_some_and(NeighbourEntry::is_kept) {
                 missing.insert(*next_hop);
             }
         }
@@ -95,23 +95,23 @@ impl Netlink {
 
     /// Makes managed entries for these next hops, whatever entries they have; returns those that
     /// the kernel refuses. Makes none if the kernel cannot manage them.
-    pub async fn manage_all(&self, next_hops: &BTreeSet<NextHop>) -> BTreeMap<NextHop, Refusal> {
+    pub async fn manage_all(&self, next_hops: &BTreeSet<NextHop>) -> BTreeMap<NextHop, NeighbourRefusal> {
         let mut refused = BTreeMap::new();
         let mut full = BTreeSet::new();
         for next_hop in next_hops.iter().filter(|_| can_manage()) {
             let family = Family::of(&next_hop.1);
             // A full table refuses the rest as well.
             if full.contains(&family) {
-                refused.insert(*next_hop, Refusal::TableFull);
+                refused.insert(*next_hop, NeighbourRefusal::TableFull);
                 continue;
             }
             match self.manage(*next_hop).await {
                 Ok(()) => {}
                 Err(rtnetlink::Error::NetlinkError(error)) if error.raw_code() == -libc::ENOBUFS => {
                     full.insert(family);
-                    refused.insert(*next_hop, Refusal::TableFull);
+                    refused.insert(*next_hop, NeighbourRefusal::TableFull);
                 }
-                Err(error) => drop(refused.insert(*next_hop, Refusal::Other(error.to_string()))),
+                Err(error) => drop(refused.insert(*next_hop, NeighbourRefusal::Other(error.to_string()))),
             }
         }
         refused
@@ -173,7 +173,7 @@ impl Netlink {
         }
     }
 
-    async fn neighbours(&self) -> Result<BTreeMap<NextHop, Entry>, NetlinkError> {
+    async fn neighbours(&self) -> Result<BTreeMap<NextHop, NeighbourEntry>, NetlinkError> {
         let mut entries = BTreeMap::new();
         let mut messages = self.handle.neighbours().get().execute();
         while let Some(message) = messages.try_next().await.map_err(request("list neighbours"))? {
@@ -206,7 +206,7 @@ pub(super) fn unmanaged(message: NeighbourMessage) -> Option<NextHop> {
     (!entry(message).is_kept()).then_some(next_hop)
 }
 
-fn entry(message: NeighbourMessage) -> Entry {
+fn entry(message: NeighbourMessage) -> NeighbourEntry {
     let (mut has_address, mut is_managed, mut is_ours) = (false, false, false);
     for attribute in &message.attributes {
         match attribute {
@@ -224,7 +224,7 @@ fn entry(message: NeighbourMessage) -> Entry {
             NeighbourState::Reachable | NeighbourState::Stale | NeighbourState::Delay | NeighbourState::Probe
         );
     let is_learned = message.header.flags.contains(NeighbourFlags::ExtLearned);
-    Entry {
+    NeighbourEntry {
         is_resolved: is_valid && has_address,
         is_permanent,
         is_managed,

@@ -13,7 +13,7 @@ use tracing::warn;
 use super::{
     interfaces::{Netlink, NetlinkError},
     neighbour_tables,
-    neighbours::{NextHop, Refusal},
+    neighbours::{NeighbourRefusal, NextHop},
     routes::Route,
 };
 
@@ -25,7 +25,7 @@ pub struct Reach {
     routes: BTreeMap<IpAddr, Route>,
     /// The next hops whose entries were kept at the last pass over all neighbours.
     kept: BTreeSet<NextHop>,
-    refused: BTreeMap<NextHop, Refusal>,
+    refused: BTreeMap<NextHop, NeighbourRefusal>,
 }
 
 impl Reach {

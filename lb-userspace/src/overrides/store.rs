@@ -80,7 +80,7 @@ impl StateDir {
     }
 
     pub fn save(&self, overrides: &Overrides) -> Result<(), StateError> {
-        let file = OverridesFile { version: VERSION, backends: overrides.iter().map(Entry::from).collect() };
+        let file = OverridesFile { version: VERSION, backends: overrides.iter().map(SavedOverride::from).collect() };
         self.store(OVERRIDES, &file)
     }
 
@@ -181,12 +181,12 @@ impl StateDir {
 #[serde(deny_unknown_fields)]
 struct OverridesFile {
     version: u32,
-    backends: Vec<Entry>,
+    backends: Vec<SavedOverride>,
 }
 
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
-struct Entry {
+struct SavedOverride {
     service: ServiceName,
     address: SocketAddr,
     #[serde(default)]
@@ -195,7 +195,7 @@ struct Entry {
     weight: Option<u32>,
 }
 
-impl From<(&BackendId, &Override)> for Entry {
+impl From<(&BackendId, &Override)> for SavedOverride {
     fn from((id, set): (&BackendId, &Override)) -> Self {
         Self { service: id.service.clone(), address: id.address, drain: set.drain, weight: set.weight }
     }
@@ -222,7 +222,7 @@ fn understand(bytes: &[u8]) -> Result<Overrides, String> {
     if let Some(entry) = file.backends.iter().find(|entry| entry.weight.is_some_and(|weight| weight > MAX_WEIGHT)) {
         return Err(format!("a weight above {MAX_WEIGHT} for {}", entry.address));
     }
-    let entry = |entry: Entry| {
+    let entry = |entry: SavedOverride| {
         let id = BackendId { service: entry.service, address: entry.address };
         (id, Override { drain: entry.drain, weight: entry.weight })
     };

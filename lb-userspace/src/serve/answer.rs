@@ -84,9 +84,9 @@ pub(super) async fn document<T: Send + 'static, D: Serialize>(
 }
 
 /// Streams documents as they arrive, one JSON object per line, until the sender is dropped.
-pub(super) struct Lines<T>(pub mpsc::Receiver<T>);
+pub(super) struct JsonLines<T>(pub mpsc::Receiver<T>);
 
-impl<T: Serialize + Send + 'static> IntoResponse for Lines<T> {
+impl<T: Serialize + Send + 'static> IntoResponse for JsonLines<T> {
     fn into_response(self) -> Response {
         let lines = stream::unfold(self.0, async |mut documents| {
             let document = documents.recv().await?;

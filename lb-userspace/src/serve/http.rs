@@ -54,7 +54,7 @@ impl HttpServer {
             .route("/metrics", get(metrics))
             .route("/healthz", get(healthz))
             .route("/readyz", get(readyz))
-            .with_state(Shared { agent, encode: Arc::new(encode) });
+            .with_state(HttpState { agent, encode: Arc::new(encode) });
         axum::serve(self.listener, app)
             .with_graceful_shutdown(shutdown.cancelled_owned())
             .await
@@ -63,12 +63,12 @@ impl HttpServer {
 }
 
 #[derive(Clone)]
-struct Shared {
+struct HttpState {
     agent: AgentHandle,
     encode: Arc<dyn Fn(&Snapshot) -> String + Send + Sync>,
 }
 
-impl Shared {
+impl HttpState {
     /// Whether the owner of the maps answers.
     async fn ping(&self) -> Result<(), ApiError> {
         in_time(self.agent.ping()).await
@@ -88,7 +88,7 @@ async fn in_time<T>(answer: impl Future<Output = Result<T, ApiError>>) -> Result
     timeout(PATIENCE, answer).await.map_err(late)?
 }
 
-async fn metrics(State(shared): State<Shared>) -> Response {
+async fn metrics(State(shared): State<HttpState>) -> Response {
     match shared.snapshot().await {
         Ok(snapshot) => match background::spawn(move || (shared.encode)(&snapshot)).await {
             Ok(text) => ([(header::CONTENT_TYPE, CONTENT_TYPE)], text).into_response(),
@@ -98,14 +98,14 @@ async fn metrics(State(shared): State<Shared>) -> Response {
     }
 }
 
-async fn healthz(State(shared): State<Shared>) -> Response {
+async fn healthz(State(shared): State<HttpState>) -> Response {
     match shared.ping().await {
         Ok(()) => "ok\n".into_response(),
         Err(error) => unavailable(&format!("the agent does not answer: {error}")),
     }
 }
 
-async fn readyz(State(shared): State<Shared>) -> Response {
+async fn readyz(State(shared): State<HttpState>) -> Response {
     match shared.state().await {
         Ok(state) => match not_ready(&state) {
             None => "ok\n".into_response(),

@@ -11,7 +11,7 @@ use axum::{
 };
 use serde::Deserialize;
 
-use super::answer::{Body, Lines, document, invalid, not_found, parameters};
+use super::answer::{Body, JsonLines, document, invalid, not_found, parameters};
 use crate::{
     agent::handle::AgentHandle,
     state::{NotAServiceName, ServiceName, ServiceSelector},
@@ -45,7 +45,7 @@ pub(super) fn router(agent: AgentHandle) -> Router {
         .with_state(agent)
 }
 
-type Answer<T> = Result<Json<T>, ApiError>;
+type JsonAnswer<T> = Result<Json<T>, ApiError>;
 /// A document that may be large.
 type Document = Result<Response, ApiError>;
 type Parameters<T> = Result<Query<T>, QueryRejection>;
@@ -54,7 +54,7 @@ async fn snapshot(State(agent): State<AgentHandle>) -> Document {
     document(agent.snapshot().await?, Ok).await
 }
 
-async fn status(State(agent): State<AgentHandle>) -> Answer<Status> {
+async fn status(State(agent): State<AgentHandle>) -> JsonAnswer<Status> {
     Ok(Json(agent.scrape().await?.status))
 }
 
@@ -111,11 +111,11 @@ async fn drops(State(agent): State<AgentHandle>, query: Parameters<DropsQuery>) 
     document(agent.snapshot().await?, drops).await
 }
 
-async fn interfaces(State(agent): State<AgentHandle>) -> Answer<Vec<InterfaceView>> {
+async fn interfaces(State(agent): State<AgentHandle>) -> JsonAnswer<Vec<InterfaceView>> {
     Ok(Json(agent.snapshot().await?.interfaces))
 }
 
-async fn lookup(State(agent): State<AgentHandle>, query: Parameters<LookupQuery>) -> Answer<LookupView> {
+async fn lookup(State(agent): State<AgentHandle>, query: Parameters<LookupQuery>) -> JsonAnswer<LookupView> {
     let query = parameters(query)?;
     let LookupQuery { client, vip, .. } = query;
     if client.is_ipv4() != vip.is_ipv4() {
@@ -128,12 +128,15 @@ async fn diff(State(agent): State<AgentHandle>) -> Document {
     document(agent.diff().await?, Ok).await
 }
 
-async fn trace(State(agent): State<AgentHandle>, query: Parameters<TraceQuery>) -> Result<Lines<TraceView>, ApiError> {
+async fn trace(
+    State(agent): State<AgentHandle>,
+    query: Parameters<TraceQuery>,
+) -> Result<JsonLines<TraceView>, ApiError> {
     let query = parameters(query)?;
     if let Some(mistake) = query.mistake() {
         return Err(invalid(mistake));
     }
-    Ok(Lines(agent.trace(query).await?))
+    Ok(JsonLines(agent.trace(query).await?))
 }
 
 #[derive(Deserialize)]
@@ -142,12 +145,12 @@ struct Chosen {
     backend: BackendSelector,
 }
 
-async fn drain(State(agent): State<AgentHandle>, Body(chosen): Body<Chosen>) -> Answer<Changed> {
+async fn drain(State(agent): State<AgentHandle>, Body(chosen): Body<Chosen>) -> JsonAnswer<Changed> {
     let backend = named(chosen.backend)?;
     Ok(Json(agent.drain(backend).await?))
 }
 
-async fn undrain(State(agent): State<AgentHandle>, Body(chosen): Body<Chosen>) -> Answer<Changed> {
+async fn undrain(State(agent): State<AgentHandle>, Body(chosen): Body<Chosen>) -> JsonAnswer<Changed> {
     let backend = named(chosen.backend)?;
     Ok(Json(agent.undrain(backend).await?))
 }
@@ -161,7 +164,7 @@ struct WeightOf {
     weight: Option<u32>,
 }
 
-async fn weight(State(agent): State<AgentHandle>, Body(of): Body<WeightOf>) -> Answer<Changed> {
+async fn weight(State(agent): State<AgentHandle>, Body(of): Body<WeightOf>) -> JsonAnswer<Changed> {
     let backend = named(of.backend)?;
     Ok(Json(agent.set_weight(backend, of.weight).await?))
 }
@@ -181,7 +184,7 @@ struct ReloadRequest {
     accept_loss: bool,
 }
 
-async fn reload(State(agent): State<AgentHandle>, Body(request): Body<ReloadRequest>) -> Answer<Changed> {
+async fn reload(State(agent): State<AgentHandle>, Body(request): Body<ReloadRequest>) -> JsonAnswer<Changed> {
     Ok(Json(agent.reload(request.accept_loss).await?))
 }
 

@@ -64,7 +64,7 @@ pub struct Stopped;
 
 /// How long the source waits before it reads the file.
 #[derive(Clone, Copy, Debug)]
-struct Pace {
+struct FollowPace {
     /// The file is read after this long without events, because writers need not be atomic.
     quiet: Duration,
     /// The file is read at the latest this long after the first event.
@@ -74,8 +74,8 @@ struct Pace {
     poll: Duration,
 }
 
-const PACE: Pace =
-    Pace { quiet: Duration::from_millis(100), patience: Duration::from_secs(1), poll: Duration::from_secs(5) };
+const PACE: FollowPace =
+    FollowPace { quiet: Duration::from_millis(100), patience: Duration::from_secs(1), poll: Duration::from_secs(5) };
 
 impl FileSource {
     /// Reads the file, and follows it until `shutdown` is cancelled.
@@ -83,7 +83,7 @@ impl FileSource {
         Self::start_at(path, shutdown, PACE).await
     }
 
-    async fn start_at(path: &Path, shutdown: CancellationToken, pace: Pace) -> (Self, JoinHandle<()>) {
+    async fn start_at(path: &Path, shutdown: CancellationToken, pace: FollowPace) -> (Self, JoinHandle<()>) {
         let mut watcher = FileWatcher::new(path);
         // Watch before reading, so that no change in between is missed.
         watcher.follow();
@@ -109,7 +109,7 @@ impl FileSource {
 
 struct Follower {
     path: PathBuf,
-    pace: Pace,
+    pace: FollowPace,
     watcher: FileWatcher,
     publish: watch::Sender<Arc<Loaded>>,
     requests: mpsc::Receiver<oneshot::Sender<Arc<Loaded>>>,
@@ -164,7 +164,7 @@ impl Follower {
 }
 
 /// Waits until there are no more events, but at most `pace.patience`.
-async fn settle(changed: &Notify, pace: Pace) {
+async fn settle(changed: &Notify, pace: FollowPace) {
     let deadline = Instant::now() + pace.patience;
     while Instant::now() < deadline {
         tokio::select! {

@@ -15,14 +15,14 @@ use lb_common::{
     verdict::Reason,
 };
 
-use self::rules::{Outcome, Rules};
+use self::rules::{LookupOutcome, Rules};
 use crate::agent::trace::slot_state;
 use crate::{
     dataplane::{
         image::{Image, Slots},
         plan::address,
         tables::{
-            exceptions::Found,
+            exceptions::FlowExceptions,
             nat::{FlowState, RawFlow},
         },
     },
@@ -37,7 +37,7 @@ use crate::{
 pub struct Known {
     /// The flow's entry in `NAT_*`.
     pub flow: Option<RawFlow>,
-    pub exceptions: Found,
+    pub exceptions: FlowExceptions,
     /// The value at the flow's place in `SYNS`.
     pub syn: Option<Syn>,
 }
@@ -117,7 +117,7 @@ struct RingOf<'a> {
 impl RingOf<'_> {
     /// The choices for a SYN and for a packet of an existing connection.
     fn nat(&self, slot: Slot, flow: Option<&RawFlow>) -> (Choice, Choice) {
-        let ring = self.choice(Outcome::To { index: slot.current(), rule: rule::RING }, slot);
+        let ring = self.choice(LookupOutcome::To { index: slot.current(), rule: rule::RING }, slot);
         let is_living = |flow: &&RawFlow| {
             let backend = self.image.backends.get(&flow.backend_index);
             backend.is_some_and(|backend| backend.is_serving() && backend.generation == flow.generation)
@@ -140,14 +140,14 @@ impl RingOf<'_> {
         (ring, unknown)
     }
 
-    fn choice(&self, outcome: Outcome, slot: Slot) -> Choice {
+    fn choice(&self, outcome: LookupOutcome, slot: Slot) -> Choice {
         let (number, len) = (self.number, self.service.ring_len);
         let choice = |backend, why: &str, explanation| Choice { backend, why: why.to_owned(), explanation };
         match outcome {
-            Outcome::To { index: REJECT, .. } => {
+            LookupOutcome::To { index: REJECT, .. } => {
                 choice(None, "no backend", format!("slot {number} of {len} rejects: no backend is eligible: reset"))
             }
-            Outcome::To { index, rule } => {
+            LookupOutcome::To { index, rule } => {
                 let backend = self.image.backends.get(&index).filter(|backend| backend.is_serving());
                 match backend.and_then(address) {
                     Some(backend) => choice(Some(backend), &name_of(rule), self.sentence(rule, slot)),
@@ -156,7 +156,7 @@ impl RingOf<'_> {
                     }
                 }
             }
-            Outcome::Ends { index, reason } => {
+            LookupOutcome::Ends { index, reason } => {
                 let at = self.image.backends.get(&index).and_then(address);
                 let at = at.map_or_else(|| "its backend".to_owned(), |at| format!("its backend {at}"));
                 let becomes =
@@ -203,13 +203,13 @@ fn slot_view(image: &Image, service: &Service, number: u32, slot: Slot) -> SlotV
 
 /// The hash of a flow, and its slot.
 #[derive(Clone, Copy)]
-struct Place {
+struct HashAndSlot {
     hash: u64,
     slot: u32,
 }
 
 /// Computes the hash and the slot as the BPF program does.
-fn locate(key: &HashKey, service: &Service, client: SocketAddr, vip: SocketAddr) -> Option<Place> {
+fn locate(key: &HashKey, service: &Service, client: SocketAddr, vip: SocketAddr) -> Option<HashAndSlot> {
     let (src_port_be, dst_port_be) = (client.port().to_be(), vip.port().to_be());
     match (client.ip(), vip.ip()) {
         (IpAddr::V4(src), IpAddr::V4(dst)) => {
@@ -222,10 +222,10 @@ fn locate(key: &HashKey, service: &Service, client: SocketAddr, vip: SocketAddr)
     }
 }
 
-fn placed<A: Addr>(key: &HashKey, service: &Service, flow: &Flow<A>) -> Place {
+fn placed<A: Addr>(key: &HashKey, service: &Service, flow: &Flow<A>) -> HashAndSlot {
     let hash = A::hash_flow(key, flow);
     let by = if service.flags & Service::FLAG_CLIENT_AFFINITY != 0 { A::hash_client(key, &flow.src) } else { hash };
-    Place { hash, slot: slot_of(by, service.ring_len) }
+    HashAndSlot { hash, slot: slot_of(by, service.ring_len) }
 }
 
 #[cfg(test)]

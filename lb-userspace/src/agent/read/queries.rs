@@ -36,7 +36,7 @@ pub fn list_flows(
     filter: &FlowFilter,
     chosen: Option<Vec<BackendId>>,
 ) -> Result<Vec<FlowView>, MapsError> {
-    let flows = Flows { image: programmed.image(), programmed, now_ns: boottime_ns() };
+    let flows = FlowViews { image: programmed.image(), programmed, now_ns: boottime_ns() };
     let backends = chosen.map(|chosen| flows.indexes(chosen));
     let limit = filter.limit.unwrap_or(DEFAULT_FLOWS);
     let query = FlowQuery { client: filter.client, vip: filter.vip, backends, limit };
@@ -57,7 +57,7 @@ pub fn lookup_flow(
     slots: &dyn Slots,
     query: &LookupQuery,
 ) -> Result<LookupView, MapsError> {
-    let flows = Flows { image, programmed, now_ns: boottime_ns() };
+    let flows = FlowViews { image, programmed, now_ns: boottime_ns() };
     let LookupQuery { client, vip, .. } = *query;
     let flow = NatTables::open(pin_dir)?.lookup(client, vip, flows.now_ns)?;
     let tables = Exceptions::open(pin_dir)?;
@@ -73,14 +73,14 @@ pub fn lookup_flow(
 }
 
 /// Converts table entries to views.
-struct Flows<'a> {
+struct FlowViews<'a> {
     image: Image,
     /// Gives the names of services.
     programmed: &'a Programmed,
     now_ns: u64,
 }
 
-impl Flows<'_> {
+impl FlowViews<'_> {
     /// The indexes of these backends.
     fn indexes(&self, chosen: Vec<BackendId>) -> BTreeSet<u32> {
         let chosen: HashSet<BackendId> = chosen.into_iter().collect();

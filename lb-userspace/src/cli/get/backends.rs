@@ -29,13 +29,13 @@ pub struct Backends {
 }
 
 #[derive(Serialize)]
-struct Query<'a> {
+struct BackendsQuery<'a> {
     service: Option<&'a str>,
 }
 
 impl Backends {
     pub async fn run(self, client: &Client) -> anyhow::Result<()> {
-        let query = Query { service: self.service.as_deref() };
+        let query = BackendsQuery { service: self.service.as_deref() };
         let fetch = async || client.get_with("/v1/backends", &query).await;
         self.listing.show(COLUMNS, "there are no backends", fetch).await?;
         Ok(())

@@ -33,13 +33,13 @@ pub struct Drops {
 }
 
 #[derive(Serialize)]
-struct Query {
+struct DropsQuery {
     by: DropsBy,
 }
 
 impl Drops {
     pub async fn run(self, client: &Client) -> anyhow::Result<()> {
-        let query = Query { by: self.by };
+        let query = DropsQuery { by: self.by };
         let fetch = async || Ok(chosen(client.get_with("/v1/drops", &query).await?, self.all));
         let columns = match self.by {
             DropsBy::Service => BY_SERVICE,

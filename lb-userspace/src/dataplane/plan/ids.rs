@@ -78,7 +78,7 @@ pub fn assign(services: &[Arc<WantedService>], programmed: &Image, holds: bool) 
 }
 
 /// The numbers of VIPs and of backends that a service and an id have in common; both of them.
-type Pair<'a> = (Reverse<(u32, usize)>, &'a ServiceName, u32);
+type BackendsInCommon<'a> = (Reverse<(u32, usize)>, &'a ServiceName, u32);
 
 struct Ids {
     by_name: BTreeMap<ServiceName, u32>,
@@ -88,7 +88,7 @@ struct Ids {
 impl Ids {
     /// Gives ids to services, by the most that they have in common. Each service gets one, and each
     /// id is given once.
-    fn give(&mut self, mut pairs: Vec<Pair<'_>>) {
+    fn give(&mut self, mut pairs: Vec<BackendsInCommon<'_>>) {
         pairs.sort_unstable();
         for (_, name, id) in pairs {
             if !self.by_name.contains_key(name) && self.given.insert(id) {

@@ -91,7 +91,7 @@ pub fn plan_services(inputs: &Inputs<'_>, room: &mut Room, memo: &mut Memo, plan
             continue;
         }
         let of_service = placed.get(&id).map(Vec::as_slice).unwrap_or_default();
-        let places = match Places::of(service, id, programmed, ranges, kept, stats) {
+        let places = match ServicePlaces::of(service, id, programmed, ranges, kept, stats) {
             Ok(places) => places,
             Err(misfit) => {
                 plan.leave_out(&service.name, misfit);
@@ -131,12 +131,12 @@ pub fn plan_services(inputs: &Inputs<'_>, room: &mut Room, memo: &mut Memo, plan
 }
 
 /// Where a service's rings and counters are.
-struct Places {
+struct ServicePlaces {
     offsets: BTreeMap<Family, u32>,
     stats: Vec<(SocketAddr, u32)>,
 }
 
-impl Places {
+impl ServicePlaces {
     /// The service's present places, or free ones. A service for which there is no room gives back
     /// what it got.
     fn of(

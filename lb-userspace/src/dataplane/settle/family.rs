@@ -17,14 +17,14 @@ use lb_common::{
 
 use super::{
     census::SettleCensus,
-    judge::{Over, Place, is_idle, is_void, over, over_without_slot},
+    judge::{EntryPlace, Over, is_idle, is_void, over, over_without_slot},
     scope::SettleScope,
 };
 use crate::dataplane::{
     maps::{MapsError, unread},
     rings::Rings,
     tables::{
-        Put,
+        Insertion,
         dsr::{DsrTables, ExceptionKind},
     },
 };
@@ -48,14 +48,14 @@ impl Former {
 }
 
 /// What both families share in a pass.
-pub struct Shared<'a> {
+pub struct PassInputs<'a> {
     pub rings: &'a Rings,
     pub backends: &'a Array<MapData, Backend>,
     pub scope: &'a SettleScope,
     pub now_ns: u64,
 }
 
-impl Shared<'_> {
+impl PassInputs<'_> {
     fn timeouts(&self) -> &NatTimeouts {
         &self.scope.timeouts
     }
@@ -110,7 +110,7 @@ where
     /// previous owner whose flows count.
     pub fn count_seen(
         &self,
-        shared: &Shared<'_>,
+        shared: &PassInputs<'_>,
         former: impl Fn(u32) -> Option<u32>,
     ) -> Result<HashMap<u32, u64>, MapsError> {
         let mut counts = HashMap::new();
@@ -128,7 +128,7 @@ where
     /// added to `refused`.
     pub fn keep(
         &mut self,
-        shared: &Shared<'_>,
+        shared: &PassInputs<'_>,
         settling: &HashMap<u32, Former>,
         refused: &mut Vec<u32>,
     ) -> Result<(), MapsError> {
@@ -145,7 +145,7 @@ where
             let backend = shared.backend_once(&mut known, entry.backend)?;
             let is_over = is_void(entry, backend.as_ref())
                 || is_idle(ExceptionKind::Seen, entry, shared.now_ns, shared.timeouts());
-            if is_former && !is_over && self.keep_one(flow, entry)? == Put::Full {
+            if is_former && !is_over && self.keep_one(flow, entry)? == Insertion::Full {
                 refused.push(entry.slot);
             }
         }
@@ -153,19 +153,19 @@ where
         Ok(())
     }
 
-    fn keep_one(&mut self, flow: &Flow<A>, seen: &Exception) -> Result<Put, MapsError> {
+    fn keep_one(&mut self, flow: &Flow<A>, seen: &Exception) -> Result<Insertion, MapsError> {
         let kept = Exception { flags: seen.flags & EXCEPTION_CLOSING | EXCEPTION_KEPT, ..*seen };
         let put = self.tables.established.put(flow, &kept)?;
         // A SYN of the same flow removes the flow's SEEN entry first, then its ESTABLISHED entry.
         // If the SEEN entry is gone, our insertion may have come after the second removal, so undo
         // it.
-        if put == Put::Done
+        if put == Insertion::Done
             && self.tables.seen.find(flow)?.is_none()
             && self.tables.established.find(flow)?.is_some_and(|found| is_same(&found, &kept))
         {
             self.tables.established.take(flow)?;
         }
-        self.established += u64::from(put == Put::Done);
+        self.established += u64::from(put == Insertion::Done);
         Ok(put)
     }
 
@@ -189,7 +189,7 @@ where
     /// in which each collected slot still has entries.
     pub fn collect(
         &mut self,
-        shared: &Shared<'_>,
+        shared: &PassInputs<'_>,
         left: &mut HashMap<u32, u64>,
         census: &mut SettleCensus,
     ) -> Result<(), MapsError> {
@@ -239,7 +239,7 @@ where
     fn remove(
         &mut self,
         kind: ExceptionKind,
-        shared: &Shared<'_>,
+        shared: &PassInputs<'_>,
         flow: &Flow<A>,
         entry: &Exception,
         why: Over,
@@ -268,7 +268,7 @@ where
             return Ok(true);
         }
         // If a newer entry exists by now, it stays.
-        Ok(self.tables.of_mut(kind).put(flow, &taken)? == Put::Full)
+        Ok(self.tables.of_mut(kind).put(flow, &taken)? == Insertion::Full)
     }
 }
 
@@ -281,10 +281,10 @@ impl SocketKey {
     }
 }
 
-fn position(shared: &Shared<'_>, collected: &HashMap<u32, u64>, vip: &SocketKey, slot: u32) -> Place {
+fn position(shared: &PassInputs<'_>, collected: &HashMap<u32, u64>, vip: &SocketKey, slot: u32) -> EntryPlace {
     let is_ours = shared.scope.vips.get(&vip.0).is_some_and(|vip| vip.has(slot));
     let word: Option<Slot> = if is_ours { shared.rings.slot(slot) } else { None };
-    Place { slot: word, is_collected: collected.contains_key(&slot) }
+    EntryPlace { slot: word, is_collected: collected.contains_key(&slot) }
 }
 
 /// Whether both entries record the same assignment of the flow; only times and flags may differ.

@@ -12,7 +12,7 @@ use crate::dataplane::tables::dsr::ExceptionKind;
 
 /// How far a slot is on its way to settling.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Progress {
+pub enum SlotProgress {
     /// Nothing to do, or not yet.
     Waits,
     /// The owners differ, and the clock cannot be trusted: it starts now.
@@ -24,15 +24,15 @@ pub enum Progress {
 }
 
 /// `previous` is the map entry of the previous owner.
-pub fn progress(slot: Slot, clock: u32, previous: Option<&Backend>, settle_ns: u64, now_ns: u64) -> Progress {
+pub fn progress(slot: Slot, clock: u32, previous: Option<&Backend>, settle_ns: u64, now_ns: u64) -> SlotProgress {
     if !slot.in_transition() {
-        return if slot.has(Slot::SETTLING) { Progress::Settling } else { Progress::Waits };
+        return if slot.has(Slot::SETTLING) { SlotProgress::Settling } else { SlotProgress::Waits };
     }
     match clock::elapsed_ns(clock, now_ns) {
-        None => Progress::SetClock,
-        Some(elapsed) if elapsed >= settle_ns && !previous.is_some_and(keeps_its_slots) => Progress::Due,
-        Some(_) if slot.has(Slot::SETTLING) => Progress::Settling,
-        Some(_) => Progress::Waits,
+        None => SlotProgress::SetClock,
+        Some(elapsed) if elapsed >= settle_ns && !previous.is_some_and(keeps_its_slots) => SlotProgress::Due,
+        Some(_) if slot.has(Slot::SETTLING) => SlotProgress::Settling,
+        Some(_) => SlotProgress::Waits,
     }
 }
 
@@ -84,7 +84,7 @@ pub enum Over {
 
 /// What is known of an entry's slot.
 #[derive(Clone, Copy, Debug)]
-pub struct Place {
+pub struct EntryPlace {
     /// `None`: the entry's VIP has no such slot.
     pub slot: Option<Slot>,
     /// This pass collects the slot.
@@ -109,7 +109,7 @@ pub fn over_without_slot(
 pub fn over(
     kind: ExceptionKind,
     entry: &Exception,
-    place: Place,
+    place: EntryPlace,
     backend: Option<&Backend>,
     now_ns: u64,
     timeouts: &NatTimeouts,
@@ -155,24 +155,24 @@ mod tests {
         let (differ, same) = (Slot::new(2, 1, 0), Slot::new(2, 2, Slot::TRACKED));
         let settle = 10 * SECOND;
         for (slot, clock, admin, flags, expected) in [
-            (differ, ago(9), ADMIN_ACTIVE, serving, Progress::Waits),
-            (differ, ago(10), ADMIN_ACTIVE, serving, Progress::Due),
-            (differ, 0, ADMIN_ACTIVE, serving, Progress::SetClock),
-            (differ, ago(0) + 5, ADMIN_ACTIVE, serving, Progress::SetClock),
-            (differ, ago(900), ADMIN_DRAINING, serving, Progress::Waits),
-            (differ, ago(900), ADMIN_REMOVED, serving, Progress::Waits),
-            (differ, ago(900), ADMIN_GONE, reset, Progress::Waits),
-            (differ, ago(900), ADMIN_DRAINING, 0, Progress::Due),
-            (differ, ago(900), ADMIN_DISABLED, 0, Progress::Due),
-            (same, ago(900), ADMIN_ACTIVE, serving, Progress::Waits),
-            (same.with(Slot::SETTLING), 0, ADMIN_ACTIVE, serving, Progress::Settling),
-            (differ.with(Slot::SETTLING), ago(1), ADMIN_ACTIVE, serving, Progress::Settling),
-            (differ.with(Slot::SETTLING), ago(10), ADMIN_ACTIVE, serving, Progress::Due),
+            (differ, ago(9), ADMIN_ACTIVE, serving, SlotProgress::Waits),
+            (differ, ago(10), ADMIN_ACTIVE, serving, SlotProgress::Due),
+            (differ, 0, ADMIN_ACTIVE, serving, SlotProgress::SetClock),
+            (differ, ago(0) + 5, ADMIN_ACTIVE, serving, SlotProgress::SetClock),
+            (differ, ago(900), ADMIN_DRAINING, serving, SlotProgress::Waits),
+            (differ, ago(900), ADMIN_REMOVED, serving, SlotProgress::Waits),
+            (differ, ago(900), ADMIN_GONE, reset, SlotProgress::Waits),
+            (differ, ago(900), ADMIN_DRAINING, 0, SlotProgress::Due),
+            (differ, ago(900), ADMIN_DISABLED, 0, SlotProgress::Due),
+            (same, ago(900), ADMIN_ACTIVE, serving, SlotProgress::Waits),
+            (same.with(Slot::SETTLING), 0, ADMIN_ACTIVE, serving, SlotProgress::Settling),
+            (differ.with(Slot::SETTLING), ago(1), ADMIN_ACTIVE, serving, SlotProgress::Settling),
+            (differ.with(Slot::SETTLING), ago(10), ADMIN_ACTIVE, serving, SlotProgress::Due),
         ] {
             let previous = backend(admin, flags);
             assert_eq!(progress(slot, clock, Some(&previous), settle, NOW), expected, "{slot:?} {admin} {flags}");
         }
-        assert_eq!(progress(differ, ago(10), None, settle, NOW), Progress::Due);
+        assert_eq!(progress(differ, ago(10), None, settle, NOW), SlotProgress::Due);
     }
 
     #[test]
@@ -214,10 +214,10 @@ mod tests {
             ("of a dead one, which may come back", est, entry(1, 1, 0), tracked, dead, None),
             ("of one whose flows are reset", est, entry(1, 1, 0), tracked, gone, None),
         ] {
-            let place = Place { slot: Some(slot), is_collected: true };
+            let place = EntryPlace { slot: Some(slot), is_collected: true };
             assert_eq!(over(kind, &entry, place, Some(&owner), NOW, &TIMEOUTS), expected, "{name}");
         }
-        let place = |slot, is_collected| Place { slot, is_collected };
+        let place = |slot, is_collected| EntryPlace { slot, is_collected };
         assert_eq!(over(est, &entry(2, 6, 0), place(None, false), Some(&serving), NOW, &TIMEOUTS), Some(Over::Stray));
         assert_eq!(over(est, &entry(2, 5, 0), place(None, false), Some(&serving), NOW, &TIMEOUTS), None);
         // Before the grace period a program may still rely on it.

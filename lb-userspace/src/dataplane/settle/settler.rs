@@ -19,8 +19,8 @@ use lb_common::{
 use super::{
     census::SettleCensus,
     clock::deciseconds,
-    family::{FamilyPass, Former, Shared},
-    judge::{Progress, progress},
+    family::{FamilyPass, Former, PassInputs},
+    judge::{SlotProgress, progress},
     scope::{RingScope, SettleScope},
 };
 use crate::dataplane::{
@@ -92,10 +92,10 @@ impl Settler {
                 let index = slot.previous();
                 let previous = known.entry(index).or_insert_with(|| self.backends.get(&index, 0).ok());
                 match progress(slot, self.rings.time(at), previous.as_ref(), ring.settle_ns, now_ns) {
-                    Progress::Waits => {}
-                    Progress::SetClock => self.rings.set_time(at, deciseconds(now_ns)),
-                    Progress::Due => due.push((ring, at, slot)),
-                    Progress::Settling => drop(still.insert(at)),
+                    SlotProgress::Waits => {}
+                    SlotProgress::SetClock => self.rings.set_time(at, deciseconds(now_ns)),
+                    SlotProgress::Due => due.push((ring, at, slot)),
+                    SlotProgress::Settling => drop(still.insert(at)),
                 }
             }
         }
@@ -119,7 +119,7 @@ impl Settler {
     ) -> Result<(), MapsError> {
         let previous: HashMap<u32, u32> = due.iter().map(|(_, at, slot)| (*at, slot.previous())).collect();
         let former = |at: u32| previous.get(&at).copied();
-        let shared = Shared { rings: &self.rings, backends: &self.backends, scope, now_ns };
+        let shared = PassInputs { rings: &self.rings, backends: &self.backends, scope, now_ns };
         let counts = [self.v4.count_seen(&shared, former)?, self.v6.count_seen(&shared, former)?];
         let mut room = [self.v4.room(), self.v6.room()];
         for (ring, at, slot) in due {
@@ -152,7 +152,7 @@ impl Settler {
     /// Step 2, after a grace period: copies the SEEN entries of those slots to ESTABLISHED, after
     /// which the program no longer looks in SEEN for them.
     pub fn keep(&mut self, scope: &SettleScope, now_ns: u64) -> Result<(), MapsError> {
-        let shared = Shared { rings: &self.rings, backends: &self.backends, scope, now_ns };
+        let shared = PassInputs { rings: &self.rings, backends: &self.backends, scope, now_ns };
         let mut refused = Vec::new();
         self.v4.keep(&shared, &self.settling, &mut refused)?;
         self.v6.keep(&shared, &self.settling, &mut refused)?;
@@ -202,7 +202,7 @@ impl Settler {
     /// Step 5, after a grace period: removes entries that are no longer needed, and counts the
     /// others.
     pub fn collect(&mut self, scope: &SettleScope, now_ns: u64) -> Result<(), MapsError> {
-        let shared = Shared { rings: &self.rings, backends: &self.backends, scope, now_ns };
+        let shared = PassInputs { rings: &self.rings, backends: &self.backends, scope, now_ns };
         self.v4.collect(&shared, &mut self.collecting, &mut self.census)?;
         self.v6.collect(&shared, &mut self.collecting, &mut self.census)
     }

@@ -37,13 +37,13 @@ pub struct RawException {
 
 /// The entries that the tables hold for one flow.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
-pub struct Found {
+pub struct FlowExceptions {
     pub established: Option<Exception>,
     pub half_open: Option<Exception>,
     pub seen: Option<Exception>,
 }
 
-impl Found {
+impl FlowExceptions {
     pub fn entries(&self) -> impl Iterator<Item = (ExceptionKind, Exception)> {
         let of = |kind| move |entry| (kind, entry);
         let established = self.established.map(of(ExceptionKind::Established));
@@ -72,11 +72,11 @@ impl Exceptions {
     }
 
     /// The entries for the flow of a client's packets to a VIP.
-    pub fn lookup(&self, client: SocketAddr, vip: SocketAddr) -> Result<Found, MapsError> {
+    pub fn lookup(&self, client: SocketAddr, vip: SocketAddr) -> Result<FlowExceptions, MapsError> {
         match flow_key(client, vip) {
             Some(FlowKey::V4(flow)) => lookup(&self.v4, &flow),
             Some(FlowKey::V6(flow)) => lookup(&self.v6, &flow),
-            None => Ok(Found::default()),
+            None => Ok(FlowExceptions::default()),
         }
     }
 
@@ -108,11 +108,11 @@ where
     Ok(())
 }
 
-fn lookup<A>(tables: &DsrTables<A>, flow: &Flow<A>) -> Result<Found, MapsError>
+fn lookup<A>(tables: &DsrTables<A>, flow: &Flow<A>) -> Result<FlowExceptions, MapsError>
 where
     Flow<A>: Pod,
 {
-    Ok(Found {
+    Ok(FlowExceptions {
         established: tables.established.find(flow)?,
         half_open: tables.half_open.find(flow)?,
         seen: tables.seen.find(flow)?,

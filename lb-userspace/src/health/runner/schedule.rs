@@ -23,11 +23,11 @@ const GAP: (f64, f64) = (0.90, 0.98);
 #[derive(Default)]
 pub(super) struct Schedule {
     due: BTreeSet<(Instant, Key)>,
-    entries: BTreeMap<Key, Entry>,
+    entries: BTreeMap<Key, ScheduledProbe>,
     last_key: u64,
 }
 
-struct Entry {
+struct ScheduledProbe {
     due: Instant,
     /// The target's probes have not been spread over the interval yet.
     bunched: bool,
@@ -42,7 +42,7 @@ impl Schedule {
         let bunched = health == Health::Unknown;
         let pace = FIRST_PACE.saturating_mul(u32::try_from(count.saturating_sub(1)).unwrap_or(u32::MAX));
         let spread = if bunched { interval.min(pace) } else { interval.mul_f64(GAP.1) };
-        self.put(key, Entry { due: now + spread.mul_f64(fastrand::f64()), bunched });
+        self.put(key, ScheduledProbe { due: now + spread.mul_f64(fastrand::f64()), bunched });
         key
     }
 
@@ -54,11 +54,11 @@ impl Schedule {
 
     /// Moves the next probe forward if the interval has become shorter.
     pub(super) fn bring_forward(&mut self, key: Key, now: Instant, interval: Duration) {
-        if let Some(&Entry { due, bunched }) = self.entries.get(&key) {
+        if let Some(&ScheduledProbe { due, bunched }) = self.entries.get(&key) {
             let latest = now + gap(interval, false);
             if due > latest {
                 self.remove(key);
-                self.put(key, Entry { due: latest, bunched });
+                self.put(key, ScheduledProbe { due: latest, bunched });
             }
         }
     }
@@ -84,7 +84,7 @@ impl Schedule {
         self.due.insert((next, key));
     }
 
-    fn put(&mut self, key: Key, entry: Entry) {
+    fn put(&mut self, key: Key, entry: ScheduledProbe) {
         self.due.insert((entry.due, key));
         self.entries.insert(key, entry);
     }

@@ -7,8 +7,11 @@ use tokio_util::sync::CancellationToken;
 use super::*;
 
 /// Never polls, so that changes are seen by events alone.
-const EVENTS_ALONE: Pace =
-    Pace { quiet: Duration::from_millis(20), patience: Duration::from_millis(500), poll: Duration::from_secs(3600) };
+const EVENTS_ALONE: FollowPace = FollowPace {
+    quiet: Duration::from_millis(20),
+    patience: Duration::from_millis(500),
+    poll: Duration::from_secs(3600),
+};
 const SOON: Duration = Duration::from_secs(10);
 /// Long enough to notice events that should not come.
 const A_WHILE: Duration = Duration::from_millis(300);
@@ -30,14 +33,14 @@ struct Bed {
 }
 
 impl Bed {
-    async fn start(folder: TempDir, pace: Pace) -> Self {
+    async fn start(folder: TempDir, pace: FollowPace) -> Self {
         let stop = CancellationToken::new();
         let (source, task) = FileSource::start_at(&folder.path().join("weir.yaml"), stop.clone(), pace).await;
         let loaded = source.loaded();
         Self { folder, source, loaded, stop, task }
     }
 
-    async fn with_file(pace: Pace) -> Self {
+    async fn with_file(pace: FollowPace) -> Self {
         let folder = tempfile::tempdir().unwrap();
         fs::write(folder.path().join("weir.yaml"), text(1)).unwrap();
         Self::start(folder, pace).await
@@ -163,7 +166,7 @@ async fn what_events_do_not_show_the_poll_finds() {
         fs::write(outer.path().join(name).join("weir.yaml"), text(port)).unwrap();
     }
     let shutdown = CancellationToken::new();
-    let pace = Pace { poll: Duration::from_millis(50), ..EVENTS_ALONE };
+    let pace = FollowPace { poll: Duration::from_millis(50), ..EVENTS_ALONE };
     let (source, _task) = FileSource::start_at(&outer.path().join("conf/weir.yaml"), shutdown, pace).await;
     // The directory itself is replaced: no event names the file.
     fs::rename(outer.path().join("conf"), outer.path().join("before")).unwrap();
@@ -173,7 +176,7 @@ async fn what_events_do_not_show_the_poll_finds() {
 
 #[tokio::test]
 async fn nothing_is_published_while_the_content_stays_the_same() {
-    let mut bed = Bed::with_file(Pace { poll: Duration::from_millis(20), ..EVENTS_ALONE }).await;
+    let mut bed = Bed::with_file(FollowPace { poll: Duration::from_millis(20), ..EVENTS_ALONE }).await;
     bed.loaded.mark_unchanged();
     fs::write(bed.path(".new"), text(1)).unwrap();
     fs::rename(bed.path(".new"), bed.path("weir.yaml")).unwrap();
@@ -187,9 +190,12 @@ async fn nothing_is_published_while_the_content_stays_the_same() {
 
 #[tokio::test]
 async fn a_reload_on_demand_reads_at_once() {
-    let mut bed =
-        Bed::with_file(Pace { quiet: Duration::from_secs(60), patience: Duration::from_secs(60), ..EVENTS_ALONE })
-            .await;
+    let mut bed = Bed::with_file(FollowPace {
+        quiet: Duration::from_secs(60),
+        patience: Duration::from_secs(60),
+        ..EVENTS_ALONE
+    })
+    .await;
     bed.loaded.mark_unchanged();
     fs::write(bed.path("weir.yaml"), text(2)).unwrap();
     // By now the source waits for a quiet minute.

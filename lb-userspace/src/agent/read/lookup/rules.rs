@@ -12,7 +12,7 @@ use lb_common::{
     verdict::Reason,
 };
 
-use crate::dataplane::tables::exceptions::Found;
+use crate::dataplane::tables::exceptions::FlowExceptions;
 
 /// A slot of a DSR service, and the entries of one flow in the tables.
 pub struct Rules<'a> {
@@ -20,14 +20,14 @@ pub struct Rules<'a> {
     /// The id of the service.
     pub service: u32,
     pub slot: Slot,
-    pub exceptions: &'a Found,
+    pub exceptions: &'a FlowExceptions,
     /// The fingerprint of the flow's first SYN, if the current SYN is a retransmission.
     pub first: Option<Syn>,
 }
 
 /// What happens to a packet.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum Outcome {
+pub enum LookupOutcome {
     To {
         index: u32,
         rule: u8,
@@ -41,63 +41,64 @@ pub enum Outcome {
 
 impl Rules<'_> {
     /// The outcome for a SYN.
-    pub fn opens(&self) -> Outcome {
+    pub fn opens(&self) -> LookupOutcome {
         let again = self.first.map(Syn::owner).filter(|owner| self.is_owner(*owner));
-        let again = again.map(|index| Outcome::To { index, rule: rule::SYN_AGAIN });
+        let again = again.map(|index| LookupOutcome::To { index, rule: rule::SYN_AGAIN });
         if self.slot.is_settled() {
             // The packets after the SYN go to the slot's owner, so the SYN must go there too.
-            let to_owner = Outcome::To { index: self.slot.current(), rule: rule::RING };
+            let to_owner = LookupOutcome::To { index: self.slot.current(), rule: rule::RING };
             return again.filter(|_| self.first.map(Syn::owner) == Some(self.slot.current())).unwrap_or(to_owner);
         }
-        let current = Outcome::To { index: self.slot.current(), rule: rule::CURRENT };
+        let current = LookupOutcome::To { index: self.slot.current(), rule: rule::CURRENT };
         self.already().or(again).unwrap_or(current)
     }
 
     /// The outcome for a SYN whose flow already has a living entry.
-    fn already(&self) -> Option<Outcome> {
+    fn already(&self) -> Option<LookupOutcome> {
         let lives = |entry: &Exception| self.state(entry) == State::Living;
         let is_closing = |entry: &Exception| entry.flags & EXCEPTION_CLOSING != 0;
         if let Some(entry) = self.exceptions.established.filter(lives) {
-            return (!is_closing(&entry)).then_some(Outcome::To { index: entry.backend, rule: rule::ESTABLISHED });
+            return (!is_closing(&entry))
+                .then_some(LookupOutcome::To { index: entry.backend, rule: rule::ESTABLISHED });
         }
         let is_asked = |entry: &Exception| entry.backend == self.slot.previous() || self.slot.has(Slot::SETTLING);
         let seen = self.exceptions.seen.filter(|entry| is_asked(entry) && !is_closing(entry) && lives(entry));
-        seen.map(|entry| Outcome::To { index: entry.backend, rule: rule::SEEN })
+        seen.map(|entry| LookupOutcome::To { index: entry.backend, rule: rule::SEEN })
     }
 
     /// The outcome for a packet of an existing connection. If the sequence number of the SYN is not
     /// known, any half-open entry matches.
-    pub fn goes_on(&self, sequence: Option<u32>) -> Outcome {
+    pub fn goes_on(&self, sequence: Option<u32>) -> LookupOutcome {
         if self.slot.is_settled() {
-            return Outcome::To { index: self.slot.current(), rule: rule::RING };
+            return LookupOutcome::To { index: self.slot.current(), rule: rule::RING };
         }
-        let Found { established, half_open, seen } = self.exceptions;
+        let FlowExceptions { established, half_open, seen } = self.exceptions;
         let fits = |entry: &Exception| sequence.is_none_or(|of_syn| entry.sequence == of_syn);
         let entries = [(rule::ESTABLISHED, *established), (rule::HALF_OPEN, half_open.filter(fits))];
         for (rule, entry) in entries.into_iter().filter_map(|(rule, entry)| Some((rule, entry?))) {
             match self.state(&entry) {
-                State::Living => return Outcome::To { index: entry.backend, rule },
-                State::Ends(reason) => return Outcome::Ends { index: entry.backend, reason },
+                State::Living => return LookupOutcome::To { index: entry.backend, rule },
+                State::Ends(reason) => return LookupOutcome::Ends { index: entry.backend, reason },
                 State::Absent => {}
             }
         }
         if self.slot.has(Slot::SETTLING)
             && let Some(entry) = seen.filter(|entry| self.state(entry) == State::Living)
         {
-            return Outcome::To { index: entry.backend, rule: rule::SEEN };
+            return LookupOutcome::To { index: entry.backend, rule: rule::SEEN };
         }
         self.misses()
     }
 
-    fn misses(&self) -> Outcome {
+    fn misses(&self) -> LookupOutcome {
         let (current, previous) = (self.slot.current(), self.slot.previous());
         if !self.slot.in_transition() {
-            return Outcome::To { index: current, rule: rule::RING };
+            return LookupOutcome::To { index: current, rule: rule::RING };
         }
         match self.backends.get(&previous).map(of_backend) {
-            Some(State::Living) => Outcome::To { index: previous, rule: rule::PREVIOUS },
-            Some(State::Ends(reason)) => Outcome::Ends { index: previous, reason },
-            Some(State::Absent) | None => Outcome::To { index: current, rule: rule::PREVIOUS_GONE },
+            Some(State::Living) => LookupOutcome::To { index: previous, rule: rule::PREVIOUS },
+            Some(State::Ends(reason)) => LookupOutcome::Ends { index: previous, reason },
+            Some(State::Absent) | None => LookupOutcome::To { index: current, rule: rule::PREVIOUS_GONE },
         }
     }
 
@@ -150,14 +151,14 @@ mod tests {
 
     /// The outcomes for a SYN and for a packet of an existing connection, for a slot that has
     /// changed from A to B.
-    fn both(flags_of_a: u32, slot: Slot, exceptions: Found) -> (Outcome, Outcome) {
+    fn both(flags_of_a: u32, slot: Slot, exceptions: FlowExceptions) -> (LookupOutcome, LookupOutcome) {
         let backends = backends(flags_of_a);
         let rules = Rules { backends: &backends, service: 1, slot, exceptions: &exceptions, first: None };
         (rules.opens(), rules.goes_on(None))
     }
 
-    fn to(index: u32, rule: u8) -> Outcome {
-        Outcome::To { index, rule }
+    fn to(index: u32, rule: u8) -> LookupOutcome {
+        LookupOutcome::To { index, rule }
     }
 
     const CHANGED: Slot = Slot::settled(A).changed(B);
@@ -165,53 +166,56 @@ mod tests {
 
     #[test]
     fn settled_slot_asks_no_table() {
-        let exceptions = Found { established: Some(entry(A, 0)), ..Found::default() };
+        let exceptions = FlowExceptions { established: Some(entry(A, 0)), ..FlowExceptions::default() };
         assert_eq!(both(SERVING, Slot::settled(B), exceptions), (to(B, rule::RING), to(B, rule::RING)));
     }
 
     #[test]
     fn slot_in_transition_sends_new_connections_to_its_owner_and_old_ones_to_the_one_before() {
-        assert_eq!(both(SERVING, CHANGED, Found::default()), (to(B, rule::CURRENT), to(A, rule::PREVIOUS)));
-        let gone = both(0, CHANGED, Found::default());
+        assert_eq!(both(SERVING, CHANGED, FlowExceptions::default()), (to(B, rule::CURRENT), to(A, rule::PREVIOUS)));
+        let gone = both(0, CHANGED, FlowExceptions::default());
         assert_eq!(gone, (to(B, rule::CURRENT), to(B, rule::PREVIOUS_GONE)));
-        let tracked = both(SERVING, CHANGED.settling().clear(Slot::SETTLING), Found::default());
+        let tracked = both(SERVING, CHANGED.settling().clear(Slot::SETTLING), FlowExceptions::default());
         assert_eq!(tracked, (to(B, rule::CURRENT), to(B, rule::RING)));
     }
 
     #[test]
     fn entries_come_before_the_ring_in_their_order() {
         let established =
-            Found { established: Some(entry(A, 0)), half_open: Some(entry(B, 0)), seen: Some(entry(B, 0)) };
+            FlowExceptions { established: Some(entry(A, 0)), half_open: Some(entry(B, 0)), seen: Some(entry(B, 0)) };
         assert_eq!(both(SERVING, CHANGED, established), (to(A, rule::ESTABLISHED), to(A, rule::ESTABLISHED)));
-        let closing = Found { established: Some(entry(A, EXCEPTION_CLOSING)), ..Found::default() };
+        let closing = FlowExceptions { established: Some(entry(A, EXCEPTION_CLOSING)), ..FlowExceptions::default() };
         assert_eq!(both(SERVING, CHANGED, closing), (to(B, rule::CURRENT), to(A, rule::ESTABLISHED)));
-        let half_open = Found { half_open: Some(entry(B, 0)), seen: Some(entry(A, 0)), ..Found::default() };
+        let half_open =
+            FlowExceptions { half_open: Some(entry(B, 0)), seen: Some(entry(A, 0)), ..FlowExceptions::default() };
         assert_eq!(both(SERVING, CHANGED, half_open), (to(A, rule::SEEN), to(B, rule::HALF_OPEN)));
-        let seen = Found { seen: Some(entry(A, 0)), ..Found::default() };
+        let seen = FlowExceptions { seen: Some(entry(A, 0)), ..FlowExceptions::default() };
         assert_eq!(both(SERVING, CHANGED.settling(), seen), (to(A, rule::SEEN), to(A, rule::SEEN)));
         assert_eq!(both(SERVING, CHANGED, seen), (to(A, rule::SEEN), to(A, rule::PREVIOUS)));
         let settled = CHANGED.settling().clear(Slot::SETTLING);
         assert_eq!(both(SERVING, settled, seen), (to(B, rule::CURRENT), to(B, rule::RING)), "it is worthless by now");
-        let other_generation =
-            Found { established: Some(Exception { generation: 4, ..entry(A, 0) }), ..Found::default() };
+        let other_generation = FlowExceptions {
+            established: Some(Exception { generation: 4, ..entry(A, 0) }),
+            ..FlowExceptions::default()
+        };
         assert_eq!(both(SERVING, CHANGED, other_generation), (to(B, rule::CURRENT), to(A, rule::PREVIOUS)));
     }
 
     #[test]
     fn flows_of_a_dead_backend_end_as_it_says_and_new_ones_do_not() {
-        let established = Found { established: Some(entry(A, 0)), ..Found::default() };
+        let established = FlowExceptions { established: Some(entry(A, 0)), ..FlowExceptions::default() };
         for (flag, reason) in
             [(Backend::FLAG_RESET, Reason::BackendDead), (Backend::FLAG_DROP, Reason::BackendDeadDrop)]
         {
-            let ends = Outcome::Ends { index: A, reason };
-            assert_eq!(both(flag, CHANGED, Found::default()), (to(B, rule::CURRENT), ends));
+            let ends = LookupOutcome::Ends { index: A, reason };
+            assert_eq!(both(flag, CHANGED, FlowExceptions::default()), (to(B, rule::CURRENT), ends));
             assert_eq!(both(flag, CHANGED, established), (to(B, rule::CURRENT), ends));
         }
     }
 
     #[test]
     fn syn_sent_again_follows_its_first_if_that_still_serves_the_service() {
-        let (backends, exceptions) = (backends(SERVING), Found::default());
+        let (backends, exceptions) = (backends(SERVING), FlowExceptions::default());
         let opens = |service, slot| {
             let first = Some(Syn::new(9, A));
             Rules { backends: &backends, service, slot, exceptions: &exceptions, first }.opens()
@@ -224,7 +228,8 @@ mod tests {
 
     #[test]
     fn half_open_entry_of_another_syn_is_not_this_flows() {
-        let (backends, exceptions) = (backends(SERVING), Found { half_open: Some(entry(B, 0)), ..Found::default() });
+        let (backends, exceptions) =
+            (backends(SERVING), FlowExceptions { half_open: Some(entry(B, 0)), ..FlowExceptions::default() });
         let rules = Rules { backends: &backends, service: 1, slot: CHANGED, exceptions: &exceptions, first: None };
         assert_eq!(rules.goes_on(Some(70)), to(B, rule::HALF_OPEN));
         assert_eq!(rules.goes_on(Some(71)), to(A, rule::PREVIOUS));

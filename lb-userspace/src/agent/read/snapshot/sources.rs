@@ -35,10 +35,10 @@ pub fn reasons(published: &Published) -> Vec<String> {
     let mut reasons = Vec::new();
     for (source, said) in &published.heard {
         let state = match said.knowledge {
-            Knowledge::Nothing => Some("has not listed its services yet: entries in the maps that no source claims stay"),
-            Knowledge::Remembered => {
-                Some("has not listed its services yet: those saved before this start are served")
+            Knowledge::Nothing => {
+                Some("has not listed its services yet: entries in the maps that no source claims stay")
             }
+            Knowledge::Remembered => Some("has not listed its services yet: those saved before this start are served"),
             Knowledge::Synced => None,
         };
         reasons.extend(state.map(|state| format!("{source} {state}")));

@@ -7,7 +7,7 @@ use aya::maps::{MapError, MapType};
 use crate::dataplane::raw::bytes::Bytes;
 
 pub struct Copied {
-    places: Places,
+    places: CopiedPlaces,
     /// The value of each entry, at the entry's place.
     values: Vec<u8>,
     /// Whether this pass has met the entry at each place.
@@ -16,7 +16,7 @@ pub struct Copied {
     value: usize,
 }
 
-enum Places {
+enum CopiedPlaces {
     /// The place of each entry by its array index. Place 0 stands for "not copied": such an entry
     /// is all zeros, and so is a new array.
     Array(Vec<u32>),
@@ -38,8 +38,8 @@ pub enum Found<'a> {
 impl Copied {
     pub fn of(old: &Bytes<'_>) -> Result<Self, MapError> {
         let places = match old.info.map_type()? {
-            MapType::Array | MapType::PerCpuArray => Places::Array(vec![0; old.info.max_entries() as usize]),
-            _ => Places::Hash(HashMap::new()),
+            MapType::Array | MapType::PerCpuArray => CopiedPlaces::Array(vec![0; old.info.max_entries() as usize]),
+            _ => CopiedPlaces::Hash(HashMap::new()),
         };
         // An array entry that was not copied was zero: place 0 holds a zero value.
         Ok(Self { places, values: vec![0; old.value], met: vec![true], value: old.value })
@@ -47,8 +47,8 @@ impl Copied {
 
     pub fn len(&self) -> usize {
         match &self.places {
-            Places::Array(_) => self.met.len() - 1,
-            Places::Hash(places) => places.len(),
+            CopiedPlaces::Array(_) => self.met.len() - 1,
+            CopiedPlaces::Hash(places) => places.len(),
         }
     }
 
@@ -60,8 +60,10 @@ impl Copied {
     /// Compares an entry with its last copy, and marks it as met.
     pub fn find(&mut self, key: &[u8], value: &[u8]) -> Found<'_> {
         let place = match &self.places {
-            Places::Array(places) => index(key).and_then(|index| places.get(index)).copied().unwrap_or(0) as usize,
-            Places::Hash(places) => match places.get(key) {
+            CopiedPlaces::Array(places) => {
+                index(key).and_then(|index| places.get(index)).copied().unwrap_or(0) as usize
+            }
+            CopiedPlaces::Hash(places) => match places.get(key) {
                 Some(place) => *place as usize,
                 None => return Found::Appeared,
             },
@@ -80,8 +82,8 @@ impl Copied {
         let next = self.met.len() as u32;
         let mut nowhere = 0;
         let place = match &mut self.places {
-            Places::Array(places) => index(key).and_then(|index| places.get_mut(index)).unwrap_or(&mut nowhere),
-            Places::Hash(places) => places.entry(key.to_vec()).or_insert(0),
+            CopiedPlaces::Array(places) => index(key).and_then(|index| places.get_mut(index)).unwrap_or(&mut nowhere),
+            CopiedPlaces::Hash(places) => places.entry(key.to_vec()).or_insert(0),
         };
         if *place == 0 {
             *place = next;
@@ -95,15 +97,15 @@ impl Copied {
     /// Whether a map of `max_entries` has room for this entry after those copied before.
     pub fn fits(&self, key: &[u8], max_entries: u32) -> bool {
         match &self.places {
-            Places::Array(_) => index(key).is_some_and(|index| index < max_entries as usize),
-            Places::Hash(places) => places.len() <= max_entries as usize,
+            CopiedPlaces::Array(_) => index(key).is_some_and(|index| index < max_entries as usize),
+            CopiedPlaces::Hash(places) => places.len() <= max_entries as usize,
         }
     }
 
     /// The entries that this pass has not met and that are really gone, with their copied values.
     /// They are forgotten.
     pub fn take_gone(&mut self, old: &Bytes<'_>) -> io::Result<Vec<(Vec<u8>, Vec<u8>)>> {
-        let Places::Hash(places) = &mut self.places else { return Ok(Vec::new()) };
+        let CopiedPlaces::Hash(places) = &mut self.places else { return Ok(Vec::new()) };
         let mut gone = Vec::new();
         let mut value = vec![0; self.value];
         for (key, place) in places.iter().filter(|(_, place)| !self.met[**place as usize]) {
