@@ -71,7 +71,8 @@ async fn serve(options: AgentOptions) -> anyhow::Result<()> {
         Err(error) => {
             let messages = error.messages();
             anyhow::bail!(
-                "the configuration is refused, nothing was changed:\n  {}\n(`weir config check {}` reports the same mistakes)",
+                "the configuration is refused, nothing was changed:\n  {}\n(`weir config check {}` reports the same \
+                mistakes)",
                 messages.join("\n  "),
                 options.config.display()
             );

@@ -68,8 +68,8 @@ pub enum PassNeed {
     /// Somebody waits for its result: at most 1 % of a core while a pass takes up to 50 ms of CPU
     /// time, and a pass at least every five seconds or so.
     Soon,
-    /// At most a fifth of a percent of a core while a pass takes up to 100 ms of CPU time, and every
-    /// entry is checked about once a minute.
+    /// At most a fifth of a percent of a core while a pass takes up to 100 ms of CPU time, and
+    /// every entry is checked about once a minute.
     Later,
 }
 

@@ -202,9 +202,8 @@ mod tests {
 
     #[test]
     fn drain_whose_time_is_over_says_what_remains() {
-        assert!(
-            matches!(drained(&[draining(Some(3), Some(0.0))]), WaitOutcome::RunOut(remains) if remains.starts_with("3 "))
-        );
+        let run_out = drained(&[draining(Some(3), Some(0.0))]);
+        assert!(matches!(run_out, WaitOutcome::RunOut(remains) if remains.starts_with("3 ")));
         assert!(matches!(drained(&[draining(None, Some(9.0))]), WaitOutcome::Wait(_)));
         assert_eq!(
             drained(&[draining(None, Some(0.0))]),

@@ -164,8 +164,8 @@ struct Limits {
     #[schemars(range(min = *Limit::Services.range().start(), max = *Limit::Services.range().end()))]
     #[schemars(extend("default" = model::Limits::default().services))]
     services: Option<u32>,
-    /// VIPs, SNAT addresses, backends of services with `source: keep`, and backends on this node, of
-    /// each family
+    /// VIPs, SNAT addresses, backends of services with `source: keep`, and backends on this node,
+    /// of each family
     #[schemars(range(min = *Limit::Addresses.range().start(), max = *Limit::Addresses.range().end()))]
     #[schemars(extend("default" = model::Limits::default().addresses))]
     addresses: Option<u32>,
@@ -239,8 +239,8 @@ enum Mode {
 #[derive(JsonSchema)]
 #[schemars(rename_all = "lowercase")]
 enum OnDead {
-    /// connections of a backend that is gone or dead go to the new owner of their slot, which resets
-    /// those that it does not know
+    /// connections of a backend that is gone or dead go to the new owner of their slot, which
+    /// resets those that it does not know
     Next,
     /// Weir resets them
     Reset,

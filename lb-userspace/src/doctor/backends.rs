@@ -55,7 +55,7 @@ pub(super) async fn findings(
             let out = name(route.ifindex);
             findings.push(error(
                 check,
-                format!("{address} is reached through {out}, to which Weir is not attached: its answers would not be translated"),
+                format!("{address} is reached through {out}, without Weir: its answers would not be translated"),
                 format!("add {out} to `interfaces`"),
             ));
             continue;

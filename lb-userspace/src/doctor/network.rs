@@ -113,7 +113,8 @@ fn reverse_path(config: &Config, interface: &Interface) -> Option<Finding> {
     Some(warning(
         format!("rp_filter {name}"),
         format!(
-            "{name} has a strict reverse path filter, and answers of service {} can arrive on another interface than the route to their source",
+            "{name} has a strict reverse path filter, and answers of service {} can arrive on another \
+            interface than the route to their source",
             asymmetric.name
         ),
         format!("sysctl -w net/ipv4/conf/{name}/rp_filter=2"),

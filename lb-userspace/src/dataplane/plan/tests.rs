@@ -537,7 +537,7 @@ fn too_large_rings_are_refused_by_name_and_nothing_is_planned() {
     assert!(error.to_string().contains("service web"), "{error}");
 }
 
-/// The names of the services that a plan with these limits has no room for, each with what it lacks.
+/// The services that a plan with these limits has no room for, each with what it lacks.
 fn misfits(limits: Limits, services: Vec<WantedService>) -> Vec<String> {
     assert!(services.is_sorted_by_key(|service| service.name.clone()), "in the order in which they are planned");
     let wanted = Wanted { limits, ..wanted(services) };

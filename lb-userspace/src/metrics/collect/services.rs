@@ -82,7 +82,8 @@ fn refusals(encoder: &mut DescriptorEncoder, snapshot: &Snapshot) -> fmt::Result
         let why = [("kind", reason.kind.clone()), ("reason", reason.reason.clone())];
         Some((labels(service).into_iter().chain(why).collect(), reason.packets_total))
     };
-    let help = "Packets to the VIP and port that XDP did not forward: dropped, rejected, or left to the stack, by kind and reason.";
+    let help =
+        "Packets to the VIP and port that XDP did not forward (dropped, rejected, left to the stack), by reason.";
     counters(encoder, "service_refusals", help, snapshot.drops_by_service.iter().filter_map(of_service))
 }
 
