@@ -64,7 +64,8 @@ pub fn plan_backends(
                 None => match unused.get_or_insert_with(&numbers).allocate() {
                     Ok(index) => index,
                     Err(full) => {
-                        // Others may have the indexes that it got.
+                        // Give the indexes of this service back, so that other services may have
+                        // them.
                         unused.as_mut().into_iter().for_each(|numbers| numbers.back_to(mark));
                         placed.truncate(place);
                         indexes.remove(&id);
@@ -126,13 +127,14 @@ pub fn is_same(backend: &Backend, service: &WantedService, wanted: &WantedBacken
 }
 
 /// Whether the backend's flows keep the client's address: by configuration, or because the backend
-/// is on this node, where the network stack would drop a packet from the node's own address. Its
-/// answers are then recognised by their source.
+/// is on this node, where the network stack would drop a packet from the node's own address. The
+/// backend's answers are then recognised by their source address.
 fn keeps_source(service: &WantedService, wanted: &WantedBackend) -> bool {
     service.keeps_source || (wanted.is_local && service.mode == Mode::Nat)
 }
 
-/// A backend stays the same when its tunnel moves to another address, even of the other family.
+/// Whether `way` belongs to the mode. Both IPIP ways do, so a backend stays the same when its
+/// tunnel moves to an address of the other family.
 pub const fn is_way_of(way: u8, mode: Mode) -> bool {
     match mode {
         Mode::Nat => way == backend::WAY_NAT,
@@ -178,8 +180,8 @@ fn entry(
     if is_dead {
         flags |= policy;
     } else if admin == backend::ADMIN_DRAINING && !is_serving && policy != 0 {
-        // The flows are ended as the service configures for one settle time; then they are
-        // forgotten.
+        // For one settle time, the remaining flows are reset or dropped, as the service configures;
+        // then they are forgotten.
         let ends_ns = draining_since_ns.saturating_add(timeout_ns).saturating_add(nanoseconds(service.settle_time));
         if now_ns < ends_ns {
             flags |= policy;
@@ -230,8 +232,9 @@ const fn end_of_flows(service: &WantedService) -> u32 {
     }
 }
 
-/// Whether the backend's flows end, because it does not answer while at least half of its service
-/// is up. If most backends were silent, the fault would more likely be this node's.
+/// Whether the backend's flows are ended: it does not answer, while at least half of the service's
+/// backends of its family are up. If most backends were silent, the fault would more likely be this
+/// node's.
 fn is_dead(service: &WantedService, wanted: &WantedBackend) -> bool {
     let keeps = service.mode == Mode::Nat && service.on_dead == OnDead::Next;
     let peers = || {
@@ -261,7 +264,8 @@ fn leave(
     }
     if !before.is_serving() {
         return match before.health {
-            // It is no longer probed, so it is gone now, whatever it might still do.
+            // A dead backend that is no longer probed could not be seen to come back, so it counts
+            // as gone.
             backend::HEALTH_DEAD => end(&Backend { draining_since_ns: now_ns, ..*before }, service, now_ns, plan),
             _ => free(before),
         };
@@ -287,7 +291,7 @@ fn leave(
 }
 
 /// The entry of a backend whose drain ended at `draining_since_ns`: free, or kept for one settle
-/// time so that its flows are ended as the service configures.
+/// time so that its flows are reset or dropped, as the service configures.
 fn end(before: &Backend, service: Option<&WantedService>, now_ns: u64, plan: &mut Plan) -> Backend {
     let Some(service) = service.filter(|service| service.mode.is_dsr() && end_of_flows(service) != 0) else {
         return free(before);

@@ -18,7 +18,7 @@ pub fn settings(wanted: &Wanted, target: &Image) -> settings::Settings {
     settings::Settings { flags, layout: settings::LAYOUT, ..wanted.settings }
 }
 
-/// The flags of the settings that these backends need.
+/// The flags of the settings that the backends of `target` need.
 pub fn settings_flags(target: &Image) -> u32 {
     let keeps_source = target.backends.values().any(Backend::keeps_source);
     if keeps_source { settings::Settings::FLAG_KEEP_SOURCE } else { 0 }

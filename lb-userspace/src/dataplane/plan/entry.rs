@@ -1,4 +1,4 @@
-//! Values as the entries of the maps have them.
+//! Conversions between values of the configuration and their form in map entries.
 
 use std::{net::SocketAddr, time::Duration};
 

@@ -1,4 +1,4 @@
-//! What the flows of a node still use, which a plan must leave where it is.
+//! What the flows of a node still use, so that a plan must not give it to others.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -7,21 +7,21 @@ use std::{collections::BTreeSet, net::IpAddr};
 pub struct FlowUse {
     /// When the pass began, in CLOCK_BOOTTIME; 0 if there was no pass yet.
     pub scanned_at_ns: u64,
-    /// Indexes of backends that some entry names.
+    /// Indexes of backends that some flow entry names.
     pub backends: BTreeSet<u32>,
-    /// Those of them with a connection that is not over.
+    /// The indexes in `backends` that have a connection that is not over.
     pub busy: BTreeSet<u32>,
-    /// Indexes of the counters of VIPs that some entry names.
+    /// Indexes of the counters of VIPs that some flow entry names.
     pub vips: BTreeSet<u32>,
-    /// Those of them with a connection that is not over.
+    /// The indexes in `vips` that have a connection that is not over.
     pub busy_vips: BTreeSet<u32>,
-    /// SNAT addresses.
+    /// The addresses under which backends see clients; under SNAT, these are SNAT addresses.
     pub snat: BTreeSet<IpAddr>,
 }
 
 impl FlowUse {
-    /// By this time, a SYN handled with the state before a change has either created its flow or
-    /// never will.
+    /// This long after a change, a SYN that was handled with the state before the change has either
+    /// created its flow or never will.
     const IN_FLIGHT_NS: u64 = 1_000_000_000;
 
     /// Whether the pass would have seen every flow that began before `since_ns`.

@@ -1,4 +1,4 @@
-//! Matches the service ids in the maps to the services of the configuration.
+//! Matches the service ids in the maps to the wanted services.
 
 use std::{
     cmp::Reverse,
@@ -17,8 +17,9 @@ use crate::{
 /// the most VIPs, then the most backends. So a service that is renamed, or gets other addresses,
 /// keeps its id, its backends' indexes and therefore its flows.
 ///
-/// If services of which `services` do not know may still be wanted (`holds`), common backends alone
-/// make no service another one's successor.
+/// With `holds`, a service gets the id of a programmed service only if they share a VIP. Shared
+/// backends alone are not enough, because the programmed service may still be wanted by a source
+/// that has not listed it yet.
 pub fn assign(services: &[Arc<WantedService>], programmed: &Image, holds: bool) -> BTreeMap<ServiceName, u32> {
     let mut by_vip: BTreeMap<SocketAddr, u32> = BTreeMap::new();
     for (vip, service) in &programmed.services {
@@ -49,7 +50,8 @@ pub fn assign(services: &[Arc<WantedService>], programmed: &Image, holds: bool) 
     }
     ids.give(pairs);
 
-    // Backends alone are looked at only for what is left: many services may have the same ones.
+    // Shared backends are counted only for the services and ids that are left: many services may
+    // have the same backends, which would make many pairs.
     if !holds {
         by_backend.values_mut().for_each(|of_backend| of_backend.retain(|id| !ids.given.contains(id)));
         let mut pairs = Vec::new();
@@ -77,8 +79,8 @@ pub fn assign(services: &[Arc<WantedService>], programmed: &Image, holds: bool) 
     ids
 }
 
-/// The numbers of VIPs and of backends that a service and an id have in common; both of them.
-type BackendsInCommon<'a> = (Reverse<(u32, usize)>, &'a ServiceName, u32);
+/// The numbers of VIPs and backends that a service and an id have in common; the service; the id.
+type Pair<'a> = (Reverse<(u32, usize)>, &'a ServiceName, u32);
 
 struct Ids {
     by_name: BTreeMap<ServiceName, u32>,
@@ -86,9 +88,9 @@ struct Ids {
 }
 
 impl Ids {
-    /// Gives ids to services, by the most that they have in common. Each service gets one, and each
-    /// id is given once.
-    fn give(&mut self, mut pairs: Vec<BackendsInCommon<'_>>) {
+    /// Gives ids to services, beginning with the pair that has the most in common. Each service
+    /// gets at most one id, and each id is given at most once.
+    fn give(&mut self, mut pairs: Vec<Pair<'_>>) {
         pairs.sort_unstable();
         for (_, name, id) in pairs {
             if !self.by_name.contains_key(name) && self.given.insert(id) {

@@ -1,5 +1,5 @@
-//! Plans some services alone, while all others stay as they are: what most changes need, and at a
-//! cost that does not grow with the number of services.
+//! Plans only the services that have changed; all others stay as they are. Most changes need no
+//! more, and the cost does not grow with the number of services.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -25,8 +25,8 @@ use crate::{
     state::ServiceName,
 };
 
-/// Plans `changed`, which are services of `wanted`. `None`: that takes a plan of all services,
-/// because a service is new, or has other VIPs, or needs another ring.
+/// Plans `changed`, which are services of `wanted`. `None`: only a plan of all services will do,
+/// because a service is new, has other VIPs, or needs a new range for its ring.
 ///
 /// The plan's target holds these services' entries, the addresses that they need, and everything
 /// that is common to all services; addresses and settings that are no longer needed stay until the
@@ -60,8 +60,9 @@ pub fn plan_part(
     Ok(Some(plan))
 }
 
-/// The entries of these services alone, with what is common to all services, and the services' ids;
-/// `None` if they have not the VIPs that they should have.
+/// The entries of these services and what all services share (settings, SNAT addresses, free
+/// backend entries), as an image; and the services' ids. `None` if the programmed VIPs of a service
+/// are not the wanted ones.
 fn cut(changed: &[Arc<WantedService>], programmed: &Programmed) -> Option<(Image, BTreeMap<ServiceName, u32>)> {
     let common = &programmed.common;
     let mut cut = Image {
@@ -86,8 +87,8 @@ fn cut(changed: &[Arc<WantedService>], programmed: &Programmed) -> Option<(Image
     Some((cut, ids))
 }
 
-/// Adds the addresses that these services need to the target, and those of them that the maps know
-/// already to the cut.
+/// Adds to `target` the addresses that these services need, and to `cut` those of them that the
+/// maps already hold.
 fn add_addresses(wanted: &Wanted, programmed: &Programmed, cut: &mut Image, target: &mut Image) {
     for (address, bits) in address_bits(target) {
         let known = programmed.common.addresses.get(&address).copied();

@@ -1,4 +1,4 @@
-//! A plan, and why there is none.
+//! The result of planning: a plan, or the error that says what has no room in the maps.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,15 +26,16 @@ pub struct Plan {
     pub backends: BTreeMap<BackendId, u32>,
     /// Indexes of backends whose flows are over, but whose entries still exist.
     pub over: BTreeSet<u32>,
-    /// The ids of services of which everything stays as it is: see [`Wanted::holds`].
+    /// The ids of services that are not wanted, but whose map entries all stay as they are: see
+    /// [`Wanted::holds`].
     pub held: BTreeSet<u32>,
     /// Backends that are no longer declared, and drain.
     pub leaving: Vec<Leaving>,
-    /// When the next drain of each service ends, whether or not its flows have; CLOCK_BOOTTIME, by
-    /// the id of the service.
+    /// The next deadline of each service, by its id; CLOCK_BOOTTIME. A deadline ends a drain, or
+    /// the time after a drain in which the remaining flows are reset or dropped.
     pub ends: BTreeMap<u32, u64>,
-    /// Services without room. Planning goes on without them, to find the others; such a plan is not
-    /// carried out.
+    /// Services for which the maps have no room. Planning goes on without them, to find all such
+    /// services; a plan with misfits is not carried out.
     pub misfits: BTreeMap<ServiceName, Misfit>,
 }
 
@@ -45,7 +46,8 @@ impl Plan {
         services.iter().filter_map(|service| Some((id(service)?, &**service))).collect()
     }
 
-    /// Holds all that `programmed` has for services that are not wanted.
+    /// Marks every programmed service that is not wanted as held, and keeps the entries of its
+    /// VIPs.
     pub fn hold(&mut self, programmed: &Image) {
         let wanted: BTreeSet<u32> = self.services.values().copied().collect();
         let services = programmed.services.values().map(|service| service.id);
@@ -72,7 +74,7 @@ impl Plan {
         if misfits.is_empty() { Ok(()) } else { Err(PlanError { misfits, common: None }) }
     }
 
-    /// Notes that something of a service ends at `at_ns`.
+    /// Notes that a deadline of a service is at `at_ns`; the earliest one is kept.
     pub fn ends(&mut self, service: u32, at_ns: u64) {
         let next = self.ends.entry(service).or_insert(at_ns);
         *next = at_ns.min(*next);
@@ -94,11 +96,11 @@ pub struct Leaving {
 pub struct PlanError {
     /// The services without room, and why. One may fit once others are left out.
     pub misfits: BTreeMap<ServiceName, Misfit>,
-    /// What is missing for all services together.
+    /// The misfit that concerns all services together.
     pub common: Option<Misfit>,
 }
 
-/// For what there is no room.
+/// What there is no room for in the maps.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum Misfit {
     #[error("no room for the ring of service {service} ({len} slots): {full}; that takes a restart of the agent")]
@@ -119,7 +121,7 @@ pub enum Misfit {
 }
 
 impl Misfit {
-    /// The service for which there is no room; `None` if it is not one service's alone.
+    /// The service for which there is no room; `None` if no single service is the cause.
     pub const fn service(&self) -> Option<&ServiceName> {
         match self {
             Misfit::Rings { service, .. } | Misfit::Stats { service, .. } => Some(service),
@@ -141,7 +143,7 @@ impl From<Misfit> for PlanError {
 impl std::error::Error for PlanError {}
 
 impl fmt::Display for PlanError {
-    /// The first misfit, and how many there are besides.
+    /// The first misfit, and the number of the others.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let mut all = self.misfits.values().chain(&self.common);
         if let Some(first) = all.next() {

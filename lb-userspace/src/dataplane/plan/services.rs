@@ -35,7 +35,7 @@ use crate::{
 /// such VIPs.
 const REJECTING: u32 = 1;
 
-/// Where rings and counters may go.
+/// The places in the maps that rings and counters may get.
 pub struct Room {
     ranges: Ranges,
     kept: BTreeMap<(u32, Family), u32>,
@@ -43,7 +43,7 @@ pub struct Room {
 }
 
 impl Room {
-    /// All that no service uses, besides what each service uses itself.
+    /// All free places, and for each service the places that it already has.
     pub fn of(
         services: &[Arc<WantedService>],
         programmed: &Image,
@@ -59,7 +59,8 @@ impl Room {
         }
     }
 
-    /// What each service uses itself, and nothing else; `None` if a service needs more.
+    /// Only the places that each service already has; `None` if a service needs a new range for a
+    /// ring.
     pub fn kept(services: &[Arc<WantedService>], programmed: &Image, plan: &Plan, limits: &Limits) -> Option<Self> {
         let kept = kept_ranges(services, programmed, plan, limits);
         let rings: usize = services.iter().map(|service| service.rings.len()).sum();
@@ -136,9 +137,9 @@ struct ServicePlaces {
     stats: Vec<(SocketAddr, u32)>,
 }
 
-impl ServicePlaces {
-    /// The service's present places, or free ones. A service for which there is no room gives back
-    /// what it got.
+impl Places {
+    /// The service's present places, and free ones where it has none. If there is no room for all,
+    /// those that were allocated are given back.
     fn of(
         service: &WantedService,
         id: u32,
@@ -189,8 +190,8 @@ impl ServicePlaces {
     }
 }
 
-/// Plans the entries of VIPs that are no longer wanted, each with its entry and since when that is
-/// so; returns the writes of the slots.
+/// Plans the entries of VIPs that are no longer wanted; returns the writes of the slots. `leaving`
+/// has each VIP, its programmed entry, and since when it has not been wanted.
 pub fn plan_leaving(
     leaving: Vec<(SocketAddr, Service, u64)>,
     inputs: &Inputs<'_>,
@@ -294,7 +295,7 @@ impl RingChange {
         match self {
             RingChange::AtOnce => Slot::settled(owner),
             RingChange::Begins => Slot::new(owner, owner, before.flags() | Slot::TRACKED),
-            // Most slots, and the quickest answer.
+            // The fast path: most slots do not change.
             RingChange::Transition(_) if before == Slot::settled(owner) => before,
             RingChange::Transition(keep) => {
                 let slot = before.changed(owner);
@@ -315,8 +316,8 @@ impl RingChange {
     }
 }
 
-/// What each ring was decided from. The writes of the last plan have been applied, so a ring that
-/// is decided from the same again has no slot to write.
+/// The inputs from which the slots of each ring were decided last. The writes of the last plan have
+/// been applied, so a ring with the same inputs has no slot to write.
 #[derive(Clone, Default, Debug)]
 pub struct Memo {
     rings: BTreeMap<(u32, Family), Decided>,
@@ -356,7 +357,7 @@ impl Decided {
         self.ring.owners(is_eligible).map(index)
     }
 
-    /// The slots that are not as they should be: position, value, and what it should be.
+    /// The slots that differ from the decision: position, present value, wanted value.
     fn differences(&self, slots: &dyn Slots) -> impl Iterator<Item = (u32, Slot, Slot)> {
         let before = slots.range(self.offset, self.len());
         let next = (self.offset..).zip(before.into_iter().zip(self.owners()));
@@ -399,8 +400,8 @@ impl Memo {
         self.rings.clear();
     }
 
-    /// The ranges of `programmed` whose slots may name any index. The others name backends that
-    /// have an entry.
+    /// The ranges of `programmed` whose slots may name any index. The slots of all other ranges
+    /// name only backends that have an entry.
     pub(super) fn unknown(&self, programmed: &Image) -> BTreeSet<(u32, u32)> {
         let mut ranges = programmed.ranges();
         for decided in self.rings.values() {
@@ -414,9 +415,8 @@ impl Memo {
         self.rings.values().map(|decided| decided.len() as usize).sum()
     }
 
-    /// Compares the next rings with their slots, `budget` slots or a little more at most, and
-    /// forgets the rings that differ, so that the next plan puts them right. Returns how many slots
-    /// have a wrong owner.
+    /// Compares the next rings with their slots, and stops after the ring with which `budget` slots
+    /// are reached. Forgets the rings that differ, so that the next plan corrects them.
     pub fn audit(&mut self, slots: &dyn Slots, budget: usize) -> Audit {
         let mut audit = Audit::default();
         let mut seen = 0;
@@ -450,9 +450,9 @@ impl Memo {
 /// What an audit of slots has found.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Audit {
-    /// Slots whose owner is another one than was decided.
+    /// Slots whose owner differs from the decided one.
     pub wrong_owners: usize,
-    /// Rings with a slot that is not as it should be.
+    /// Rings of which some slot differs from the decision.
     pub rings: usize,
 }
 
@@ -493,8 +493,8 @@ fn kept_ranges(
             }
         }
     }
-    // In the order of their offsets, a range is alone if it begins after all before it, and ends
-    // before the next one.
+    // Sorted by offset, a range shares no slot with another if it begins where or after all earlier
+    // ranges end, and ends where or before the next one begins.
     let mut sorted: Vec<((u32, u32), (u32, Family))> = kept.into_iter().map(|(one, range)| (range, one)).collect();
     sorted.sort_unstable();
     let mut alone = BTreeMap::new();
@@ -525,8 +525,8 @@ fn is_whole(service: &Service, limits: &Limits) -> bool {
     service.ring_offset.checked_add(service.ring_len).is_some_and(|end| end <= limits.ring_slots)
 }
 
-/// The programmed VIPs that are no longer wanted but let their flows end, and since when. New
-/// connections to them are reset.
+/// The programmed VIPs that are no longer wanted, but whose old flows go on; each with its entry,
+/// and since when it has not been wanted. New connections to them are reset.
 pub fn leaving(
     services: &[Arc<WantedService>],
     programmed: &Image,
@@ -553,7 +553,7 @@ pub fn leaving(
         };
         let until_ns = match by_id.get(&before.id) {
             Some(service) => Some(since_ns.saturating_add(nanoseconds(service.drain_timeout))),
-            // The service is gone too: as long as its backends drain.
+            // The service is gone too: its VIPs stay as long as its backends drain.
             None => last_backends.get(&before.id).copied(),
         };
         let has_no_flow =
@@ -566,7 +566,7 @@ pub fn leaving(
     leaving
 }
 
-/// Assigns counters: a VIP keeps the one it has, or gets a free one.
+/// Assigns counters: a VIP keeps the counter that it has, or gets a free one.
 struct Stats {
     numbers: Numbers,
     /// The number of entries of `SERVICE_STATS`.

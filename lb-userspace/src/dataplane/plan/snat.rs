@@ -1,5 +1,5 @@
-//! Places the addresses of each backend in `SNAT_ADDRESSES`: in one contiguous run, which backends
-//! with the same addresses share.
+//! Places the SNAT addresses of each backend in `SNAT_ADDRESSES`: in one contiguous run, which
+//! backends with the same addresses share.
 
 use std::{collections::BTreeSet, net::IpAddr};
 
@@ -9,8 +9,8 @@ use crate::dataplane::image::Image;
 
 pub struct Blocks {
     before: Vec<Option<IpAddr>>,
-    /// Indexes that programmed entries name, wanted or not. They must not be overwritten before
-    /// those entries have been.
+    /// Indexes that programmed backend entries name, wanted or not. They must not be overwritten
+    /// before the backend entries have been.
     named: BTreeSet<usize>,
     after: Vec<Option<IpAddr>>,
 }
@@ -21,7 +21,7 @@ impl Blocks {
         Self { before: programmed.snat_addresses.clone(), named, after: vec![None; MAX_SNAT_ADDRESSES as usize] }
     }
 
-    /// Like [`Blocks::of`], for services beside others whose addresses stay.
+    /// Like [`Blocks::of`], but all programmed addresses stay: for a plan of some services only.
     pub fn beside(programmed: &Image) -> Self {
         let blocks = Self::of(programmed);
         let mut after = programmed.snat_addresses.clone();

@@ -26,11 +26,11 @@ pub struct Wanted {
     pub limits: Limits,
     /// Sorted by name, unique.
     pub services: Vec<Arc<WantedService>>,
-    /// Some source has not listed all its services yet, so entries in the maps of services that are
-    /// not in this list stay as they are.
+    /// Some source has not listed all its services yet. Until all sources have, the map entries of
+    /// services that are not in `services` stay as they are.
     pub holds: bool,
     pub node_addresses: BTreeSet<IpAddr>,
-    /// Prefixes that may send encapsulated packets to those addresses.
+    /// Prefixes that may send encapsulated packets to `node_addresses`.
     pub peers: BTreeSet<IpNet>,
     pub ways_out: BTreeMap<u32, u32>,
     /// When anything but health last changed in the wanted state; CLOCK_BOOTTIME.
@@ -56,11 +56,11 @@ pub struct WantedService {
     pub drain_timeout: Duration,
     pub settle_time: Duration,
     pub on_dead: OnDead,
-    /// One for each family of its VIPs.
+    /// One ring for each address family of the VIPs.
     pub rings: BTreeMap<Family, Arc<Ring>>,
     /// Sorted by address, unique.
     pub backends: Vec<WantedBackend>,
-    /// Backends that it had and that are no more: they have no flows to keep.
+    /// Former backends whose flows end at once; other backends that were removed drain.
     pub gone: BTreeSet<SocketAddr>,
 }
 
