@@ -16,8 +16,9 @@ pub struct SettleCensus {
     pub rings: BTreeMap<u32, SlotCounts>,
     /// How full the tables are.
     pub tables: Vec<TableFill>,
-    /// Slots that settled since the previous pass, and slots that became free of exceptions.
+    /// Slots whose transition this pass has ended; exceptions may be left.
     pub settled: u64,
+    /// Slots from which this pass has removed the last exceptions and flags.
     pub collected: u64,
     /// Exception entries removed.
     pub removed: u64,

@@ -34,7 +34,8 @@ use crate::dataplane::{
 pub enum Former {
     /// The slot's previous owners.
     These(Vec<u32>),
-    /// The slot was settling when another agent ended: any backend but the current owner.
+    /// The previous owners are not known, because the slot was settling when another agent ended:
+    /// any backend but the current owner.
     Anybody,
 }
 

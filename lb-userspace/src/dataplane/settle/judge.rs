@@ -67,7 +67,7 @@ pub fn is_idle(kind: ExceptionKind, entry: &Exception, now_ns: u64, timeouts: &N
     now_ns.saturating_sub(entry.last_seen_ns) > granted
 }
 
-/// An entry that belongs to no VIP of the pass is removed after this time.
+/// An entry that belongs to no VIP of the pass is removed once it has been idle for this long.
 const STRAY_NS: u64 = 5_000_000_000;
 
 /// Why an entry can be removed.

@@ -1,6 +1,6 @@
 //! One settle-and-collect pass, in steps. Some steps need a grace period between them, after which
-//! no program still acts on what it read earlier. docs/architecture.md says what each step leaves
-//! to the programs that run at the same time.
+//! no program still acts on what it read earlier. docs/architecture.md says why each step is safe
+//! while the programs run.
 
 use std::{
     collections::{BTreeSet, HashMap, HashSet},
@@ -109,7 +109,7 @@ impl Settler {
         Ok(self.settling.len())
     }
 
-    /// Begins to settle those of the due slots whose flows fit.
+    /// Begins to settle those of the due slots whose flows fit into ESTABLISHED.
     fn settle(
         &mut self,
         scope: &SettleScope,
@@ -149,8 +149,8 @@ impl Settler {
         Ok(())
     }
 
-    /// Step 2, after a grace period: copies the SEEN entries of those slots to ESTABLISHED, after
-    /// which the program no longer looks in SEEN for them.
+    /// Step 2, after a grace period: copies the SEEN entries of the settling slots to ESTABLISHED,
+    /// after which the program no longer looks in SEEN for them.
     pub fn keep(&mut self, scope: &SettleScope, now_ns: u64) -> Result<(), MapsError> {
         let shared = PassInputs { rings: &self.rings, backends: &self.backends, scope, now_ns };
         let mut refused = Vec::new();
