@@ -151,8 +151,8 @@ impl Migration {
     }
 
     /// Fills the new maps, switches the hooks to the programs of `ebpf`, which use the new maps,
-    /// and ends the old maps. After an error, either nothing has changed or the next start finishes
-    /// the migration.
+    /// and replaces the pins of the old maps. After an error, either nothing has changed or the
+    /// next start finishes the migration.
     pub fn run(&mut self, ebpf: &mut Ebpf) -> Result<(), MigrateError> {
         if self.plan.changes_nothing() && !self.resumes {
             return self.settle();

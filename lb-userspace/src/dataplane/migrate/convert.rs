@@ -43,7 +43,7 @@ pub enum EntryPart {
     Value,
 }
 
-/// Two layouts that cannot be converted into each other.
+/// Why entries of the old layout cannot be converted to the new one.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 #[error("{}: {why}", if .path.is_empty() { "the entry" } else { .path })]
 pub struct Impossible {

@@ -1,5 +1,5 @@
-//! Moves one map to its new layout: a full copy, further copies up to the switch, and a last one of
-//! what the old program wrote until then.
+//! Moves one map to its new layout: a full copy, updates of it up to the switch, and a last update
+//! with the old program's writes until then.
 
 mod converter;
 mod copied;
@@ -43,9 +43,10 @@ pub enum CopyError {
 /// The result of [`Pair::finish`].
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct Brought {
-    /// Entries that the old program had written since the last copy.
+    /// Entries that the old program had written or removed since the last copy, and that were
+    /// brought over.
     pub entries: usize,
-    /// Those of these entries whose contents have no place in the new layout.
+    /// Entries that were not brought over, because a value does not fit into the new layout.
     pub lost: usize,
 }
 
@@ -177,7 +178,7 @@ fn raise(limit: &Option<Limit>) -> String {
     limit.map_or_else(String::new, |limit| format!(" ({} in the configuration)", limit.key()))
 }
 
-/// The entries that are not left behind, for a visitor that can fail.
+/// Calls `visit` for each entry that is not left behind, until `visit` fails.
 fn each(
     map: &Bytes<'_>,
     way: &Way,

@@ -1,5 +1,6 @@
-//! How far the pinned arrays are in use whose indexes the agent assigns: what lies beyond is left
-//! from backends, rings and VIPs that are gone, and need not fit into a smaller array.
+//! How many entries are in use in each pinned array whose indexes the agent assigns. Later entries
+//! are left over from backends, rings and VIPs that are gone, and need not fit into a smaller
+//! array.
 
 use std::path::Path;
 
@@ -16,8 +17,8 @@ use crate::{
     model::{MAX_RING_SIZE, limits::IndexOf},
 };
 
-/// The first indexes beyond all that are in use; `None` where the layouts of another build don't
-/// tell.
+/// For each kind of index, the first one after all that are in use; `None` if it cannot be read
+/// from the layouts of another build.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub struct Extent {
     slots: Option<u32>,
@@ -53,7 +54,8 @@ impl Extent {
         })
     }
 
-    /// How many entries of an array with such an index are in use; `None` if that is not known.
+    /// How many entries of an array with this kind of index are in use; `None` if that is not
+    /// known.
     pub fn entries(&self, index: IndexOf) -> Option<u32> {
         match index {
             IndexOf::Slot => self.slots,
@@ -64,8 +66,8 @@ impl Extent {
     }
 }
 
-/// The largest result of `beyond` over all entries of a map, which gets the `members` of the
-/// entry's value and the entry's key as a number; `None` if the values have no such members.
+/// Calls `beyond` for each entry of a map, with the `members` of its value and with its key, as
+/// numbers; returns the largest result. `None` if the values have no such members.
 fn beyond_entries(
     pin_dir: &Path,
     name: &'static str,

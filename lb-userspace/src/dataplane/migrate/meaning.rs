@@ -3,9 +3,9 @@
 
 use lb_common::settings::LAYOUT;
 
-/// Whether this build understands what a build of layout `from` has written. A change of meaning
-/// that it does not understand gets its own step here: the two numbers identify it, and it runs on
-/// the new maps once they are copied.
+/// Whether this build understands what a build of layout `from` has written. Entries are only
+/// copied: a change of meaning that needs a conversion would also need a step, not written yet,
+/// that runs on the new maps after the copy.
 pub const fn is_understood(from: u32) -> bool {
     match (from, LAYOUT) {
         // Nothing has been written yet.

@@ -57,8 +57,8 @@ impl Merge {
         cpus.for_each(|((base, old), new)| self.apply(base, old, new));
     }
 
-    /// Merges into `new`, the new program's value, the old program's changes from `base`, the value
-    /// as copied, to `old`. All three are in the new layout.
+    /// Merges into `new`, the new program's value, what the old program has changed since the copy:
+    /// the difference between `base`, the copied value, and `old`. All three are in the new layout.
     pub fn apply(&self, base: &[u8], old: &[u8], new: &mut [u8]) {
         for (place, rule) in &self.numbers {
             let number = |bytes: &[u8]| number(&bytes[place.clone()]);

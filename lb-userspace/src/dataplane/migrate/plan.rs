@@ -57,11 +57,11 @@ pub struct MapChange {
     pub content: Content,
     /// The new number of entries, if there are fewer than before.
     pub shrinks_to: Option<u32>,
-    /// For the log.
+    /// What changes, for the log.
     pub what: String,
 }
 
-/// What a map holds, which decides who writes it during the handover.
+/// What a map holds, which decides when it is copied during the handover.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Content {
     /// Written by the agent only: one copy is enough.
@@ -172,9 +172,9 @@ impl MigrationPlan {
         Ok(plan)
     }
 
-    /// Lets arrays that get smaller leave behind what nothing uses; fails if what is in use does
-    /// not fit. The slots that no service uses are always left behind: most are not used, and
-    /// reading them would make the handover longer.
+    /// Limits the copy of arrays that get smaller to the entries that still fit; fails if an entry
+    /// in use does not. The slots beyond the last ring in use are not copied either: most slots are
+    /// unused, and reading them would make the handover longer.
     fn leave_unused(&mut self, pin_dir: &Path) -> Result<(), MigrationPlanError> {
         let is_of_slots = |name| LimitedMap::named(name).is_some_and(|map| map.limit == Limit::RingSlots);
         if self.changes.iter().all(|change| change.shrinks_to.is_none() && !is_of_slots(change.name)) {
@@ -237,7 +237,7 @@ fn check_meaning(settings: MapData, value: &Type) -> Result<bool, MigrationPlanE
     }
 }
 
-/// A map as it is, or as it should be.
+/// A map as it is pinned, or as this build defines it.
 struct Described {
     map_type: u32,
     key: u32,
@@ -322,8 +322,8 @@ fn layout(types: &MapTypes) -> Result<Layout, BtfError> {
     Ok(Layout { key: btf.layout(types.key)?, value: btf.layout(types.value)? })
 }
 
-/// How `old` becomes `new`; `None` if the map is taken over as it is. A map that is
-/// `meant_otherwise` never is.
+/// How `old` becomes `new`; `None` if the map is taken over as it is, which a map that is
+/// `meant_otherwise` (its entries have another meaning) never is.
 fn change(
     name: &'static str,
     old: &Described,

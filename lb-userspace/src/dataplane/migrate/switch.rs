@@ -84,8 +84,8 @@ impl SwitchedHooks {
             }
         }
         for pin in &self.filters {
-            // With filters there are no links that could still fail. A filter that fails is tried
-            // again at the next sync of the hooks.
+            // All links are switched by now, and stay so. A filter that fails is tried again at the
+            // next sync of the hooks.
             if let Err(error) = switch_filter(*pin, ebpf, &self.pin_dir) {
                 tracing::error!(ifindex = pin.ifindex, hook = pin.kind.hook(), %error, "the filter keeps the old \
                     program for now");

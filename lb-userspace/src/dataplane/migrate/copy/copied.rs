@@ -94,7 +94,8 @@ impl Copied {
         }
     }
 
-    /// Whether a map of `max_entries` has room for this entry after those copied before.
+    /// Whether a map of `max_entries` has room for all copied entries; `key` is the one inserted
+    /// last.
     pub fn fits(&self, key: &[u8], max_entries: u32) -> bool {
         match &self.places {
             CopiedPlaces::Array(_) => index(key).is_some_and(|index| index < max_entries as usize),
