@@ -110,8 +110,8 @@ impl<'a> Bytes<'a> {
         }
     }
 
-    /// Removes an entry of a hash map (Linux 5.14) and stores it in `value`; returns false if there
-    /// is none.
+    /// Removes an entry of a hash map (Linux 5.14) and stores its value in `value`; returns false
+    /// if there is none.
     pub fn take(&self, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
         assert_eq!((key.len(), value.len()), (self.key, self.value));
         match self.element(BPF_MAP_LOOKUP_AND_DELETE_ELEM, key, value.as_mut_ptr() as u64, 0) {
@@ -143,7 +143,8 @@ impl<'a> Bytes<'a> {
             elem_flags: 0,
             flags: 0,
         };
-        // SAFETY: the kernel reads `count` keys and values, which was checked to be what there is.
+        // SAFETY: the kernel reads `count` keys and values; the assertion checked that there are as
+        // many.
         unsafe { bpf(BPF_MAP_UPDATE_BATCH, &mut attr) }.map(drop)
     }
 
@@ -174,7 +175,7 @@ impl<'a> Bytes<'a> {
                 flags: 0,
             };
             // SAFETY: the kernel writes at most `count` keys and values, for which there is room,
-            // and a position takes a key.
+            // and a position has room for a key.
             let result = unsafe { bpf(BPF_MAP_LOOKUP_BATCH, &mut attr) };
             let last = match result {
                 Ok(_) => false,

@@ -27,7 +27,7 @@ pub struct MapTypes {
     pub value: u32,
 }
 
-/// The types that the map was made with; `None` if it was made without. EPERM without
+/// The BTF types of the map; `None` if it was made without BTF. Fails with EPERM without
 /// CAP_SYS_ADMIN.
 pub fn map_types(map: &MapData) -> io::Result<Option<MapTypes>> {
     // SAFETY: integers only.
@@ -40,7 +40,7 @@ pub fn map_types(map: &MapData) -> io::Result<Option<MapTypes>> {
     let mut attr = [info.btf_id, 0, 0, 0];
     // SAFETY: integers only.
     let fd = unsafe { bpf(BPF_BTF_GET_FD_BY_ID, &mut attr) }?;
-    // SAFETY: the kernel has just made it for us.
+    // SAFETY: the kernel has just opened this descriptor for us.
     let fd = unsafe { OwnedFd::from_raw_fd(fd) };
     let mut btf = Vec::new();
     loop {
@@ -59,8 +59,8 @@ pub fn map_types(map: &MapData) -> io::Result<Option<MapTypes>> {
 }
 
 /// # Safety
-/// `T` must be the info of objects of this kind, of integers only, and its pointers must point at
-/// what they promise.
+/// `T` must be the kernel's info structure for this kind of object, made of integers only; its
+/// pointers must point to buffers of the sizes that it states.
 unsafe fn object_info<T>(fd: i32, info: &mut T) -> io::Result<()> {
     #[repr(C)]
     struct InfoAttr {
@@ -85,7 +85,7 @@ pub fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
     let mut attr = PathAttr { path: path.as_ptr() as u64, fd: 0, flags: 0 };
     // SAFETY: the path ends with a zero byte and outlives the call.
     let fd = unsafe { bpf(BPF_OBJ_GET, &mut attr) }?;
-    // SAFETY: the kernel has just made it for us.
+    // SAFETY: the kernel has just opened this descriptor for us.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
