@@ -255,7 +255,7 @@ impl Hooks {
         Ok(())
     }
 
-    /// Detaches hooks on interfaces that an earlier configuration had included.
+    /// Releases the hooks on all interfaces that are not in `wanted`.
     fn release_others(&mut self, wanted: &[&Interface]) {
         let wanted: BTreeSet<u32> = wanted.iter().map(|interface| interface.index).collect();
         let pins = match Pin::list(&self.pin_dir) {

@@ -40,11 +40,12 @@ pub struct FlowCensus {
     pub flows: BTreeMap<u32, FlowCounts>,
     /// The indexes of backends that some entry still names.
     pub named: BTreeSet<u32>,
-    /// Those of them with an entry that is not just waiting for stragglers of a closed connection.
+    /// The indexes in `named` with an entry that does more than wait for late packets of a closed
+    /// connection.
     pub busy: BTreeSet<u32>,
     /// The same for VIPs, by the index of their counters.
     pub busy_vips: BTreeSet<u32>,
-    /// Flows of each VIP, by the index of its counters; "open" counts established flows.
+    /// Flows of each VIP, by the index of its counters.
     pub vips: BTreeMap<u32, FlowCounts>,
     /// The addresses under which backends see clients.
     pub sources: BTreeSet<IpAddr>,
@@ -54,7 +55,7 @@ pub struct FlowCensus {
     pub removed: u64,
 }
 
-/// Flows of one backend that are alive.
+/// The live flows of a backend or a VIP, by state.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
 pub struct FlowCounts {
     pub half_open: u64,
