@@ -15,7 +15,8 @@ use crate::model::{
 pub struct Ranges {
     /// Lengths, by offset.
     taken: BTreeMap<u32, u32>,
-    /// Where the search for a free range begins, by its length: there is none before that.
+    /// Where the search for a free range begins, by the length of the range: none of that length is
+    /// free before this offset.
     from: BTreeMap<u32, u32>,
     /// The number of slots of the arena.
     slots: u32,
@@ -48,15 +49,15 @@ impl Ranges {
         self.taken.remove(&offset);
     }
 
-    /// No room for any range.
+    /// An arena without room for any range.
     pub fn none() -> Self {
         Self { taken: BTreeMap::new(), from: BTreeMap::new(), slots: 0 }
     }
 
-    /// Takes the first free range of length `len`; the error says with how many slots there would
-    /// be one.
+    /// Takes the first free range of length `len`; the error says how many slots the arena would
+    /// need.
     pub fn allocate(&mut self, len: u32) -> Result<u32, Exceeded> {
-        // Ranges that begin before the last one of this length end before it, too.
+        // All ranges that begin before the last range of this length also end before it.
         let mut free = self.from.get(&len).copied().unwrap_or_default();
         for (offset, taken) in self.taken.range(free..) {
             if offset.checked_sub(free).is_some_and(|gap| gap >= len) {
@@ -85,7 +86,8 @@ pub struct Numbers {
     next: u32,
     first: u32,
     end: u32,
-    /// The limit from which `end` follows, and how many numbers it has for each that it allows.
+    /// The limit from which `end` follows, and how many numbers there are for each object that the
+    /// limit allows.
     limit: (Limit, u32),
 }
 
@@ -123,7 +125,7 @@ impl Numbers {
         Self { taken, next: REJECT + 1, first: REJECT + 1, end, limit: (Limit::Backends, 1) }
     }
 
-    /// No number at all.
+    /// No numbers to assign.
     pub fn none() -> Self {
         Self { taken: BTreeSet::new(), next: 0, first: 0, end: 0, limit: (Limit::Services, 2) }
     }
@@ -133,12 +135,12 @@ impl Numbers {
         self.next
     }
 
-    /// Gives back what was taken since the mark; without one, everything.
+    /// Gives back the numbers taken since the mark; without a mark, all.
     pub fn back_to(&mut self, mark: Option<u32>) {
         self.next = mark.unwrap_or(self.first);
     }
 
-    /// Takes the next free number; the error says how many would have to be allowed.
+    /// Takes the next free number; the error says how high the limit would have to be.
     pub fn allocate(&mut self) -> Result<u32, Exceeded> {
         let number = (self.next..u32::MAX).find(|number| !self.taken.contains(number)).unwrap_or(u32::MAX);
         if number >= self.end {

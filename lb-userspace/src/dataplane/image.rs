@@ -16,7 +16,7 @@ use crate::model::MAX_RING_SIZE;
 pub struct Image {
     /// `None` before the first write.
     pub settings: Option<Settings>,
-    /// `lb_common::service::address` bits.
+    /// The `lb_common::service::address` bits of each address.
     pub addresses: BTreeMap<IpAddr, u32>,
     /// By VIP and port.
     pub services: BTreeMap<SocketAddr, Service>,
@@ -26,7 +26,7 @@ pub struct Image {
     pub snat_addresses: Vec<Option<IpAddr>>,
     /// Prefixes whose addresses may send encapsulated packets.
     pub peers: BTreeSet<IpNet>,
-    /// The interfaces to which XDP may redirect, by index.
+    /// By interface index: the `WAY_OUT_*` bits, which say how XDP may send through the interface.
     pub ways_out: BTreeMap<u32, u32>,
 }
 
@@ -47,7 +47,7 @@ pub trait Slots {
 }
 
 /// One write. Writes must be applied in the order in which reconcile gives them. Large values are
-/// boxed, because most writes of a large plan are of slots.
+/// boxed, because most writes of a large plan are of slots, which are small.
 #[derive(Clone, PartialEq, Debug)]
 pub enum Write {
     Settings(Box<Settings>),

@@ -105,7 +105,7 @@ impl Maps {
         &self.rings
     }
 
-    /// The same, for readers that outlive a borrow of this value.
+    /// The slots, for readers that outlive a borrow of `Maps`.
     pub fn shared_slots(&self) -> Arc<Rings> {
         self.rings.clone()
     }
@@ -166,8 +166,8 @@ impl Maps {
                 self.let_services_be_looked_up()
             }
             Write::Address { address, bits } => {
-                // The filter before the address itself: the programs never look up an address that
-                // is not in the filter.
+                // Write the filter before the address itself: the programs never look up an address
+                // that the filter stops.
                 self.let_through(address)?;
                 match address {
                     IpAddr::V4(v4) => {
@@ -262,8 +262,8 @@ impl Maps {
         Ok(())
     }
 
-    /// Makes the programs' shortcuts match the maps, of which `image` was just read and which
-    /// others may have changed: the address filter, and the cached services.
+    /// Makes the programs' shortcuts (the address filter and the cached services) match the maps,
+    /// which others may have changed. `image` must have just been read from the maps.
     pub fn fit_shortcuts(&mut self, image: &Image) -> Result<(), MapsError> {
         self.let_services_be_looked_up()?;
         for (word, wanted) in self.wrong_filter_words(image)? {
@@ -272,8 +272,8 @@ impl Maps {
         Ok(())
     }
 
-    /// The words of the address filter that do not fit the addresses of `image`: index, and what
-    /// each should be.
+    /// The words of the address filter that do not fit the addresses of `image`: index and wanted
+    /// value.
     pub fn wrong_filter_words(&self, image: &Image) -> Result<Vec<(u32, u64)>, MapsError> {
         let mut wanted = vec![u64::MAX; self.address_filter.len() as usize];
         let shift = filter::shift(self.address_filter.len());

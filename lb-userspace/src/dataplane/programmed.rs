@@ -1,5 +1,5 @@
 //! What the maps hold, as the owner of the maps wrote it last: a part for each service, and what
-//! belongs to no single service. Parts are shared, so that a copy for readers takes a moment.
+//! belongs to no single service. Parts are shared, so that a copy for readers is cheap.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -35,15 +35,15 @@ pub struct Part {
     pub id: u32,
     /// The name that the service has, or had while it was wanted.
     pub name: ServiceName,
-    /// Its entries, by VIP and port.
+    /// The service's entries, by VIP and port.
     pub services: BTreeMap<SocketAddr, Service>,
-    /// Its backends' entries, by index.
+    /// The entries of its backends, by index.
     pub backends: BTreeMap<u32, Backend>,
-    /// The indexes of its wanted backends.
+    /// The indexes of its wanted backends, by address.
     pub indexes: BTreeMap<SocketAddr, u32>,
     /// Backends that are no longer declared, and drain.
     pub leaving: Vec<Leaving>,
-    /// When its next drain ends, whether or not the flows have; CLOCK_BOOTTIME.
+    /// The service's next deadline: see `Plan::ends`.
     pub next_ns: Option<u64>,
 }
 
@@ -150,7 +150,7 @@ impl Programmed {
         self.part(id).map_or_else(removed, |part| part.name.clone())
     }
 
-    /// Which backend it is that leaves.
+    /// The identity of a backend that leaves.
     pub fn id_of(&self, leaving: &Leaving) -> BackendId {
         BackendId { service: self.name(leaving.service), address: leaving.address }
     }
@@ -160,7 +160,8 @@ impl Programmed {
         self.parts().flat_map(|part| &part.leaving)
     }
 
-    /// Whether a VIP or an address is kept only for flows that some census may find to be over.
+    /// Whether a VIP or a SNAT address is kept only for old flows, so that it can go once a census
+    /// finds these flows over.
     pub fn keeps_for_flows(&self) -> bool {
         let common = &self.common;
         let used: BTreeSet<&IpAddr> = common.snat_addresses.iter().flatten().collect();
@@ -169,7 +170,7 @@ impl Programmed {
             || self.parts().any(|part| part.services.values().any(|service| service.draining_since_ns > 0))
     }
 
-    /// All of it as one image.
+    /// The whole state as one image.
     pub fn image(&self) -> Image {
         let Common { settings, addresses, snat_addresses, peers, ways_out, free } = &*self.common;
         let backends = self.parts().flat_map(|part| &part.backends).chain(free);

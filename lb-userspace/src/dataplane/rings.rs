@@ -21,7 +21,8 @@ pub struct Rings {
     /// The times of two slots in each word.
     times: Words,
     /// The times of slots that `times` has no room for, because no service needed it when the agent
-    /// started. They end with the agent: after its restart such a slot begins to count anew.
+    /// started. They are lost when the agent ends; after a restart, the time of such a slot starts
+    /// anew.
     unsaved: Mutex<HashMap<u32, u32>>,
 }
 
@@ -64,8 +65,8 @@ impl Rings {
         let _before = word.fetch_update(Ordering::AcqRel, Ordering::Relaxed, set);
     }
 
-    /// The word with the time of the slot at `at`, and the place of its lowest bit in it; `None` if
-    /// the map does not reach that far.
+    /// The word with the time of the slot at `at`, and the position of that time's lowest bit;
+    /// `None` if the map does not reach that far.
     fn half(&self, at: u32) -> Option<(&AtomicU64, u32)> {
         let word = self.times.as_slice().get(at as usize / 2)?;
         Some((word, at % 2 * u32::BITS))
@@ -110,7 +111,7 @@ impl Rings {
     }
 
     /// Replaces the slot at `at` if it still holds `from`, because the program may have set a flag
-    /// meanwhile. Otherwise the error is the slot's current value.
+    /// meanwhile. Otherwise the error is the slot's current value, or `from` beyond the arena.
     pub fn compare_exchange(&self, at: u32, from: Slot, to: Slot) -> Result<(), Slot> {
         let Some(word) = self.slots.as_slice().get(at as usize) else { return Err(from) };
         word.compare_exchange(from.0, to.0, Ordering::AcqRel, Ordering::Acquire).map(|_| ()).map_err(Slot)

@@ -15,8 +15,8 @@ use lb_common::{
 use super::maps::{MapsError, open};
 use crate::model::{FlowTables, FlowTablesInUse, NodeSettings};
 
-/// Entries of a table for half-open or seen flows that no service uses. The first service of its
-/// modes that is added at run time has to do with them until the agent starts again.
+/// Entries of a table for half-open or seen flows that no service uses. Services added at run time
+/// that do use the table must manage with this size until the agent restarts.
 pub const UNUSED_TABLE: u32 = 1 << 13;
 /// Words of `SLOT_TIMES` if no service uses them: 1,024 slots.
 const UNUSED_TIMES: u32 = 1 << 9;
@@ -29,7 +29,7 @@ pub struct MapSizes {
 }
 
 impl MapSizes {
-    /// For these settings, if the services are such that they use these flow tables.
+    /// The sizes for these settings, if the services use the flow tables `in_use`.
     pub fn of(node: &NodeSettings, in_use: FlowTablesInUse) -> Self {
         let FlowTables { established, half_open, seen } = node.flow_tables;
         let of_dsr = [
@@ -41,8 +41,8 @@ impl MapSizes {
             (map::SEEN_V6, seen),
         ];
         let mut sizes: Self = of_dsr.into_iter().chain(node.limits.map_sizes()).collect();
-        // The tables of established flows stay as large as they are: their entries take memory only
-        // once they are made.
+        // The tables of established flows keep their size: an entry takes memory only once it is
+        // made.
         if !in_use.dsr {
             sizes.leave_unused(map::SLOT_TIMES, UNUSED_TIMES);
             for name in [map::HALF_OPEN_V4, map::HALF_OPEN_V6, map::SEEN_V4, map::SEEN_V6] {
@@ -56,7 +56,7 @@ impl MapSizes {
         sizes
     }
 
-    /// Makes a map at most as large as `entries`; no service needs its contents.
+    /// Limits a map whose contents no service needs to `entries`.
     fn leave_unused(&mut self, name: &'static str, entries: u32) {
         let size = self.entries.entry(name).or_insert(entries);
         *size = (*size).min(entries);
@@ -83,8 +83,8 @@ impl FromIterator<(&'static str, u32)> for MapSizes {
     }
 }
 
-/// Which flow tables the services use that are pinned in `pin_dir`. Those of a build with another
-/// layout can't be read yet: then all.
+/// Which flow tables the services use that are pinned in `pin_dir`; all, if the pinned services
+/// cannot be read because another build's layout differs.
 pub fn pinned_in_use(pin_dir: &Path) -> FlowTablesInUse {
     let of_family = |name, read: fn(&Path, &'static str) -> Result<FlowTablesInUse, MapsError>| {
         if pin_dir.join(name).exists() {

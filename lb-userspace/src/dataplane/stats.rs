@@ -18,7 +18,8 @@ use super::{
     raw,
 };
 
-/// From this many entries on, a map is read whole in batches, and not entry by entry.
+/// If this many entries or more are wanted, the whole map is read in batches, and not entry by
+/// entry.
 const MANY: usize = 256;
 
 /// Has its own handles, so that counters can be read independently of the owner of the maps.
@@ -120,7 +121,7 @@ impl Sample {
         self.refusals.get(&Refusal { stats, reason: reason as u32 }).copied().unwrap_or(0)
     }
 
-    /// The same over all VIPs.
+    /// How many packets to all VIPs together were not forwarded for this reason.
     pub fn refused_in_all(&self, reason: Reason) -> u64 {
         let of_reason = self.refusals.iter().filter(|(key, _)| key.reason == reason as u32);
         of_reason.map(|(_, count)| count).sum()
