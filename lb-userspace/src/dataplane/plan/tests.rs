@@ -165,7 +165,7 @@ fn nothing_of_an_unknown_service_changes_while_services_are_held() {
     let rings =
         |fake: &Fake| of_other(&fake.image()).0.iter().map(|(_, service)| fake.ring(service)).collect::<Vec<_>>();
     let (slots, in_use) = (rings(&fake), FlowUse { scanned_at_ns: NOW + 900 * SECOND, ..FlowUse::default() });
-    // A new service with a backend in common, and one fewer of the known service.
+    // A new service shares a backend with `other`, and `web` has one backend fewer.
     let known = vec![web(&BOTH[..3]), service("new", &["192.0.2.30"], vec![up("10.2.0.21:80")], 31)];
     let held = Wanted { holds: true, ..wanted(known.clone()) };
     let plan = converge(&mut fake, &held, &in_use, NOW + 900 * SECOND, 2);
@@ -176,7 +176,8 @@ fn nothing_of_an_unknown_service_changes_while_services_are_held() {
         let vip = vip.parse().unwrap();
         assert_eq!(fake.image().addresses[&vip], before.addresses[&vip]);
     }
-    // Known again under its name, it goes on as it was; known to be gone, it goes.
+    // Once `other` is listed again, it goes on as it was. Once all sources have listed their
+    // services without it, it is removed.
     let names = [known.clone(), vec![other()]].concat();
     let plan = converge(&mut fake, &wanted(names), &in_use, NOW + 901 * SECOND, 1);
     assert_eq!(plan.services[&ServiceName::of_file("other")], of_other(&before).0[0].1.id);
@@ -475,7 +476,7 @@ fn restarted_agent_finds_health_and_drains_in_the_maps() {
     let of =
         |address: &str| health[&BackendId { service: ServiceName::of_file("web"), address: address.parse().unwrap() }];
     assert_eq!(of(BOTH[0]), (Health::Down, 5));
-    // It owned slots but had no verdict: it was not probed, and was assumed up.
+    // This backend owned slots but had no verdict: it was not probed, and was assumed up.
     assert_eq!(of(BOTH[1]), (Health::Up, 0));
     assert_eq!(of(BOTH[2]), (Health::Up, 5));
     // The drain continues from where it was: a later plan finds nothing to write, and ends it in
@@ -742,7 +743,7 @@ fn with_backends(service: &WantedService, backends: Vec<WantedBackend>) -> Wante
     WantedService { rings: service.rings.iter().map(ring).collect(), backends, ..service.clone() }
 }
 
-/// What a plan of some services leaves for the next plan of all.
+/// Whether a plan of some services leaves this write to the next plan of all services.
 fn is_left_to_the_whole(write: &Write) -> bool {
     matches!(
         write,
