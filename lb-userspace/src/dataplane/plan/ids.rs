@@ -80,7 +80,7 @@ pub fn assign(services: &[Arc<WantedService>], programmed: &Image, holds: bool) 
 }
 
 /// The numbers of VIPs and backends that a service and an id have in common; the service; the id.
-type Pair<'a> = (Reverse<(u32, usize)>, &'a ServiceName, u32);
+type BackendsInCommon<'a> = (Reverse<(u32, usize)>, &'a ServiceName, u32);
 
 struct Ids {
     by_name: BTreeMap<ServiceName, u32>,
@@ -90,7 +90,7 @@ struct Ids {
 impl Ids {
     /// Gives ids to services, beginning with the pair that has the most in common. Each service
     /// gets at most one id, and each id is given at most once.
-    fn give(&mut self, mut pairs: Vec<Pair<'_>>) {
+    fn give(&mut self, mut pairs: Vec<BackendsInCommon<'_>>) {
         pairs.sort_unstable();
         for (_, name, id) in pairs {
             if !self.by_name.contains_key(name) && self.given.insert(id) {

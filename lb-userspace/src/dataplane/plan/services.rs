@@ -137,7 +137,7 @@ struct ServicePlaces {
     stats: Vec<(SocketAddr, u32)>,
 }
 
-impl Places {
+impl ServicePlaces {
     /// The service's present places, and free ones where it has none. If there is no room for all,
     /// those that were allocated are given back.
     fn of(
