@@ -178,7 +178,7 @@ impl Hooks {
             interface = interface.name,
             from = mode.name(),
             to,
-            "XDP mode changes: packets pass the interface unseen for a moment"
+            "XDP mode changes: for a moment, packets bypass Weir"
         );
         remove_link(&path)?;
         attach_xdp(program, interface, wanted, &path).map(|mode| (mode, None)).or_else(|error| {
@@ -191,7 +191,7 @@ impl Hooks {
         if pinned == Pinned::Lost || had && pinned == Pinned::None {
             self.lost += 1;
             let interface = interface.name.as_str();
-            tracing::warn!(interface, hook, "a hook was lost: detached by someone, or the interface made anew");
+            tracing::warn!(interface, hook, "a hook was lost: somebody detached it, or the interface was recreated");
         }
     }
 

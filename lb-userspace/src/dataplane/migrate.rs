@@ -99,7 +99,7 @@ impl Migration {
             // The kernel can still tell the layouts and the maps in use, but asking needs
             // CAP_SYS_ADMIN.
             Err(error @ (RecordError::Damaged { .. } | RecordError::Read { .. })) => {
-                tracing::warn!(%error, "the record of layouts is made anew");
+                tracing::warn!(%error, "cannot use the record of layouts; a new one will be written");
                 Record::default()
             }
             Err(error) => return Err(MigrationPlanError::from(error).into()),
@@ -238,7 +238,7 @@ impl Migration {
         }
         finish(pairs, Content::Remembered);
         if let Err(error) = be_patient(false) {
-            tracing::error!(%error, "unknown packets are dropped and not reset until the settings are written");
+            tracing::error!(%error, "packets of unknown flows are dropped, not reset, until the settings are written");
         }
         let handover = begun.elapsed();
         finish(pairs, Content::Counted);
@@ -271,10 +271,14 @@ fn finish(pairs: &mut [(Content, Pair)], content: Content) {
         match pair.finish() {
             Ok(brought) if brought.lost == 0 => {}
             Ok(brought) => {
-                tracing::error!(map = pair.name, entries = brought.lost, "entries of the last moment do not fit");
+                tracing::error!(
+                    map = pair.name,
+                    entries = brought.lost,
+                    "last entries of the old program have no room"
+                );
             }
             Err(error) => {
-                tracing::error!(map = pair.name, %error, "what the old program wrote last is not brought over")
+                tracing::error!(map = pair.name, %error, "cannot copy the old program's last writes")
             }
         }
     }

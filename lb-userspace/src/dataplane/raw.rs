@@ -59,7 +59,7 @@ impl Drop for Words {
     fn drop(&mut self) {
         // SAFETY: exactly what `map` mapped, and slices of it borrow `self`.
         if let Err(error) = unsafe { munmap(self.start.cast(), self.len * size_of::<u64>()) } {
-            tracing::error!(%error, "cannot unmap the ring arena");
+            tracing::error!(%error, "cannot unmap the memory of a BPF array");
         }
     }
 }

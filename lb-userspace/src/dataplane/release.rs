@@ -69,7 +69,7 @@ impl Pin {
         match tc::qdisc_detach_program(interface, direction, self.kind.hook()) {
             Ok(()) => Ok(()),
             Err(tc::TcError::IoError(error)) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            Err(error) => Err(io::Error::other(format!("the TC filter on {interface} does not go: {error}"))),
+            Err(error) => Err(io::Error::other(format!("cannot detach the TC filter on {interface}: {error}"))),
         }
     }
 }

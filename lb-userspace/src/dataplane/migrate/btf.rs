@@ -5,13 +5,13 @@ use super::layout::{Member, Type};
 
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
 pub enum BtfError {
-    #[error("it has no BTF, so that nobody knows what it holds")]
+    #[error("it has no BTF, so the layout of its entries is unknown")]
     Missing,
     #[error("its BTF is cut short or damaged")]
     Damaged,
     #[error("its BTF has no type {0}")]
     NoType(u32),
-    #[error("{0}, which no migration knows")]
+    #[error("{0}: migration does not support this type")]
     Unknown(String),
 }
 
@@ -88,7 +88,10 @@ impl<'a> Btf<'a> {
             kind::INT => {
                 let encoding = self.word(at + 12)?;
                 if encoding >> 16 & 0xff != 0 || (encoding & 0xff) != size * 8 {
-                    return Err(BtfError::Unknown(format!("{} is an integer of odd bits", self.name(at)?)));
+                    return Err(BtfError::Unknown(format!(
+                        "{} is an integer whose bits do not fill its bytes",
+                        self.name(at)?
+                    )));
                 }
                 Ok(Type::Int { size: size as usize, signed: encoding >> 24 & 1 != 0 })
             }

@@ -53,7 +53,7 @@ pub struct Impossible {
 
 /// A number that does not fit into its new place.
 #[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
-#[error("{path} holds {value:#x}, which does not fit any more")]
+#[error("{path} holds {value:#x}, which does not fit into this build's layout")]
 pub struct Cut {
     pub path: String,
     pub value: u64,
@@ -108,7 +108,7 @@ fn add(
             if size == new_size && (signed == new_signed) {
                 steps.push(Step::Copy { from, to, len: *size });
             } else if *signed || *new_signed {
-                return impossible(format!("a signed number became another one ({old}, now {new})"));
+                return impossible(format!("a signed number changed its width or sign ({old}, now {new})"));
             } else if path.ends_with("_be") {
                 return impossible(format!("a number in network order became another width ({old}, now {new})"));
             } else if *size > 8 || *new_size > 8 {

@@ -114,7 +114,7 @@ pub fn differences(old: &Type, new: &Type) -> String {
         }
     }
     words.extend(before.keys().filter(|path| !after.contains_key(*path)).map(|path| format!("-{path}")));
-    if words.is_empty() { "another order".to_owned() } else { words.join(", ") }
+    if words.is_empty() { "the same members at other offsets".to_owned() } else { words.join(", ") }
 }
 
 /// Whether members of this name are filler: they are zero in every build.

@@ -250,7 +250,8 @@ struct Described {
 impl Described {
     fn by(object: &Object, btf: &[u8], name: &'static str, sizes: &MapSizes) -> Result<Self, MigrationPlanError> {
         let failed = |source| MigrationPlanError::Object { map: name, source };
-        let map = object.maps.get(name).ok_or_else(|| failed(BtfError::Unknown("it has none".to_owned())))?;
+        let map =
+            object.maps.get(name).ok_or_else(|| failed(BtfError::Unknown("the object has no such map".to_owned())))?;
         let layout = match map {
             aya_obj::Map::Btf(btf_map) => {
                 let (key, value) = (btf_map.def.btf_key_type_id, btf_map.def.btf_value_type_id);
@@ -376,7 +377,7 @@ fn change(
         what.push(format!("room for {} -> {}", old.entries, new.entries));
     }
     if (old.map_type, old.flags) != (new.map_type, new.flags) {
-        what.push("another kind of table".to_owned());
+        what.push("another map type or other flags".to_owned());
     }
     if meant_otherwise {
         what.push(format!("layout {LAYOUT}"));

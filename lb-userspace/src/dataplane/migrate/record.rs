@@ -103,14 +103,14 @@ fn read_bytes(path: &Path) -> Result<Vec<u8>, MapError> {
 }
 
 fn parse(text: &[u8]) -> Result<Record, String> {
-    let text = std::str::from_utf8(text).map_err(|_| "it holds no text".to_owned())?;
+    let text = std::str::from_utf8(text).map_err(|_| "it is not UTF-8 text".to_owned())?;
     let (line, json) = text.split_once('\n').ok_or("it has no heading")?;
     let (heading, expected) = line.rsplit_once(' ').ok_or("it has no heading")?;
     if heading != HEADING {
         return Err(format!("its heading is {heading:?}, and this build knows {HEADING:?}"));
     }
     if digest(json) != expected {
-        return Err("its digest does not fit".to_owned());
+        return Err("its digest does not match its contents".to_owned());
     }
     serde_json::from_str(json).map_err(|error| error.to_string())
 }

@@ -24,7 +24,7 @@ use crate::dataplane::{
 #[derive(Debug, thiserror::Error)]
 #[error(
     "cannot give {hook} of interface {ifindex} the new program: {source}{}",
-    if *.is_half_done { "; but other hooks keep theirs, and the next start does the rest" } else { "" }
+    if *.is_half_done { "; some hooks already run the new program, and the next start finishes the switch" } else { "" }
 )]
 pub struct SwitchError {
     hook: &'static str,
@@ -103,7 +103,7 @@ impl SwitchedHook {
         let maps = |program: u32| record.programs.get(&program);
         let switched = programs::pinned(pin_dir, name).and_then(|(id, program)| {
             if id != self.program && (maps(id).is_none() || maps(id) != maps(self.program)) {
-                return Err(io::Error::other("the one that is pinned uses other maps"));
+                return Err(io::Error::other("the pinned program uses other maps"));
             }
             self.link.update(program.as_fd())
         });
