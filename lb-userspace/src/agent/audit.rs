@@ -6,14 +6,14 @@ use std::{path::Path, sync::Arc, time::Duration};
 use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 
-use super::{passes::Passes, published::Published};
+use super::{
+    passes::{Pacing, Passes},
+    published::Published,
+};
 use crate::dataplane::maps::{Maps, MapsError};
 
-const PAUSE: Duration = Duration::from_secs(5);
-/// Pause this many times as long as the last comparison took, to cap CPU use at a third of a
-/// percent of a core.
-const PAUSES_PER_PASS: u32 = 300;
-const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// At most a third of a percent of a core, but every minute.
+const PACING: Pacing = Pacing { times: 300, shortest: Duration::from_secs(5), longest: Duration::from_secs(60) };
 /// The delay before a difference is checked again: if the owner was just writing, the difference is
 /// gone by then.
 const AGAIN: Duration = Duration::from_millis(500);
@@ -37,7 +37,7 @@ pub fn start(
 async fn run(auditor: Auditor, found: watch::Sender<u64>) {
     let ended = "the task that compares the maps with what was written has failed: changes by other programs stay";
     let mut passes = Passes::new(auditor, "the maps cannot be compared with what was written", ended);
-    let mut pause = PAUSE;
+    let mut pause = PACING.shortest;
     loop {
         sleep(pause).await;
         let Ok(mut is_wrong) = passes.pass(Auditor::look).await else { return };
@@ -49,12 +49,8 @@ async fn run(auditor: Auditor, found: watch::Sender<u64>) {
         if is_wrong == Some(true) {
             found.send_modify(|found| *found += 1);
         }
-        pause = pause_after(passes.took());
+        pause = PACING.pause(passes.took());
     }
-}
-
-fn pause_after(took: Duration) -> Duration {
-    (took * PAUSES_PER_PASS).clamp(PAUSE, LONGEST_PAUSE)
 }
 
 struct Auditor {
@@ -86,8 +82,8 @@ mod tests {
 
     #[test]
     fn comparisons_of_many_backends_are_further_apart_but_every_minute() {
-        assert_eq!(pause_after(Duration::from_millis(3)), PAUSE);
-        assert_eq!(pause_after(Duration::from_millis(100)), Duration::from_secs(30));
-        assert_eq!(pause_after(Duration::from_secs(1)), LONGEST_PAUSE);
+        assert_eq!(PACING.pause(Duration::from_millis(3)), PACING.shortest);
+        assert_eq!(PACING.pause(Duration::from_millis(100)), Duration::from_secs(30));
+        assert_eq!(PACING.pause(Duration::from_secs(1)), PACING.longest);
     }
 }

@@ -9,7 +9,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::passes::{PassNeed, PassSchedule, Passes, pause, run};
+use super::passes::{LATER, PassSchedule, Passes, SOON, run};
 use crate::dataplane::{
     maps::MapsError,
     plan::FlowUse,
@@ -88,7 +88,7 @@ impl PassesNeeded {
         let ended = Instant::now();
         loop {
             let is_urgent = self.is_urgent() || self.told.borrow().is_none();
-            let pause = pause(took, if is_urgent { PassNeed::Soon } else { PassNeed::Later });
+            let pause = if is_urgent { SOON } else { LATER }.pause(took);
             tokio::select! {
                 () = sleep_until(ended + pause) => return,
                 Ok(()) = self.told.changed() => {}

@@ -62,26 +62,25 @@ pub async fn run<T: Send + 'static>(
     }
 }
 
-/// How soon the next pass is needed.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
-pub enum PassNeed {
-    /// Somebody waits for its result: at most 1 % of a core while a pass takes up to 50 ms of CPU
-    /// time, and a pass at least every five seconds or so.
-    Soon,
-    /// At most a fifth of a percent of a core while a pass takes up to 100 ms of CPU time, and
-    /// every entry is checked about once a minute.
-    Later,
+/// How long a task pauses after a pass.
+pub struct Pacing {
+    /// The pause, in times of the pass's CPU time, to cap CPU use.
+    pub times: u32,
+    pub shortest: Duration,
+    pub longest: Duration,
 }
 
-const SHORTEST_PAUSE: Duration = Duration::from_millis(500);
+/// While somebody waits for the result: at most 1 % of a core while a pass takes up to 50 ms of CPU
+/// time, and a pass at least every five seconds or so.
+pub const SOON: Pacing = Pacing { times: 100, shortest: Duration::from_millis(500), longest: Duration::from_secs(5) };
+/// Otherwise: at most a fifth of a percent of a core while a pass takes up to 100 ms of CPU time,
+/// and every entry is checked about once a minute.
+pub const LATER: Pacing = Pacing { times: 500, shortest: Duration::from_millis(500), longest: Duration::from_secs(50) };
 
-/// The pause after a pass that took this much CPU time.
-pub fn pause(took: Duration, need: PassNeed) -> Duration {
-    let (pauses, longest) = match need {
-        PassNeed::Soon => (100, Duration::from_secs(5)),
-        PassNeed::Later => (500, Duration::from_secs(50)),
-    };
-    (took * pauses).clamp(SHORTEST_PAUSE, longest)
+impl Pacing {
+    pub fn pause(&self, took: Duration) -> Duration {
+        (took * self.times).clamp(self.shortest, self.longest)
+    }
 }
 
 /// A pass has panicked, which is logged: there will be no more passes.
@@ -131,11 +130,11 @@ mod tests {
     #[test]
     fn passes_take_a_percent_of_a_core_unless_they_take_so_long_that_results_would_be_old() {
         let took = Duration::from_millis(20);
-        assert_eq!(pause(took, PassNeed::Later), Duration::from_secs(10));
-        assert_eq!(pause(took, PassNeed::Soon), Duration::from_secs(2));
-        assert_eq!(pause(Duration::from_micros(9), PassNeed::Soon), SHORTEST_PAUSE, "never without a pause");
+        assert_eq!(LATER.pause(took), Duration::from_secs(10));
+        assert_eq!(SOON.pause(took), Duration::from_secs(2));
+        assert_eq!(SOON.pause(Duration::from_micros(9)), Duration::from_millis(500), "never without a pause");
         let long = Duration::from_secs(2);
-        assert_eq!([PassNeed::Soon, PassNeed::Later].map(|need| pause(long, need).as_secs()), [5, 50]);
+        assert_eq!([SOON, LATER].map(|pacing| pacing.pause(long).as_secs()), [5, 50]);
     }
 
     #[tokio::test]

@@ -6,7 +6,7 @@ use tokio::{sync::watch, time::sleep};
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, info, warn};
 
-use super::passes::{PassNeed, PassSchedule, Passes, pause, run};
+use super::passes::{PassSchedule, Passes, SOON, run};
 use crate::dataplane::{
     maps::MapsError,
     rings::Rings,
@@ -81,7 +81,7 @@ impl PassSchedule<Settler> for SettleSchedule {
     }
 
     async fn wait(&mut self, took: Duration) {
-        sleep(pause(took, PassNeed::Soon)).await;
+        sleep(SOON.pause(took)).await;
         if self.rests {
             tokio::select! {
                 () = sleep(REST) => {}
