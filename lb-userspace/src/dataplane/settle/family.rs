@@ -17,7 +17,7 @@ use lb_common::{
 
 use super::{
     census::SettleCensus,
-    judge::{EntryPlace, Over, is_idle, is_void, over, over_without_slot},
+    judge::{EntryPlace, Over, is_idle, is_void, over},
     scope::SettleScope,
 };
 use crate::dataplane::{
@@ -205,11 +205,7 @@ where
                 let vip = SocketKey::of(self.tables.family, flow);
                 let place = position(shared, left, &vip, entry.slot);
                 let backend = shared.backend_once(&mut known, entry.backend)?;
-                let is_held = shared.scope.holds && !shared.scope.vips.contains_key(&vip.0);
-                let why = match is_held {
-                    true => over_without_slot(kind, entry, backend.as_ref(), shared.now_ns, shared.timeouts()),
-                    false => over(kind, entry, place, backend.as_ref(), shared.now_ns, shared.timeouts()),
-                };
+                let why = over(kind, entry, place, backend.as_ref(), shared.now_ns, shared.timeouts());
                 let is_gone = match why {
                     None => false,
                     Some(why) => self.remove(kind, shared, flow, entry, why)?,
@@ -283,9 +279,10 @@ impl SocketKey {
 }
 
 fn position(shared: &PassInputs<'_>, collected: &HashMap<u32, u64>, vip: &SocketKey, slot: u32) -> EntryPlace {
-    let is_ours = shared.scope.vips.get(&vip.0).is_some_and(|vip| vip.has(slot));
-    let word: Option<Slot> = if is_ours { shared.rings.slot(slot) } else { None };
-    EntryPlace { slot: word, is_collected: collected.contains_key(&slot) }
+    let scope = shared.scope.vips.get(&vip.0);
+    let word: Option<Slot> = scope.filter(|vip| vip.has(slot)).and_then(|_| shared.rings.slot(slot));
+    let is_held = shared.scope.holds && scope.is_none();
+    EntryPlace { slot: word, is_collected: collected.contains_key(&slot), is_held }
 }
 
 /// Whether both entries record the same assignment of the flow; only times and flags may differ.

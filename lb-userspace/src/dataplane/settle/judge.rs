@@ -89,20 +89,8 @@ pub struct EntryPlace {
     pub slot: Option<Slot>,
     /// This pass collects the slot.
     pub is_collected: bool,
-}
-
-/// Why an entry can be removed, whatever its slot says; `None` if it stays.
-pub fn over_without_slot(
-    kind: ExceptionKind,
-    entry: &Exception,
-    backend: Option<&Backend>,
-    now_ns: u64,
-    timeouts: &NatTimeouts,
-) -> Option<Over> {
-    if is_void(entry, backend) {
-        return Some(Over::Void);
-    }
-    is_idle(kind, entry, now_ns, timeouts).then_some(Over::Idle)
+    /// The VIP may still be wanted, although no service has it: see `SettleScope::holds`.
+    pub is_held: bool,
 }
 
 /// Why an entry can be removed; `None` if it stays.
@@ -114,13 +102,17 @@ pub fn over(
     now_ns: u64,
     timeouts: &NatTimeouts,
 ) -> Option<Over> {
-    let Some(slot) = place.slot else {
+    if place.slot.is_none() && !place.is_held {
         // The VIP may have been added since the pass began.
         return (now_ns.saturating_sub(entry.last_seen_ns) > STRAY_NS).then_some(Over::Stray);
-    };
-    if let Some(over) = over_without_slot(kind, entry, backend, now_ns, timeouts) {
-        return Some(over);
     }
+    if is_void(entry, backend) {
+        return Some(Over::Void);
+    }
+    if is_idle(kind, entry, now_ns, timeouts) {
+        return Some(Over::Idle);
+    }
+    let slot = place.slot?;
     let is_quiet = place.is_collected && !slot.in_transition() && !slot.has(Slot::SETTLING);
     let agrees = match kind {
         ExceptionKind::HalfOpen | ExceptionKind::Established => is_quiet && entry.backend == slot.current(),
@@ -214,10 +206,10 @@ mod tests {
             ("of a dead one, which may come back", est, entry(1, 1, 0), tracked, dead, None),
             ("of one whose flows are reset", est, entry(1, 1, 0), tracked, gone, None),
         ] {
-            let place = EntryPlace { slot: Some(slot), is_collected: true };
+            let place = EntryPlace { slot: Some(slot), is_collected: true, is_held: false };
             assert_eq!(over(kind, &entry, place, Some(&owner), NOW, &TIMEOUTS), expected, "{name}");
         }
-        let place = |slot, is_collected| EntryPlace { slot, is_collected };
+        let place = |slot, is_collected| EntryPlace { slot, is_collected, is_held: false };
         assert_eq!(over(est, &entry(2, 6, 0), place(None, false), Some(&serving), NOW, &TIMEOUTS), Some(Over::Stray));
         assert_eq!(over(est, &entry(2, 5, 0), place(None, false), Some(&serving), NOW, &TIMEOUTS), None);
         // Before the grace period a program may still rely on it.
