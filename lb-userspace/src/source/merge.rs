@@ -81,8 +81,7 @@ pub fn without_room(
 ) -> Unfit {
     let is_of_file = |name: &ServiceName| file.service(name).is_some();
     let named: Unfit = misfits.into_iter().filter(|(name, _)| !is_of_file(name) && !unfit.contains_key(name)).collect();
-    // The name `(those that left)` is not a service: it stands for removed VIPs that still drain.
-    if named.keys().any(|name| merged.service(name).is_some()) {
+    if !named.is_empty() {
         return named;
     }
     let differs = |service: &&Service| !is_of_file(&service.name) && running.service(&service.name) != Some(service);
@@ -236,7 +235,6 @@ mod tests {
         assert_eq!(refused(&[], &[]), ["b: of all", "c: of all"], "what is missing is missing for all");
         let of_file = &file.services[0].name;
         assert_eq!(refused(&[of_file], &[]), ["b: of all", "c: of all"], "they are in the way of the file's");
-        assert_eq!(refused(&[&ServiceName::of_file("(those that left)")], &[]), ["b: of all", "c: of all"]);
         assert_eq!(refused(&[of_file], &[&changed.name, &new.name]), [""; 0], "there is nothing left to refuse");
     }
 

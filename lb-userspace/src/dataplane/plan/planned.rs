@@ -120,23 +120,10 @@ pub enum Misfit {
     Snat { backend: BackendId },
 }
 
-impl Misfit {
-    /// The service for which there is no room; `None` if no single service is the cause.
-    pub const fn service(&self) -> Option<&ServiceName> {
-        match self {
-            Misfit::Rings { service, .. } | Misfit::Stats { service, .. } => Some(service),
-            Misfit::Backends { backend, .. } | Misfit::Snat { backend } => Some(&backend.service),
-            Misfit::Addresses(_) => None,
-        }
-    }
-}
-
+/// What there is no room for is missing for all services together.
 impl From<Misfit> for PlanError {
-    fn from(misfit: Misfit) -> Self {
-        match misfit.service() {
-            Some(service) => Self { misfits: BTreeMap::from([(service.clone(), misfit)]), common: None },
-            None => Self { misfits: BTreeMap::new(), common: Some(misfit) },
-        }
+    fn from(common: Misfit) -> Self {
+        Self { misfits: BTreeMap::new(), common: Some(common) }
     }
 }
 

@@ -402,6 +402,21 @@ fn service_taken_out_resets_new_connections_and_lets_old_ones_end() {
 }
 
 #[test]
+fn lack_of_room_for_vips_that_leave_is_no_services() {
+    let mut fake = Fake::default();
+    converge(
+        &mut fake,
+        &wanted(vec![service("web", &["192.0.2.10"], vec![up(BOTH[0])], 31)]),
+        &FlowUse::default(),
+        NOW,
+        1,
+    );
+    let none = Wanted { limits: Limits { ring_slots: 31, ..Limits::default() }, ..wanted(vec![]) };
+    let error = plan(&none, &fake.image(), &fake, &FlowUse::default(), NOW).unwrap_err();
+    assert!(error.misfits.is_empty() && matches!(error.common, Some(Misfit::Rings { .. })), "{error:?}");
+}
+
+#[test]
 fn vip_taken_out_lets_its_flows_end_while_its_service_goes_on() {
     let mut fake = Fake::default();
     let backends: Vec<WantedBackend> = BOTH[..2].iter().map(|address| up(address)).collect();
