@@ -4,8 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use lb_common::{backend::Backend, limits::map, service::Service, slot::Slot};
 
-use crate::agent::writer::map_of;
 use crate::{
+    agent::writer::map_of,
     dataplane::{
         image::{Image, Write},
         plan::{Plan, address},

@@ -16,8 +16,8 @@ use lb_common::{
 };
 
 use self::rules::{LookupOutcome, Rules};
-use crate::agent::trace::slot_state;
 use crate::{
+    agent::trace::slot_state,
     dataplane::{
         image::{Image, Slots},
         plan::address,

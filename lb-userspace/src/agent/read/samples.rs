@@ -6,8 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::agent::handle::Rates;
-use crate::dataplane::stats::Sample;
+use crate::{agent::handle::Rates, dataplane::stats::Sample};
 
 /// Over a shorter time, rates would be too coarse.
 const SHORTEST: Duration = Duration::from_secs(1);

@@ -14,8 +14,8 @@ use lb_common::{
 };
 
 pub use self::{moment::Moment, status::shortages};
-use crate::agent::published::Published;
 use crate::{
+    agent::published::Published,
     dataplane::hooks::Hook,
     model::{Affinity, Mode, Service},
     state::Health,

@@ -8,8 +8,8 @@ use lb_common::{
 };
 
 use super::moment::Moment;
-use crate::agent::published::Published;
 use crate::{
+    agent::published::Published,
     clock::{boottime_ns, unix},
     dataplane::{
         plan::{Leaving, WantedBackend},

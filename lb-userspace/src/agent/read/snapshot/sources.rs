@@ -2,8 +2,8 @@
 
 use std::sync::Arc;
 
-use crate::agent::published::Published;
 use crate::{
+    agent::published::Published,
     clock::unix,
     source::{Knowledge, Said},
     view::types::{RefusedView, SourceView},

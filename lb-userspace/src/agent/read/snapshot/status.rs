@@ -9,8 +9,8 @@ use lb_common::{
 };
 
 use super::{moment::Moment, sources};
-use crate::agent::{flows::Counted, published::Published, settle::Settled};
 use crate::{
+    agent::{flows::Counted, published::Published, settle::Settled},
     dataplane::{stats::Sample, tables::TableFill},
     state::{AdminState, Health},
     view::types::{BackendTotals, BackendView, InterfaceView, NatStatus, Overall, ServiceView, Status, TableView},
